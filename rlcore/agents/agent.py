@@ -1,0 +1,364 @@
+"""The loop that all on-policy agents share: collect, estimate, update, repeat.
+
+An algorithm is a subclass in a file of its own that provides a `Config`, `estimate(buffer)` and `loss(network, batch)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+
+from rlcore.agents.config import Config, make_config
+from rlcore.buffer import Batch, RolloutBuffer
+from rlcore.checkpoint import read_checkpoint, write_checkpoint
+from rlcore.collect import Collector, Episodes
+from rlcore.diagnostics import explained_variance
+from rlcore.envs import VectorAdapter, make_vec
+from rlcore.errors import CheckpointError, DivergenceError, UsageError
+from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
+from rlcore.networks import ActorCritic, Torso
+from rlcore.normalize import RewardScaler
+
+EVALUATION_STREAM = 0x5EED  # keeps the noise of stochastic evaluation apart from that of training
+
+
+class Agent:
+    """Base of all agents.
+
+    Args:
+        env: an environment id, of which `num_envs` copies are made, or a `gymnasium.vector.VectorEnv`.
+        env_kwargs: passed to the environment's constructor; only with an id.
+        torso: a torso of your own in place of the MLP, see `ActorCritic`.
+        hyperparameters: fields of the agent's `Config`.
+
+    Attributes:
+        envs: the vector environment.
+        network: the ActorCritic.
+        buffer: the RolloutBuffer, holding the latest rollout.
+        config: the frozen dataclass of hyperparameters, seed included.
+        global_step: environment steps so far, over all environments, padding not counted.
+        iteration: rollouts learned from so far.
+        coefs: 0-dim tensors of the loss that change over a run (annealed or adapted); saved with the agent.
+
+    Raises:
+        UsageError: for a hyperparameter, space or device that cannot be used.
+    """
+
+    Config: ClassVar[type[Config]] = Config
+
+    def __init__(
+        self,
+        env: str | VectorEnv,
+        *,
+        env_kwargs: dict[str, Any] | None = None,
+        torso: Torso | None = None,
+        **hyperparameters: Any,
+    ):
+        if isinstance(env, VectorEnv):
+            hyperparameters = _num_envs_of(env, hyperparameters)
+        config = make_config(self.Config, hyperparameters)
+        if config.seed is None:
+            config = dataclasses.replace(config, seed=secrets.randbelow(2**31))
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.env_id = env if isinstance(env, str) else None
+        self.env_kwargs = dict(env_kwargs or {})
+        if isinstance(env, str):
+            env = make_vec(env, config.num_envs, config.backend, **self.env_kwargs)
+        elif self.env_kwargs:
+            raise UsageError("env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already")
+        self.envs = env
+        self.adapter = VectorAdapter(env, config.squash)
+
+        with torch.random.fork_rng(devices=[]):  # the same weights on every device, and nobody else's generator moved
+            torch.manual_seed(config.seed)
+            self.network = self._build_network(torso).to(self.device)
+        self.buffer = RolloutBuffer(
+            config.num_steps, config.num_envs, env.single_observation_space, self.adapter.action_spec, self.device
+        )
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.collector = Collector(self.adapter, self.buffer, self.generator)
+        self.collector.reset(config.seed)
+        self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True)
+        self.coefs: dict[str, Tensor] = {}
+        self.iteration = 0
+
+    def _build_network(self, torso: Torso | None) -> ActorCritic:
+        config = self.config
+        return ActorCritic(
+            self.envs.single_observation_space,
+            self.adapter.action_spec,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            shared=config.shared,
+            torso=torso,
+            log_std_init=config.log_std_init,
+            state_dependent_std=config.state_dependent_std,
+            norm_obs=config.norm_obs,
+        )
+
+    # What an algorithm provides.
+
+    def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
+        """Advantages and returns (value targets), each [T, N], of a rollout."""
+        raise NotImplementedError
+
+    def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a minibatch, and metrics to report, all 0-dim tensors."""
+        raise NotImplementedError
+
+    # The loop.
+
+    @property
+    def global_step(self) -> int:
+        return self.collector.global_step
+
+    def learn(self, total_steps: int) -> Agent:
+        """Train until `global_step` reaches `total_steps`; whole iterations, so it may end a little above."""
+        for _ in self.iterations(total_steps):
+            pass
+        return self
+
+    def iterations(self, total_steps: int) -> Iterator[tuple[dict[str, float], Episodes]]:
+        """Train as `learn` does, and yield after each iteration its metrics and the episodes that finished in it.
+
+        Raises:
+            DivergenceError: when a metric is not finite. The network is then as the bad update left it.
+            EnvironmentFault: when the environment returns NaN.
+        """
+        if not isinstance(total_steps, int) or total_steps < 1:
+            raise UsageError(f"total_steps is {total_steps!r}, but must be a whole number of at least 1")
+        while self.global_step < total_steps:
+            start, first = time.perf_counter(), self.global_step
+            self.anneal(1 - self.global_step / total_steps)
+            episodes = self.collector.collect(self.network)
+            tensors = self.learn_from_buffer()
+            self.iteration += 1
+            metrics = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+            self._check_finite(metrics)
+            metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+            metrics["steps_per_second"] = (self.global_step - first) / (time.perf_counter() - start)
+            yield metrics, episodes
+
+    def anneal(self, remaining: float) -> None:
+        """Set what changes over a run; `remaining` goes from 1 at its start to 0 at its end."""
+        if self.config.anneal_lr:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * remaining
+
+    def learn_from_buffer(self) -> dict[str, Tensor]:
+        """Estimate and update on the rollout in the buffer; returns the iteration's mean metrics."""
+        buffer = self.buffer
+        if self.reward_scaler is not None:
+            self.reward_scaler.scale_(buffer)
+        advantages, returns = self.estimate(buffer)
+        metrics = self.update(buffer.flatten(advantages, returns))
+        metrics["explained_variance"] = explained_variance(buffer.values, returns, buffer.mask)
+        self.network.update_normalizer(buffer.obs, buffer.mask)
+        return metrics
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
+        config = self.config
+        size = len(batch.weight)
+        sums, count = None, 0
+        for _ in range(config.update_epochs):
+            order = torch.randperm(size, generator=self.generator, device=self.device)
+            epoch = None
+            for indices in order.split(size // config.num_minibatches):
+                metrics = self.step(batch.take(indices))
+                values = torch.stack(list(metrics.values()))
+                epoch = values if epoch is None else epoch + values
+            sums, count = epoch if sums is None else sums + epoch, count + config.num_minibatches
+            means = dict(zip(metrics, (epoch / config.num_minibatches).unbind(), strict=True))
+            # Reading the KL waits for the device; only those who ask for early stopping pay for it.
+            if config.target_kl is not None and means["approx_kl"] > 1.5 * config.target_kl:
+                break
+        return dict(zip(metrics, (sums / count).unbind(), strict=True))
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step on a minibatch."""
+        loss, metrics = self.loss(self.network, batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.optimizer.step()
+        return {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}, "grad_norm": norm}
+
+    def _check_finite(self, metrics: dict[str, float]) -> None:
+        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics.get(name, 0.0))]
+        if bad:
+            raise DivergenceError(
+                f"{bad[0]} became {metrics[bad[0]]} in iteration {self.iteration} at step {self.global_step:,}"
+            )
+
+    # Acting.
+
+    def act(self, obs: Any, deterministic: bool = False) -> np.ndarray:
+        """Actions for a batch of observations, as the environment takes them.
+
+        Args:
+            obs: observations `[N, ...]` as a vector environment of this kind returns them.
+            deterministic: the most probable action instead of a draw.
+
+        Returns:
+            Actions `[N, ...]`: shifted, squashed or clipped into the action space.
+        """
+        actor = Actor(self.network, self.adapter, self.generator)
+        obs = self.adapter.split(obs)
+        return self.adapter.action_spec.to_env(actor(obs, deterministic))
+
+    def evaluate(
+        self,
+        episodes: int = 100,
+        seed: int | None = None,
+        deterministic: bool = True,
+        env: str | VectorEnv | None = None,
+        max_steps: int = 1_000_000,
+    ) -> Evaluation:
+        """Play whole episodes in fresh environments; training is not touched, normalisation statistics stay frozen.
+
+        Args:
+            episodes: how many.
+            seed: of the environments and, where actions are drawn, of these; None draws one.
+            deterministic: the most probable action instead of a draw.
+            env: an id or a vector environment to play in place of the one trained on.
+            max_steps: longest episode; one that is still running is cut there.
+
+        Returns:
+            Evaluation: returns and lengths, the environment's own rewards without scaling.
+        """
+        check_episodes(episodes)
+        if env is None and self.env_id is None:
+            raise UsageError("this agent was given a VectorEnv and cannot make another: pass evaluate(env=...)")
+        if isinstance(env, VectorEnv):
+            return self._play(env, episodes, seed, deterministic, max_steps)
+        kwargs = self.env_kwargs if env in (None, self.env_id) else {}
+        envs = make_vec(env or self.env_id, min(episodes, MAX_ENVS), self.config.backend, **kwargs)
+        try:
+            return self._play(envs, episodes, seed, deterministic, max_steps)
+        finally:
+            envs.close()
+
+    def _play(self, envs: VectorEnv, episodes: int, seed: int | None, deterministic: bool, max_steps: int) -> Evaluation:
+        adapter = VectorAdapter(envs, self.config.squash)
+        if (adapter.parts, adapter.action_spec.kind) != (self.adapter.parts, self.adapter.action_spec.kind):
+            raise UsageError("the environment to evaluate in has other observations or actions than the one trained on")
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        generator = torch.Generator(self.device).manual_seed(seed ^ EVALUATION_STREAM)
+        return play_episodes(Actor(self.network, adapter, generator), adapter, episodes, seed, deterministic, max_steps)
+
+    # Saving.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of a run depends on, as tensors and built-in types."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "collector": self.collector.state_dict(),
+            "reward_scaler": self.reward_scaler.state_dict() if self.reward_scaler else None,
+            "coefs": {name: value.clone() for name, value in self.coefs.items()},
+            "iteration": self.iteration,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; an agent of the same configuration."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        # Environments whose state is not plain data start afresh, with seeds that no earlier part of the run used.
+        self.collector.load_state_dict(state["collector"], seed=self.restart_seed(state["iteration"]))
+        if self.reward_scaler:
+            self.reward_scaler.load_state_dict(state["reward_scaler"])
+        for name, value in state["coefs"].items():
+            self.coefs[name].copy_(value)
+        self.iteration = state["iteration"]
+
+    def restart_seed(self, iteration: int) -> int:
+        """The seed with which environments start afresh after `iteration` rollouts, where their state cannot be stored."""
+        return int(np.random.SeedSequence([self.config.seed, iteration]).generate_state(1)[0] % 2**31)
+
+    def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Write the agent to one file, from which `rlcore.load` makes it again; `extra` is stored beside it."""
+        write_checkpoint(
+            path,
+            {
+                "algo": type(self).__name__.lower(),
+                "env_id": self.env_id,
+                "env_kwargs": self.env_kwargs,
+                "config": dataclasses.asdict(self.config),
+                "agent": self.state_dict(),
+                "extra": extra or {},
+            },
+        )
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.adapter.close()
+
+
+def load_agent(
+    agents: dict[str, type[Agent]],
+    path: str | Path,
+    env: str | VectorEnv | None = None,
+    torso: Torso | None = None,
+    **overrides: Any,
+) -> Agent:
+    """The agent stored in `path`, made anew by one of `agents`."""
+    payload = read_checkpoint(path)
+    algo, config = payload["algo"], {**payload["config"], **overrides}
+    if algo not in agents:
+        raise CheckpointError(f"the checkpoint {path} is of algorithm '{algo}', but known are {', '.join(agents)}")
+    if env is None and payload["env_id"] is None:
+        raise UsageError(f"the agent in {path} was trained on a VectorEnv of your own: pass load(path, env=...)")
+    if isinstance(env, VectorEnv):
+        config["num_envs"] = env.num_envs
+    kwargs = {} if isinstance(env, VectorEnv) else payload["env_kwargs"]
+    agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
+    try:
+        agent.load_state_dict(payload["agent"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        agent.close()
+        raise CheckpointError(f"the checkpoint {path} does not fit this network or environment: {error}") from error
+    return agent
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for cpu, cuda, cuda:K or auto, or a UsageError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device is '{name}', but may be cpu, cuda, cuda:K or auto")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device is '{name}', but no CUDA device is available here; it may be cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device is '{name}', but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
+
+
+def _num_envs_of(envs: VectorEnv, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    given = hyperparameters.get("num_envs", envs.num_envs)
+    if given != envs.num_envs:
+        raise UsageError(f"num_envs is {given}, but the VectorEnv has {envs.num_envs} environments")
+    return {**hyperparameters, "num_envs": envs.num_envs}
+
+
+__all__ = ["Agent", "load_agent", "resolve_device"]

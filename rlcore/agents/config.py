@@ -1,0 +1,164 @@
+"""Hyperparameters: frozen dataclasses, checked by name, type and range, documented by the comment beside each field."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlcore.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every agent has; each algorithm adds its own and sets other defaults."""
+
+    num_envs: int = 4  # N, environments stepped in parallel
+    num_steps: int = 128  # T, steps of each environment per rollout
+    learning_rate: float = 2.5e-4  # step size of Adam
+    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    adam_eps: float = 1e-5  # Adam's ε
+    gamma: float = 0.99  # γ, discount
+    num_minibatches: int = 1  # parts into which a rollout is split for the updates
+    update_epochs: int = 1  # times each rollout is gone through
+    max_grad_norm: float | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
+    target_kl: float | None = None  # stop an iteration's epochs when KL(old ‖ new) exceeds 1.5 times this; none: never
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the MLP torso
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
+    shared: bool = False  # one torso for actor and critic instead of one each
+    log_std_init: float = 0.0  # initial log standard deviation of Gaussian policies
+    state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters
+    squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
+    norm_obs: bool = False  # normalise observations by running mean and variance
+    norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
+    backend: Literal["auto", "sync", "async", "vector"] = "auto"  # how the environments are stepped, see make_vec
+    device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
+    seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = check_type(field.name, getattr(self, field.name), field_types(type(self))[field.name])
+            object.__setattr__(self, field.name, value)
+            check_range(field.name, value)
+        batch = self.num_envs * self.num_steps
+        if batch % self.num_minibatches:
+            raise UsageError(
+                f"num_minibatches is {self.num_minibatches}, but must divide num_envs × num_steps = "
+                f"{self.num_envs} × {self.num_steps} = {batch}"
+            )
+
+
+# name: (lowest, highest, whether the lowest itself is allowed)
+RANGES: dict[str, tuple[float, float, bool]] = {
+    **dict.fromkeys(("num_envs", "num_steps", "num_minibatches", "update_epochs"), (1, math.inf, True)),
+    **dict.fromkeys(("gamma", "gae_lambda"), (0, 1, True)),
+    **dict.fromkeys(("learning_rate", "ent_coef", "vf_coef", "kl_coef", "seed"), (0, math.inf, True)),
+    **dict.fromkeys(("adam_eps", "clip_coef", "max_grad_norm", "target_kl"), (0, math.inf, False)),
+    "hidden_sizes": (1, math.inf, True),
+    "log_std_init": (-20, 2, True),
+}
+
+
+def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """A config from keyword arguments; an unknown name is refused with the nearest one."""
+    check_names(config_class, values)
+    return config_class(**values)
+
+
+def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None:
+    """Refuse a name that is no hyperparameter of this agent, with the nearest one that is."""
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for name in names:
+        if name not in known:
+            algorithm = config_class.__name__.removesuffix("Config")
+            raise UsageError(f"'{name}' is not a hyperparameter of {algorithm}{did_you_mean(name, known)}")
+
+
+def field_types(config_class: type[Config]) -> dict[str, Any]:
+    """The resolved type of each field."""
+    return typing.get_type_hints(config_class)
+
+
+def is_optional(kind: Any) -> bool:
+    """Whether None is allowed."""
+    return isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind)
+
+
+def inner_type(kind: Any) -> Any:
+    """The type without its None."""
+    return next(a for a in typing.get_args(kind) if a is not types.NoneType) if is_optional(kind) else kind
+
+
+def check_type(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the field's type (a list as tuple, a whole number as float), or a UsageError."""
+    if value is None and is_optional(kind):
+        return None
+    base = inner_type(kind)
+    if typing.get_origin(base) is Literal:
+        choices = typing.get_args(base)
+        if value not in choices:
+            hint = did_you_mean(str(value), choices)
+            raise UsageError(f"{name} is {value!r}, but may be one of {', '.join(choices)}{hint}")
+        return value
+    if typing.get_origin(base) is tuple:
+        if isinstance(value, list | tuple) and all(_is_number(v, int) for v in value):
+            return tuple(value)
+        raise UsageError(f"{name} is {value!r}, but must be a list of whole numbers such as 64,64")
+    if base is float and _is_number(value, int | float):
+        return float(value)
+    if (base is int and _is_number(value, int)) or (base in (bool, str) and isinstance(value, base)):
+        return value
+    raise UsageError(f"{name} is {value!r}, but must be {describe_type(kind)}")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def describe_type(kind: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return words[inner_type(kind)] + (" or none" if is_optional(kind) else "")
+
+
+def check_range(name: str, value: Any) -> None:
+    """Refuse a value outside the range that its name implies."""
+    if name not in RANGES or value is None:
+        return
+    low, high, closed = RANGES[name]
+    for number in value if isinstance(value, tuple) else (value,):
+        inside = (low <= number if closed else low < number) and number <= high
+        if not inside or (isinstance(number, float) and not math.isfinite(number)):
+            bound = f"{'at least' if closed else 'more than'} {low:g}"
+            bound += f" and at most {high:g}" if math.isfinite(high) else " and finite" if isinstance(number, float) else ""
+            raise UsageError(f"{name} is {value!r}, but must be {bound}")
+
+
+def parse_value(name: str, text: str, kind: Any) -> Any:
+    """A command-line or TOML text as the field's type."""
+    if is_optional(kind) and text.lower() == "none":
+        return None
+    base = inner_type(kind)
+    try:
+        if typing.get_origin(base) is tuple:
+            return tuple(int(part) for part in re.split(r"[\s,]+", text.strip("()[] ")) if part)
+        if base is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return base(text) if base in (int, float) else text
+    except (ValueError, KeyError):
+        words = "a list of whole numbers such as 64,64" if typing.get_origin(base) is tuple else describe_type(kind)
+        raise UsageError(f"{name} is '{text}', but must be {words}") from None
+
+
+def field_help(config_class: type[Config]) -> dict[str, str]:
+    """What each field means: the comment beside it in the source of the class or of one it inherits from."""
+    helps: dict[str, str] = {}
+    for cls in reversed(config_class.__mro__):
+        if dataclasses.is_dataclass(cls):
+            helps |= dict(re.findall(r"^    (\w+): [^#\n]*# (.+)$", inspect.getsource(cls), re.MULTILINE))
+    return helps

@@ -1,0 +1,103 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347).
+
+With r = π(a|s) / π_old(a|s) and the advantage A of GAE (Schulman et al. 2016):
+
+    objective="clip"   L = E[ min(r A, clip(r, 1 − ε, 1 + ε) A) ]                                      eq. 7
+    objective="kl"     L = E[ r A − β KL(π_old ‖ π) ],  β doubled or halved to hold KL near its target  eq. 8
+
+and minimised is −L + c₁ E[(V − R)²]/2 − c₂ E[H(π)] (eq. 9), several epochs over each rollout. Batch.mean is the mean
+over real transitions; padding has no weight.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlcore import estimators
+from rlcore.agents.agent import Agent
+from rlcore.agents.config import Config
+from rlcore.buffer import Batch, RolloutBuffer
+from rlcore.diagnostics import approx_kl, clip_fraction
+from rlcore.networks import ActorCritic
+
+
+@dataclass(frozen=True)
+class PPOConfig(Config):
+    gae_lambda: float = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
+    num_minibatches: int = 4  # minibatches per epoch, reshuffled each epoch
+    update_epochs: int = 4  # K, epochs over each rollout
+    norm_adv: bool = True  # standardise the advantages of each minibatch
+    objective: Literal["clip", "kl"] = "clip"  # clipped surrogate (eq. 7) or adaptive KL penalty (eq. 8)
+    clip_coef: float = 0.2  # ε, how far the ratio may leave 1; of the value clipping too
+    anneal_clip: bool = False  # lower ε linearly to 0 over the run
+    clip_vloss: bool = True  # keep the new value within ε of the old one in the value loss
+    vf_coef: float = 0.5  # c₁, weight of the value loss
+    ent_coef: float = 0.01  # c₂, weight of the entropy bonus
+    kl_coef: float = 1.0  # β of objective "kl" at the start; adapted only where target_kl is set
+
+
+class PPO(Agent):
+    Config = PPOConfig
+    config: PPOConfig
+
+    def __init__(self, env, **hyperparameters):
+        super().__init__(env, **hyperparameters)
+        self.coefs["clip_coef"] = torch.tensor(self.config.clip_coef, device=self.device)
+        self.coefs["kl_coef"] = torch.tensor(self.config.kl_coef, device=self.device)
+
+    def anneal(self, remaining: float) -> None:
+        super().anneal(remaining)
+        if self.config.anneal_clip:
+            self.coefs["clip_coef"].fill_(self.config.clip_coef * remaining)
+
+    def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
+        advantages = estimators.gae(
+            buffer.rewards, buffer.values, buffer.next_values, buffer.terminated, buffer.truncated,
+            self.config.gamma, self.config.gae_lambda, buffer.mask,
+        )  # fmt: skip
+        return advantages, advantages + buffer.values  # [T, N]
+
+    def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        cfg, clip = self.config, self.coefs["clip_coef"]
+        policy, values = network(batch.obs)
+        advantages = batch.standardize(batch.advantages) if cfg.norm_adv else batch.advantages
+        logratio = policy.log_prob(batch.actions) - batch.logprobs
+        ratio = logratio.exp()  # [M]
+
+        if cfg.objective == "clip":
+            surrogate = torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+        else:
+            old = network.distribution(batch.dist_params)
+            surrogate = ratio * advantages - self.coefs["kl_coef"] * old.kl(policy)
+        policy_loss = -batch.mean(surrogate)
+
+        value_error = (values - batch.returns) ** 2
+        if cfg.clip_vloss:
+            clipped = batch.values + (values - batch.values).clamp(-clip, clip)
+            value_error = torch.max(value_error, (clipped - batch.returns) ** 2)
+        value_loss = 0.5 * batch.mean(value_error)
+
+        entropy = batch.mean(policy.entropy())
+        loss = policy_loss + cfg.vf_coef * value_loss - cfg.ent_coef * entropy
+        with torch.no_grad():
+            kl, clipped_share = batch.mean(approx_kl(logratio)), batch.mean(clip_fraction(logratio, clip))
+        return loss, {
+            "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy,
+            "approx_kl": kl, "clip_fraction": clipped_share,
+        }  # fmt: skip
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        metrics = super().update(batch)
+        if self.config.objective == "kl" and self.config.target_kl is not None:
+            metrics["kl_coef"] = self._adapt_kl_coef(batch)
+        return metrics
+
+    @torch.no_grad()
+    def _adapt_kl_coef(self, batch: Batch) -> Tensor:
+        """β ← 2β where KL > 1.5 d_targ, β/2 where KL < d_targ/1.5 (section 4)."""
+        batch = batch.take(torch.arange(len(batch.weight), device=self.device))
+        kl = batch.mean(self.network.distribution(batch.dist_params).kl(self.network.policy(batch.obs)))
+        beta, target = self.coefs["kl_coef"], self.config.target_kl
+        return beta.mul_(torch.where(kl > 1.5 * target, 2.0, torch.where(kl < target / 1.5, 0.5, 1.0))).clone()

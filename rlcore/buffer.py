@@ -1,0 +1,159 @@
+"""The rollout buffer: T steps of N environments, and the batch that a loss sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from rlcore.errors import UsageError
+from rlcore.spaces import ActionSpec, Obs, action_spec, map_parts, observation_parts
+
+
+class RolloutBuffer:
+    """Fixed-length storage of one rollout, preallocated on one device; T = num_steps, N = num_envs.
+
+    Every field keeps its shape for life. Row t holds everything that belongs to the transition out of `obs[t]`, the
+    flags of its own end included, so no estimator needs a special case for the last row.
+
+    Attributes:
+        obs: `[T, N, ...]` observation the action was chosen from; images stay uint8. A dict of such tensors for Tuple
+            and Dict observation spaces.
+        dones: `[T, N]` bool, True where `obs[t]` is the first of a new episode (the step before ended one).
+        actions: `[T, N, ...]` as the policy drew them, before clipping, squashing or shifting for the environment.
+        dist_params: `[T, N, P]` raw parameters of the behaviour policy's distribution, for exact KL divergences.
+        logprobs: `[T, N]` log-probability of the action, joint over its dimensions.
+        values: `[T, N]` V(obs[t]).
+        rewards: `[T, N]` of the transition out of `obs[t]`, scaled where reward normalisation is on.
+        terminated, truncated: `[T, N]` bool, whether that transition ended the episode, and how.
+        next_values: `[T, N]` V of the true successor: of the final observation where an episode ended, never of the
+            observation after the reset.
+        mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset.
+
+    Args:
+        num_steps: T.
+        num_envs: N.
+        observation_space: of a single environment.
+        action_space: of a single environment, or an ActionSpec.
+        device: where all fields live.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_envs: int,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space | ActionSpec,
+        device: torch.device | str = "cpu",
+    ):
+        for name, size in (("num_steps", num_steps), ("num_envs", num_envs)):
+            if size < 1:
+                raise UsageError(f"{name} is {size}, but a buffer holds at least 1")
+        spec = action_space if isinstance(action_space, ActionSpec) else action_spec(action_space)
+        self.num_steps, self.num_envs, self.device = num_steps, num_envs, torch.device(device)
+
+        def field(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(num_steps, num_envs, *shape, dtype=dtype, device=device)
+
+        self.obs: Obs = map_parts(lambda part: field(*part.shape, dtype=part.dtype), observation_parts(observation_space))
+        self.dones = field(dtype=torch.bool)
+        self.actions = field(*spec.shape, dtype=spec.dtype)
+        self.dist_params = field(spec.num_params)
+        self.logprobs = field()
+        self.values = field()
+        self.rewards = field()
+        self.terminated = field(dtype=torch.bool)
+        self.truncated = field(dtype=torch.bool)
+        self.next_values = field()
+        self.mask = field(dtype=torch.bool)
+
+    def __repr__(self) -> str:
+        return f"RolloutBuffer(num_steps={self.num_steps}, num_envs={self.num_envs}, device='{self.device}')"
+
+    def flatten(self, advantages: Tensor, returns: Tensor) -> Batch:
+        """The whole rollout as one batch of B = T · N transitions, with what the estimator made of it.
+
+        The fields are views. A loss should take its samples with `Batch.take`, which keeps padding out.
+        """
+
+        def flat(x: Tensor) -> Tensor:
+            return x.flatten(0, 1)
+
+        return Batch(
+            obs=map_parts(flat, self.obs),
+            actions=flat(self.actions),
+            dist_params=flat(self.dist_params),
+            logprobs=flat(self.logprobs),
+            values=flat(self.values),
+            advantages=flat(advantages),
+            returns=flat(returns),
+            mask=flat(self.mask),
+            weight=_weight(flat(self.mask)),
+            source=_source(flat(self.mask)),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B transitions, as a loss sees them; fields as in RolloutBuffer, with `[T, N]` flattened to `[B]`.
+
+    Attributes:
+        advantages, returns: `[B]` from the agent's estimator.
+        weight: `[B]` 1/(number of real transitions) for a real transition, 0 for padding; see `mean`.
+        source: `[B]` the row to read for each row: itself, or a real one in place of padding.
+    """
+
+    obs: Obs
+    actions: Tensor
+    dist_params: Tensor
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    mask: Tensor
+    weight: Tensor
+    source: Tensor | None = None
+
+    def take(self, indices: Tensor) -> Batch:
+        """The transitions at `indices [M]`, as a batch of its own.
+
+        A masked slot keeps its place, so shapes stay fixed, but with weight 0 and filled from a real transition:
+        whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
+        """
+        mask = self.mask[indices]
+        indices = indices if self.source is None else self.source[indices]
+        return Batch(
+            obs=map_parts(lambda x: x[indices], self.obs),
+            actions=self.actions[indices],
+            dist_params=self.dist_params[indices],
+            logprobs=self.logprobs[indices],
+            values=self.values[indices],
+            advantages=self.advantages[indices],
+            returns=self.returns[indices],
+            mask=mask,
+            weight=_weight(mask),
+        )
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean of `x [B]` over the real transitions of this batch; 0 where there is none."""
+        return torch.dot(x, self.weight.to(x.dtype))
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """`x [B]` with mean 0 and standard deviation 1 over the real transitions (1e-8 keeps constants finite)."""
+        x = x - self.mean(x)
+        return x / (self.mean(x * x).sqrt() + 1e-8)
+
+    def with_advantages(self, advantages: Tensor) -> Batch:
+        """The same transitions with other advantages."""
+        return replace(self, advantages=advantages)
+
+
+def _weight(mask: Tensor) -> Tensor:
+    return mask / mask.sum().clamp(min=1)
+
+
+def _source(mask: Tensor) -> Tensor:
+    rows = torch.arange(len(mask), device=mask.device)
+    return torch.where(mask, rows, mask.int().argmax())

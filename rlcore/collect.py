@@ -1,0 +1,288 @@
+"""The rollout phase: fill the buffer with T steps of N environments.
+
+Only what the next action needs is computed per step: the policy head, and the value too where it comes for free from a
+shared torso. Log-probabilities, and the values of a separate critic, follow in one batched call when the rollout is
+complete; that is the same arithmetic in 1/T of the calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.buffer import RolloutBuffer
+from rlcore.distributions import distribution_class, noise_size
+from rlcore.envs.adapter import VectorAdapter
+from rlcore.envs.state import NotCapturable, capture_state, restore_state
+from rlcore.errors import EnvironmentFault
+from rlcore.networks import ActorCritic
+from rlcore.spaces import map_parts
+
+
+@dataclass
+class Episodes:
+    """Finished episodes, in the order they finished.
+
+    Attributes:
+        step: environment steps over all environments by the end of the row in which each ended.
+        env: which environment each ran in.
+        returns: undiscounted sum of the environment's own rewards.
+        lengths: number of transitions.
+    """
+
+    step: list[int] = field(default_factory=list)
+    env: list[int] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+
+class HostRows:
+    """The buffer's rows as numpy arrays, for environments that live in host memory.
+
+    On a CPU buffer they are the buffer's own memory and nothing is copied. On CUDA they are pinned: observations go
+    over row by row while the environments are still at work on the next one, all else in one copy at the end.
+    """
+
+    FIELDS = ("rewards", "terminated", "truncated", "mask", "dones")
+
+    def __init__(self, buffer: RolloutBuffer):
+        self.buffer = buffer
+        self.on_host = buffer.device.type == "cpu"
+        self.tensors = {name: self._host(getattr(buffer, name)) for name in self.FIELDS}
+        self.obs_tensor = map_parts(self._host, buffer.obs)
+        self.actions_tensor = self._host(buffer.actions)
+        for name, tensor in self.tensors.items():
+            setattr(self, name, tensor.numpy())
+        self.rewards: np.ndarray
+        self.terminated: np.ndarray
+        self.truncated: np.ndarray
+        self.mask: np.ndarray
+        self.dones: np.ndarray
+        self.actions = self.actions_tensor.numpy()
+        self.obs = map_parts(lambda x: x.numpy(), self.obs_tensor)
+
+    def _host(self, tensor: Tensor) -> Tensor:
+        return tensor if self.on_host else torch.empty_like(tensor, device="cpu", pin_memory=True)
+
+    def write_obs(self, t: int, obs: Any) -> None:
+        map_parts(lambda rows, part: np.copyto(rows[t], part, casting="unsafe"), self.obs, obs)
+        if not self.on_host:
+            map_parts(lambda x, host: x[t].copy_(host[t], non_blocking=True), self.buffer.obs, self.obs_tensor)
+
+    def read_actions(self, t: int) -> np.ndarray:
+        if not self.on_host:
+            self.actions_tensor[t].copy_(self.buffer.actions[t])
+        return self.actions[t]
+
+    def flush(self) -> None:
+        if not self.on_host:
+            for name, tensor in self.tensors.items():
+                getattr(self.buffer, name).copy_(tensor)  # waits: the next rollout writes here
+
+
+class Collector:
+    """Plays N environments with a policy and fills a buffer, rollout after rollout, across episode ends.
+
+    Args:
+        envs: the environments behind their adapter.
+        buffer: what to fill; its device is where the network lives.
+        generator: source of the action noise, on the buffer's device.
+    """
+
+    def __init__(self, envs: VectorAdapter, buffer: RolloutBuffer, generator: torch.Generator):
+        self.envs, self.buffer, self.generator = envs, buffer, generator
+        self.rows = HostRows(buffer)
+        self.draw_noise = distribution_class(envs.action_spec).noise_
+        self.noise = torch.empty(
+            buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device
+        )
+        # Views of every row, made once: indexing a tensor costs more than a small layer.
+        self.noise_rows = self.noise.unbind()
+        self.action_rows, self.param_rows = buffer.actions.unbind(), buffer.dist_params.unbind()
+        self.value_rows = buffer.values.unbind()
+        self.obs_rows = self._obs_rows()
+        self.next_obs: Any = None  # [N, ...] to act on next, as the environment gave it
+        self.next_first = np.zeros(buffer.num_envs, dtype=bool)  # whether it is the first of an episode after another
+        self.episode_returns = np.zeros(buffer.num_envs)
+        self.episode_lengths = np.zeros(buffer.num_envs, dtype=np.int64)
+        self.rows_collected = 0
+        self.global_step = 0  # real transitions so far, over all environments
+
+    def _obs_rows(self) -> list[Any]:
+        obs = self.buffer.obs
+        if not isinstance(obs, dict):
+            return list(obs.unbind())
+        rows = zip(*(part.unbind() for part in obs.values()), strict=True)
+        return [dict(zip(obs, row, strict=True)) for row in rows]
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start all environments afresh; episodes under way are dropped."""
+        self.next_obs = map_parts(np.copy, self.envs.reset(seed))
+        self.next_first[:] = False
+        self.episode_returns[:] = 0
+        self.episode_lengths[:] = 0
+
+    @torch.inference_mode()
+    def collect(self, network: ActorCritic) -> Episodes:
+        """Fill the buffer and return the episodes that finished on the way.
+
+        Raises:
+            EnvironmentFault: where an observation or a reward is not finite; names the environment and the step.
+        """
+        if self.next_obs is None:
+            self.reset()
+        self.draw_noise(self.noise, self.generator)
+        finals = self._play(network)
+        self._check_finite(finals)
+        self.rows.flush()
+        self._complete(network, finals)
+        episodes = self._count_episodes()
+        self.rows_collected += self.buffer.num_steps
+        self.global_step += int(self.rows.mask.sum())
+        return episodes
+
+    def _play(self, network: ActorCritic) -> list[tuple[int, np.ndarray, Any]]:
+        """The loop over T; returns (step, environments, observations) where episodes ended out of sight."""
+        envs, rows, finals = self.envs, self.rows, []
+        obs, first = self.next_obs, self.next_first
+        for t in range(self.buffer.num_steps):
+            rows.write_obs(t, obs)
+            rows.dones[t] = first
+            self._act(network, t)
+            try:
+                step = envs.step(rows.read_actions(t))
+            except Exception:
+                self._check_finite(finals, t + 1)  # a NaN that came earlier is the better explanation
+                raise
+            rows.rewards[t] = step.rewards
+            rows.terminated[t] = step.terminated
+            rows.truncated[t] = step.truncated
+            rows.mask[t] = step.real
+            if step.final_obs is not None:
+                finals.append((t, step.final_envs, step.final_obs))
+            obs = step.obs
+            # The observation after a dead row starts an episode; without dead rows, the one after the end does.
+            first = ~step.real if envs.has_dead_rows else step.terminated | step.truncated
+        self.next_obs = map_parts(np.copy, obs)
+        self.next_first = first.copy()
+        return finals
+
+    def _act(self, network: ActorCritic, t: int) -> None:
+        """Choose the actions of row t."""
+        if network.shared:
+            policy, values = network(self.obs_rows[t])
+            self.value_rows[t].copy_(values)
+        else:
+            policy = network.policy(self.obs_rows[t])
+        self.action_rows[t].copy_(policy.sample(self.noise_rows[t]))
+        self.param_rows[t].copy_(policy.params)
+
+    def _complete(self, network: ActorCritic, finals: list[tuple[int, np.ndarray, Any]]) -> None:
+        """Fill what needs no environment: log-probabilities, values and next values."""
+        buffer = self.buffer
+        buffer.logprobs.copy_(network.distribution(buffer.dist_params).log_prob(buffer.actions))
+        if not network.shared:
+            buffer.values.copy_(network.value(buffer.obs))
+        buffer.next_values[:-1] = buffer.values[1:]
+        buffer.next_values[-1] = network.value(self._to_device(self.next_obs))
+        if finals:
+            steps = np.concatenate([np.full(len(envs), t) for t, envs, _ in finals])
+            envs = np.concatenate([envs for _, envs, _ in finals])
+            obs = map_parts(lambda *parts: np.concatenate(parts), *(obs for _, _, obs in finals))
+            where = torch.from_numpy(steps).to(buffer.device), torch.from_numpy(envs).to(buffer.device)
+            buffer.next_values[where] = network.value(self._to_device(obs))
+
+    def _to_device(self, obs: Any) -> Any:
+        return map_parts(
+            lambda x, like: torch.from_numpy(np.asarray(x)).to(like.device, like.dtype), obs, self.buffer.obs
+        )
+
+    def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], steps: int | None = None) -> None:
+        rows = self.rows
+        named = dict(rows.obs) if isinstance(rows.obs, dict) else {"": rows.obs}
+        for part, values in named.items():
+            self._refuse_nan(f"its observation{f' part {part!r}' if part else ''}", values[:steps], offset=0)
+        self._refuse_nan("its reward", rows.rewards[: steps and steps - 1], offset=1)
+        if steps is None:
+            last = self.next_obs if isinstance(self.next_obs, dict) else {"": self.next_obs}
+            for values in last.values():
+                self._refuse_nan("its observation", np.asarray(values)[None], offset=self.buffer.num_steps)
+            for t, envs, obs in finals:
+                for values in obs.values() if isinstance(obs, dict) else [obs]:
+                    self._refuse_nan("its final observation", np.asarray(values)[None], offset=t + 1, envs=envs)
+
+    def _refuse_nan(self, what: str, values: np.ndarray, offset: int, envs: np.ndarray | None = None) -> None:
+        """`values [steps, N, ...]`; row t belongs to step t + offset of this rollout, counted from 1."""
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            return
+        bad = np.argwhere(~np.isfinite(values.reshape(*values.shape[:2], -1)).all(-1))
+        t, n = bad[0]
+        env = n if envs is None else envs[n]
+        value = values[t, n].ravel()
+        raise EnvironmentFault(
+            f"environment {env} returned {value[~np.isfinite(value)][0]} in {what} "
+            f"at vector step {self.rows_collected + t + offset:,}"
+        )
+
+    def _count_episodes(self) -> Episodes:
+        """Returns and lengths of the episodes that ended in this rollout, from its rows all at once."""
+        rows, episodes = self.rows, Episodes()
+        ends = (rows.terminated | rows.truncated) & rows.mask
+        # One row of zeros in front, so that the sum over an episode is a difference of two rows.
+        returns = np.zeros((len(ends) + 1, ends.shape[1]))
+        lengths = np.zeros((len(ends) + 1, ends.shape[1]), dtype=np.int64)
+        np.cumsum(np.where(rows.mask, rows.rewards, 0.0), axis=0, dtype=np.float64, out=returns[1:])
+        np.cumsum(rows.mask, axis=0, out=lengths[1:])
+        returns += self.episode_returns
+        lengths += self.episode_lengths
+        base_returns, base_lengths = np.zeros(ends.shape[1]), np.zeros(ends.shape[1], dtype=np.int64)
+        steps = self.global_step + np.cumsum(rows.mask.sum(1))
+        for t, n in np.argwhere(ends):
+            episodes.step.append(int(steps[t]))
+            episodes.env.append(int(n))
+            episodes.returns.append(float(returns[t + 1, n] - base_returns[n]))
+            episodes.lengths.append(int(lengths[t + 1, n] - base_lengths[n]))
+            base_returns[n], base_lengths[n] = returns[t + 1, n], lengths[t + 1, n]
+        self.episode_returns = returns[-1] - base_returns
+        self.episode_lengths = lengths[-1] - base_lengths
+        return episodes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where collection stands, environments included if their state is plain data (`env` is None if not)."""
+        try:
+            env = capture_state(self.envs.envs)
+        except NotCapturable:
+            env = None
+        return {
+            "env": env,
+            "pending": torch.from_numpy(self.envs.pending.copy()),
+            "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs) if env is not None else None,
+            "next_first": torch.from_numpy(self.next_first.copy()),
+            "episode_returns": torch.from_numpy(self.episode_returns.copy()),
+            "episode_lengths": torch.from_numpy(self.episode_lengths.copy()),
+            "rows_collected": self.rows_collected,
+            "global_step": self.global_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], seed: int | None = None) -> None:
+        """Go on where `state_dict` was taken, or from fresh episodes (`seed`) where it holds no environment."""
+        self.reset(seed)
+        self.rows_collected, self.global_step = state["rows_collected"], state["global_step"]
+        if state["env"] is None:
+            return
+        restore_state(self.envs.envs, state["env"])
+        self.envs.pending = state["pending"].numpy().copy()
+        self.next_obs = map_parts(lambda x: x.numpy().copy(), state["next_obs"])
+        self.next_first = state["next_first"].numpy().copy()
+        self.episode_returns = state["episode_returns"].numpy().copy()
+        self.episode_lengths = state["episode_lengths"].numpy().copy()
+
+
+__all__ = ["Collector", "Episodes"]

@@ -1,0 +1,92 @@
+"""Vector environments by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from rlcore.errors import UsageError, did_you_mean
+
+BACKENDS = ("auto", "sync", "async", "vector")
+
+
+def make_vec(
+    env_id: str,
+    num_envs: int = 1,
+    backend: str = "auto",
+    seed: int | None = None,
+    autoreset_mode: AutoresetMode | str | None = None,
+    **env_kwargs: Any,
+) -> VectorEnv:
+    """A gymnasium vector environment of `num_envs` copies of `env_id`.
+
+    Args:
+        env_id: a registered id such as "CartPole-v1" or "module:Name-v0".
+        num_envs: N, at least 1.
+        backend: "sync" steps the copies one after the other, "async" each in a process of its own, "vector" takes the
+            environment's own vector implementation; "auto" takes that where there is one and "sync" where not.
+        seed: where given, the environments are reset with it once, so that a later reset without a seed is determined.
+        autoreset_mode: of "sync" and "async"; None takes DISABLED, with which every row of a rollout is a real
+            transition and the final observation of an episode is known without searching for it.
+        env_kwargs: passed to the environment's constructor.
+
+    Raises:
+        UsageError: for an unknown id (with the nearest one), backend, number or constructor argument, and where the
+            environment needs a package that is not installed.
+    """
+    if not isinstance(num_envs, int) or num_envs < 1:
+        raise UsageError(f"num_envs is {num_envs!r}, but must be a whole number of at least 1")
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is '{backend}', but may be one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}")
+    spec = find_spec(env_id)
+    backend = resolve_backend(spec, backend)
+    if backend == "vector" and autoreset_mode is not None:
+        raise UsageError(f"autoreset_mode is for backends sync and async; the vector environment of {env_id} has its own")
+    mode = AutoresetMode.DISABLED if autoreset_mode is None else AutoresetMode(autoreset_mode)
+    try:
+        envs = _make(spec, num_envs, backend, mode, env_kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UsageError(f"{env_id} needs a package that is not installed: {_one_line(error)}") from error
+    except (gymnasium.error.Error, TypeError, ValueError) as error:
+        raise UsageError(f"{env_id} cannot be made with {env_kwargs or 'its defaults'}: {_one_line(error)}") from error
+    if seed is not None:
+        envs.reset(seed=seed)
+    return envs
+
+
+def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+    """The registered specification of `env_id`, or a UsageError that names the nearest id."""
+    try:
+        return gymnasium.spec(env_id)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        near = did_you_mean(env_id, gymnasium.registry)
+        raise UsageError(f"environment '{env_id}' is not registered with gymnasium{near or f': {_one_line(error)}'}") from error
+
+
+def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto") -> str:
+    """The backend that "auto" stands for; refuses "vector" where the environment has no vector implementation."""
+    if backend == "auto":
+        return "vector" if spec.vector_entry_point else "sync"
+    if backend == "vector" and not spec.vector_entry_point:
+        raise UsageError(f"{spec.id} has no vector implementation of its own; backend may be auto, sync or async")
+    return backend
+
+
+def _make(spec, num_envs: int, backend: str, mode: AutoresetMode, env_kwargs: dict[str, Any]) -> VectorEnv:
+    if backend == "vector":
+        return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
+
+    def one() -> gymnasium.Env:
+        # The passive checker looks at every step; tests of an environment want it, a million training steps do not.
+        return gymnasium.make(spec, disable_env_checker=True, **env_kwargs)
+
+    if backend == "sync":
+        # The collector copies what it keeps, so the environment need not.
+        return SyncVectorEnv([one] * num_envs, copy=False, autoreset_mode=mode)
+    return AsyncVectorEnv([one] * num_envs, copy=False, autoreset_mode=mode)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,32 @@
+"""What goes wrong for reasons a user can act on: each message is one sentence that names what, its value, and what it may be."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlcoreError(Exception):
+    """Base of all errors that rlcore raises on purpose; the command line prints its message and leaves with code 2."""
+
+
+class UsageError(RlcoreError, ValueError):
+    """An argument, hyperparameter or space that rlcore cannot use."""
+
+
+class CheckpointError(RlcoreError):
+    """A file that is not a readable checkpoint of this version of rlcore."""
+
+
+class EnvironmentFault(RlcoreError, RuntimeError):
+    """An environment that returned something no agent can learn from, such as NaN."""
+
+
+class DivergenceError(RlcoreError, RuntimeError):
+    """Training produced a loss or a gradient that is not finite."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """A half-sentence that names the option nearest to `name`, or an empty string where none is near."""
+    options = list(options)
+    lowered = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return f", did you mean '{lowered[near[0]]}'?" if near else ""

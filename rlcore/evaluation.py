@@ -1,0 +1,97 @@
+"""Playing whole episodes with a fixed policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlcore.distributions import distribution_class, noise_size
+from rlcore.envs.adapter import VectorAdapter
+from rlcore.errors import UsageError
+from rlcore.networks import ActorCritic
+from rlcore.spaces import map_parts
+
+MAX_ENVS = 100
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Undiscounted returns and lengths of evaluation episodes, float64 and int64 arrays `[episodes]`."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the return over episodes."""
+        return float(self.returns.std())
+
+    def __repr__(self) -> str:
+        return f"Evaluation(mean={self.mean:.2f}, std={self.std:.2f}, episodes={len(self.returns)})"
+
+
+class Actor:
+    """Turns observations `[N, ...]` of an adapter into actions `[N, ...]`, greedy or drawn, on the network's device."""
+
+    def __init__(self, network: ActorCritic, envs: VectorAdapter, generator: torch.Generator):
+        self.network, self.envs, self.generator = network, envs, generator
+        self.draw_noise = distribution_class(envs.action_spec).noise_
+
+    @torch.inference_mode()
+    def __call__(self, obs: Any, deterministic: bool = True) -> np.ndarray:
+        device = self.generator.device
+        tensors = map_parts(
+            lambda x, part: torch.from_numpy(np.array(x)).to(device, part.dtype), obs, self.envs.parts
+        )
+        policy = self.network.policy(tensors)
+        if deterministic:
+            return policy.mode().cpu().numpy()
+        num_envs = len(policy.params)
+        noise = torch.empty(num_envs, noise_size(self.envs.action_spec), device=device)
+        return policy.sample(self.draw_noise(noise, self.generator)).cpu().numpy()
+
+
+def play_episodes(
+    actor: Actor, envs: VectorAdapter, episodes: int, seed: int | None, deterministic: bool, max_steps: int
+) -> Evaluation:
+    """Play `episodes` whole episodes, a number fixed in advance in each environment.
+
+    Taking whichever episodes end first would favour short ones. An episode still running after `max_steps` is cut.
+    """
+    quota = np.full(envs.num_envs, episodes // envs.num_envs)
+    quota[: episodes % envs.num_envs] += 1
+    returns: list[list[float]] = [[] for _ in quota]  # per environment, because they finish out of order
+    lengths: list[list[int]] = [[] for _ in quota]
+    running_return, running_length = np.zeros(len(quota)), np.zeros(len(quota), dtype=np.int64)
+    played = np.zeros(len(quota), dtype=np.int64)
+    obs = envs.reset(seed)
+    while (played < quota).any():
+        step = envs.step(actor(obs, deterministic))
+        obs = step.obs
+        running_return += np.where(step.real, step.rewards, 0.0)
+        running_length += step.real
+        done = (step.terminated | step.truncated) & step.real
+        cut = ~done & (running_length >= max_steps)
+        if cut.any():
+            obs, done = envs.restart(cut, max_steps), done | cut
+        for n in np.flatnonzero(done):
+            if played[n] < quota[n]:
+                returns[n].append(float(running_return[n]))
+                lengths[n].append(int(running_length[n]))
+                played[n] += 1
+        running_return[done], running_length[done] = 0.0, 0
+    return Evaluation(np.concatenate(returns).astype(np.float64), np.concatenate(lengths).astype(np.int64))
+
+
+def check_episodes(episodes: int) -> None:
+    """Refuse a number of evaluation episodes that is not a whole number of at least 1."""
+    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
+        raise UsageError(f"episodes is {episodes!r}, but must be a whole number of at least 1")

@@ -1,0 +1,78 @@
+"""Running normalisation of observations and rewards.
+
+Statistics change once per iteration, from all real transitions of all environments together, and never in evaluation.
+They are module buffers, so they are saved with the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.buffer import RolloutBuffer
+
+
+class RunningNorm(nn.Module):
+    """Centres and scales observations by running statistics; changes only when `update` is called.
+
+    An agent updates it once per iteration, after learning, with all real transitions of all environments at once, so
+    that the behaviour policy and the policy being trained see the same numbers. Evaluation never updates it. Its state
+    travels in the network's state_dict.
+    """
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0):
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean.to(x.dtype)) * (self.var + 1e-8).rsqrt().to(x.dtype)).clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, mask: Tensor) -> None:
+        """Merge the rows of `x [T, N, ...]` where `mask [T, N]` is True (Chan et al. 1979, eq. 2.1).
+
+        The batch's mean is taken first and deviations second, so large offsets lose no precision.
+        """
+        weight = mask.double().reshape(*mask.shape, *(1 for _ in self.mean.shape))
+        x = torch.where(weight > 0, x.double(), 0.0)
+        count = weight.sum()
+        batch_mean = (x * weight).sum((0, 1)) / count.clamp(min=1)
+        batch_var = ((x - batch_mean) ** 2 * weight).sum((0, 1)) / count.clamp(min=1)
+        total = self.count + count
+        share = count / total.clamp(min=1)
+        delta = batch_mean - self.mean
+        # The initial mean 0 and variance 1 have count 0, so the first batch replaces them.
+        var = (1 - share) * self.var + share * batch_var + share * (1 - share) * delta**2
+        self.mean.copy_(self.mean + share * delta)
+        self.var.copy_(torch.where(total > 0, var, self.var))
+        self.count.copy_(total)
+
+
+class RewardScaler(nn.Module):
+    """Divides rewards by the running standard deviation of the discounted return (Engstrom et al. 2020, section 2).
+
+    The mean is not subtracted: that would change which episode lengths are good. The scaled rewards go to the
+    estimators; episode returns are reported unscaled.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, clip: float = 10.0):
+        super().__init__()
+        self.gamma, self.clip = gamma, clip
+        self.stats = RunningNorm(())
+        self.register_buffer("carry", torch.zeros(num_envs, dtype=torch.float64))  # discounted return so far, per env
+
+    @torch.no_grad()
+    def scale_(self, buffer: RolloutBuffer) -> None:
+        """Take the rollout's discounted returns into the statistics, then scale `buffer.rewards` in place."""
+        returns = torch.empty_like(buffer.rewards, dtype=torch.float64)
+        ends = buffer.terminated | buffer.truncated
+        for t in range(buffer.num_steps):
+            grown = self.gamma * self.carry + buffer.rewards[t]
+            returns[t] = torch.where(buffer.mask[t], grown, self.carry)
+            self.carry.copy_(torch.where(ends[t] & buffer.mask[t], 0.0, returns[t]))
+        self.stats.update(returns, buffer.mask)
+        scale = (self.stats.var + 1e-8).rsqrt().to(buffer.rewards.dtype)
+        buffer.rewards.mul_(scale).clamp_(-self.clip, self.clip)

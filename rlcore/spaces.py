@@ -1,0 +1,183 @@
+"""Gymnasium spaces as tensors: what an observation or an action looks like in the buffer.
+
+A single observation space (Box, Discrete, MultiDiscrete, MultiBinary) is one tensor. Tuple and Dict spaces, nested or
+not, become a flat dict of named parts (`"camera"`, `"robot/joints"`, `"0"`), and everything that handles observations
+goes through `map_parts`, which treats both alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlcore.errors import UsageError
+
+Obs = Tensor | dict[str, Tensor]
+"""One tensor, or a dict of named tensors for Tuple and Dict observation spaces."""
+
+
+def map_parts(function: Callable, obs: Any, *others: Any) -> Any:
+    """Apply `function` to an observation, part by part where it has parts."""
+    if isinstance(obs, dict):
+        return {name: function(part, *(other[name] for other in others)) for name, part in obs.items()}
+    return function(obs, *others)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One leaf of an observation space.
+
+    Attributes:
+        shape: shape of one observation in the buffer, without the [T, N] in front.
+        dtype: dtype in the buffer: float32, uint8 (images, bits) or int64 (indices).
+        categories: numbers of categories of an index part, () otherwise; shape (1,) for Discrete.
+        start: first index of each category, subtracted on the way in.
+        floating: whether the values are real numbers, that is, whether running normalisation makes sense.
+        image: whether the values are bytes from 0 to 255, which the network scales to [0, 1].
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    categories: tuple[int, ...] = ()
+    start: Any = 0
+    floating: bool = False
+    image: bool = False
+
+
+def observation_parts(space: spaces.Space) -> Part | dict[str, Part]:
+    """The part of a single space, or the named parts of a Tuple or Dict.
+
+    Raises:
+        UsageError: where the space, or one inside it, has no fixed-size tensor form.
+    """
+    leaves = dict(_leaves(space, ""))
+    if not leaves:
+        raise UsageError(f"the observation space {space} is empty; it needs at least one part")
+    return leaves[""] if "" in leaves else leaves
+
+
+def _leaves(space: spaces.Space, name: str) -> Iterator[tuple[str, Part]]:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for key, child in _children(space):
+            yield from _leaves(child, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, _leaf(space, name)
+
+
+def _children(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
+    return list(space.spaces.items()) if isinstance(space, spaces.Dict) else list(enumerate(space.spaces))
+
+
+def _leaf(space: spaces.Space, name: str) -> Part:
+    if isinstance(space, spaces.Box):
+        if space.dtype == np.uint8:
+            return Part(space.shape, torch.uint8, image=True)
+        return Part(space.shape, torch.float32, floating=True)
+    if isinstance(space, spaces.Discrete):
+        return Part((), torch.int64, (int(space.n),), int(space.start))
+    if isinstance(space, spaces.MultiDiscrete):
+        return Part(space.nvec.shape, torch.int64, tuple(int(n) for n in space.nvec.flat), _start(space))
+    if isinstance(space, spaces.MultiBinary):
+        return Part(tuple(space.shape), torch.uint8)
+    where = f"part '{name}' of the observation space" if name else "the observation space"
+    raise UsageError(
+        f"{where} is {type(space).__name__}, which has no fixed-size tensor form; "
+        "supported are Box, Discrete, MultiDiscrete, MultiBinary, and Tuple or Dict of these"
+    )
+
+
+def _start(space: spaces.MultiDiscrete) -> Any:
+    start = np.asarray(getattr(space, "start", 0))
+    return start if np.any(start) else 0
+
+
+def split_observation(space: spaces.Space, obs: Any) -> Any:
+    """An observation as gymnasium gives it (nested tuples and dicts) as one array or a flat dict of named arrays."""
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return obs
+    return dict(_split(space, obs, ""))
+
+
+def _split(space: spaces.Space, obs: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for key, child in _children(space):
+            yield from _split(child, obs[key], f"{name}/{key}" if name else str(key))
+    else:
+        yield name, obs
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """How the actions of a space are stored, distributed and handed to the environment.
+
+    Attributes:
+        kind: the distribution over raw network outputs: categorical, multi_categorical, bernoulli, gaussian or
+            tanh_gaussian.
+        shape: shape of one action in the buffer, without the [T, N] in front.
+        dtype: dtype in the buffer: int64 for choices, float32 for Box.
+        num_params: number P of raw network outputs that parametrise the distribution.
+        nvec: numbers of choices, for the categorical kinds.
+        space: the gymnasium space of a single environment.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    num_params: int
+    nvec: tuple[int, ...]
+    space: spaces.Space
+
+    @property
+    def squash(self) -> bool:
+        """Whether a tanh maps the stored action into the bounds of the Box."""
+        return self.kind == "tanh_gaussian"
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as stored, [N, ...], as the environment takes them: shifted by `start`, squashed or clipped.
+
+        The buffer keeps what the policy drew; only the copy at the environment's door is bounded.
+        """
+        space = self.space
+        if self.kind == "categorical":
+            return actions + space.start if space.start else actions
+        if self.squash:
+            actions = space.low.ravel() + (space.high - space.low).ravel() * (np.tanh(actions) + 1) / 2
+        actions = actions.reshape(-1, *space.shape)
+        if isinstance(space, spaces.Box):
+            return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
+        if isinstance(space, spaces.MultiDiscrete):
+            return (actions + _start(space)).astype(space.dtype, copy=False)
+        return actions.astype(space.dtype, copy=False)
+
+
+def action_spec(space: spaces.Space, squash: bool = False) -> ActionSpec:
+    """The storage and distribution of an action space; `squash` chooses a tanh instead of clipping for a Box.
+
+    Raises:
+        UsageError: where the space has no distribution here, or `squash` meets an unbounded or a discrete space.
+    """
+    if squash and not (isinstance(space, spaces.Box) and space.is_bounded("both")):
+        raise UsageError(f"squash maps onto the bounds of a finite Box, but the action space is {space}")
+    if isinstance(space, spaces.Discrete):
+        n = int(space.n)
+        return ActionSpec("categorical", (), torch.int64, n, (n,), space)
+    if isinstance(space, spaces.MultiDiscrete):
+        nvec = tuple(int(n) for n in space.nvec.flat)
+        return ActionSpec("multi_categorical", (len(nvec),), torch.int64, sum(nvec), nvec, space)
+    if isinstance(space, spaces.MultiBinary):
+        size = int(np.prod(space.shape))
+        return ActionSpec("bernoulli", (size,), torch.int64, size, (), space)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        size = int(np.prod(space.shape))
+        kind = "tanh_gaussian" if squash else "gaussian"
+        return ActionSpec(kind, (size,), torch.float32, 2 * size, (), space)
+    raise UsageError(
+        f"the action space is {space}, which has no policy here; "
+        "supported are Discrete, MultiDiscrete, MultiBinary and Box of floats"
+    )
