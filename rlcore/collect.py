@@ -254,12 +254,19 @@ class Collector:
         self.episode_lengths = lengths[-1] - base_lengths
         return episodes
 
+    def is_capturable(self) -> bool:
+        """Whether the environments' state can be stored; where not, a resumed run begins new episodes."""
+        return self._captured() is not None
+
+    def _captured(self) -> dict[str, Any] | None:
+        try:
+            return capture_state(self.envs.envs)
+        except NotCapturable:
+            return None
+
     def state_dict(self) -> dict[str, Any]:
         """Where collection stands, environments included if their state is plain data (`env` is None if not)."""
-        try:
-            env = capture_state(self.envs.envs)
-        except NotCapturable:
-            env = None
+        env = self._captured()
         return {
             "env": env,
             "pending": torch.from_numpy(self.envs.pending.copy()),

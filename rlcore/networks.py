@@ -22,12 +22,12 @@ from rlcore.errors import UsageError
 from rlcore.normalize import RunningNorm
 from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "silu": F.silu,
 }
 
 
@@ -38,15 +38,22 @@ def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
     return layer
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """Flattens its input [B, ...] and applies Linear and activation for each of `hidden_sizes`; puts out [B, last]."""
 
     def __init__(self, in_features: int, hidden_sizes: Sequence[int], activation: str = "tanh"):
-        layers: list[nn.Module] = [nn.Flatten()]
-        for size in hidden_sizes:
-            layers += [orthogonal(nn.Linear(in_features, size), 2**0.5), ACTIVATIONS[activation]()]
-            in_features = size
-        super().__init__(*layers)
+        super().__init__()
+        sizes = [in_features, *hidden_sizes]
+        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        self.layers = nn.ModuleList(orthogonal(nn.Linear(n_in, n_out), 2**0.5) for n_in, n_out in pairs)
+        self.activation = ACTIVATIONS[activation]
+        self._layers = list(self.layers)  # a plain list is faster to go through
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.ndim == 2 else x.flatten(1)
+        for layer in self._layers:
+            x = self.activation(F.linear(x, layer.weight, layer.bias))
+        return x
 
 
 class Preprocess(nn.Module):
@@ -62,13 +69,13 @@ class Preprocess(nn.Module):
         if part.categories:
             columns = x.reshape(len(x), -1).unbind(1)
             return torch.cat([F.one_hot(c, n) for c, n in zip(columns, part.categories, strict=True)], 1).float()
-        if part.image:
-            return x.float() / 255
-        x = x.float()
-        return x if self.norm is None else self.norm(x)
+        x = x / 255 if part.image else x if x.is_floating_point() else x.float()
+        x = x if self.norm is None else self.norm(x)
+        return x if part.shape else x.unsqueeze(-1)
 
     def out_shape(self) -> tuple[int, ...]:
-        return (sum(self.part.categories),) if self.part.categories else self.part.shape
+        """Shape of one preprocessed observation; a lone number counts as a vector of one."""
+        return (sum(self.part.categories),) if self.part.categories else self.part.shape or (1,)
 
 
 class Trunk(nn.Module):
@@ -77,13 +84,15 @@ class Trunk(nn.Module):
     def __init__(self, preprocess: nn.ModuleList, torsos: Sequence[nn.Module]):
         super().__init__()
         self.preprocess, self.torsos = preprocess, nn.ModuleList(torsos)
+        self._branches = list(zip(preprocess, torsos, strict=True))  # a plain list is faster to go through
         self.features = sum(_features(torso, pre.out_shape()) for pre, torso in zip(preprocess, torsos, strict=True))
 
     def forward(self, obs: Obs) -> Tensor:
         if not isinstance(obs, dict):
-            return self.torsos[0](self.preprocess[0](obs))
-        triples = zip(self.torsos, self.preprocess, obs.values(), strict=True)
-        return torch.cat([torso(pre(x)) for torso, pre, x in triples], -1)
+            ((preprocess, torso),) = self._branches
+            return torso(preprocess(obs))
+        branches = zip(self._branches, obs.values(), strict=True)
+        return torch.cat([torso(preprocess(x)) for (preprocess, torso), x in branches], -1)
 
 
 @torch.no_grad()
@@ -94,6 +103,22 @@ def _features(torso: nn.Module, shape: tuple[int, ...]) -> int:
             f"the torso turns a batch of shape {[2, *shape]} into {list(out.shape)}, but must put out [batch, features]"
         )
     return out.shape[1]
+
+
+def flatten_parameters(module: nn.Module) -> tuple[list[nn.Parameter], nn.Parameter]:
+    """Move the trainable parameters of `module` into one vector, of which they become views.
+
+    Clipping and the optimiser then work on one tensor instead of a dozen, and an algorithm that thinks in parameter
+    vectors (a natural gradient) has one. Call it after the module is on its device.
+
+    Returns:
+        The parameters as before, and the vector.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+    for parameter, part in zip(parameters, vector.detach().split([p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view_as(parameter)
+    return parameters, vector
 
 
 Torso = nn.Module | Callable[[tuple[int, ...]], nn.Module]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
 from rlcore.buffer import Batch, RolloutBuffer
@@ -26,7 +26,7 @@ from rlcore.diagnostics import explained_variance
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import CheckpointError, DivergenceError, UsageError
 from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
-from rlcore.networks import ActorCritic, Torso
+from rlcore.networks import ActorCritic, Torso, flatten_parameters
 from rlcore.normalize import RewardScaler
 
 EVALUATION_STREAM = 0x5EED  # keeps the noise of stochastic evaluation apart from that of training
@@ -48,7 +48,7 @@ class Agent:
         config: the frozen dataclass of hyperparameters, seed included.
         global_step: environment steps so far, over all environments, padding not counted.
         iteration: rollouts learned from so far.
-        coefs: 0-dim tensors of the loss that change over a run (annealed or adapted); saved with the agent.
+        coefs: numbers in the loss that change over a run (annealed or adapted); saved with the agent.
 
     Raises:
         UsageError: for a hyperparameter, space or device that cannot be used.
@@ -90,9 +90,9 @@ class Agent:
         self.collector = Collector(self.adapter, self.buffer, self.generator)
         self.collector.reset(config.seed)
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True)
-        self.coefs: dict[str, Tensor] = {}
+        self.parameters, self.parameter_vector = flatten_parameters(self.network)
+        self.optimizer = torch.optim.Adam([self.parameter_vector], config.learning_rate, eps=config.adam_eps, fused=True)
+        self.coefs: dict[str, float] = {}
         self.iteration = 0
 
     def _build_network(self, torso: Torso | None) -> ActorCritic:
@@ -173,30 +173,32 @@ class Agent:
         """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
         config = self.config
         size = len(batch.weight)
-        sums, count = None, 0
+        steps: list[dict[str, Tensor]] = []
         for _ in range(config.update_epochs):
             order = torch.randperm(size, generator=self.generator, device=self.device)
-            epoch = None
             for indices in order.split(size // config.num_minibatches):
-                metrics = self.step(batch.take(indices))
-                values = torch.stack(list(metrics.values()))
-                epoch = values if epoch is None else epoch + values
-            sums, count = epoch if sums is None else sums + epoch, count + config.num_minibatches
-            means = dict(zip(metrics, (epoch / config.num_minibatches).unbind(), strict=True))
-            # Reading the KL waits for the device; only those who ask for early stopping pay for it.
-            if config.target_kl is not None and means["approx_kl"] > 1.5 * config.target_kl:
+                steps.append(self.step(batch.take(indices)))
+            if self.stops_after(steps[-config.num_minibatches :]):
                 break
-        return dict(zip(metrics, (sums / count).unbind(), strict=True))
+        return mean_metrics(steps)
+
+    def stops_after(self, epoch: list[dict[str, Tensor]]) -> bool:
+        """Whether an epoch with these metrics is an iteration's last, because the policy has moved far enough."""
+        target = self.config.target_kl
+        # Reading the KL waits for the device; only those who set a target pay for it.
+        return target is not None and bool(mean_metrics(epoch)["approx_kl"] > 1.5 * target)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on a minibatch."""
         loss, metrics = self.loss(self.network, batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        gradient = torch.cat([g.flatten() for g in grads])
+        norm = torch.linalg.vector_norm(gradient)
+        if self.config.max_grad_norm is not None:
+            gradient *= (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.parameter_vector.grad = gradient
         self.optimizer.step()
-        return {"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}, "grad_norm": norm}
+        return {"loss": loss, **metrics, "grad_norm": norm}
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
         bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics.get(name, 0.0))]
@@ -271,7 +273,7 @@ class Agent:
             "generator": self.generator.get_state(),
             "collector": self.collector.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict() if self.reward_scaler else None,
-            "coefs": {name: value.clone() for name, value in self.coefs.items()},
+            "coefs": dict(self.coefs),
             "iteration": self.iteration,
         }
 
@@ -284,8 +286,7 @@ class Agent:
         self.collector.load_state_dict(state["collector"], seed=self.restart_seed(state["iteration"]))
         if self.reward_scaler:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
-        for name, value in state["coefs"].items():
-            self.coefs[name].copy_(value)
+        self.coefs.update(state["coefs"])
         self.iteration = state["iteration"]
 
     def restart_seed(self, iteration: int) -> int:
@@ -309,6 +310,12 @@ class Agent:
     def close(self) -> None:
         """Close the environments."""
         self.adapter.close()
+
+
+def mean_metrics(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each metric over gradient steps."""
+    flat = torch.stack([value.detach() for step in steps for value in step.values()])
+    return dict(zip(steps[0], flat.view(len(steps), -1).mean(0).unbind(), strict=True))
 
 
 def load_agent(

@@ -27,7 +27,7 @@ class Config:
     num_minibatches: int = 1  # parts into which a rollout is split for the updates
     update_epochs: int = 1  # times each rollout is gone through
     max_grad_norm: float | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
-    target_kl: float | None = None  # stop an iteration's epochs when KL(old ‖ new) exceeds 1.5 times this; none: never
+    target_kl: float | None = None  # KL(old ‖ new) per iteration, in nats: epochs stop when it exceeds 1.5 times this; none: never
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the MLP torso
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
     shared: bool = False  # one torso for actor and critic instead of one each

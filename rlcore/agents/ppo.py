@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
@@ -35,7 +36,7 @@ class PPOConfig(Config):
     clip_vloss: bool = True  # keep the new value within ε of the old one in the value loss
     vf_coef: float = 0.5  # c₁, weight of the value loss
     ent_coef: float = 0.01  # c₂, weight of the entropy bonus
-    kl_coef: float = 1.0  # β of objective "kl" at the start; adapted only where target_kl is set
+    kl_coef: float = 1.0  # β of objective "kl" at the start; adapted to hold target_kl where that is set
 
 
 class PPO(Agent):
@@ -44,13 +45,12 @@ class PPO(Agent):
 
     def __init__(self, env, **hyperparameters):
         super().__init__(env, **hyperparameters)
-        self.coefs["clip_coef"] = torch.tensor(self.config.clip_coef, device=self.device)
-        self.coefs["kl_coef"] = torch.tensor(self.config.kl_coef, device=self.device)
+        self.coefs = {"clip_coef": self.config.clip_coef, "kl_coef": self.config.kl_coef}
 
     def anneal(self, remaining: float) -> None:
         super().anneal(remaining)
         if self.config.anneal_clip:
-            self.coefs["clip_coef"].fill_(self.config.clip_coef * remaining)
+            self.coefs["clip_coef"] = self.config.clip_coef * remaining
 
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
         advantages = estimators.gae(
@@ -71,33 +71,43 @@ class PPO(Agent):
         else:
             old = network.distribution(batch.dist_params)
             surrogate = ratio * advantages - self.coefs["kl_coef"] * old.kl(policy)
-        policy_loss = -batch.mean(surrogate)
 
-        value_error = (values - batch.returns) ** 2
+        value_error = F.mse_loss(values, batch.returns, reduction="none")
         if cfg.clip_vloss:
             clipped = batch.values + (values - batch.values).clamp(-clip, clip)
-            value_error = torch.max(value_error, (clipped - batch.returns) ** 2)
-        value_loss = 0.5 * batch.mean(value_error)
+            value_error = torch.max(value_error, F.mse_loss(clipped, batch.returns, reduction="none"))
 
-        entropy = batch.mean(policy.entropy())
-        loss = policy_loss + cfg.vf_coef * value_loss - cfg.ent_coef * entropy
+        entropy = policy.entropy()
+        loss = batch.mean(-surrogate + 0.5 * cfg.vf_coef * value_error - cfg.ent_coef * entropy)
         with torch.no_grad():
-            kl, clipped_share = batch.mean(approx_kl(logratio)), batch.mean(clip_fraction(logratio, clip))
-        return loss, {
-            "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy,
-            "approx_kl": kl, "clip_fraction": clipped_share,
-        }  # fmt: skip
+            metrics = {
+                "policy_loss": -batch.mean(surrogate),
+                "value_loss": 0.5 * batch.mean(value_error),
+                "entropy": batch.mean(entropy),
+                "approx_kl": batch.mean(approx_kl(logratio)),
+                "clip_fraction": batch.mean(clip_fraction(logratio, clip)),
+            }
+        return loss, metrics
+
+    def stops_after(self, epoch: list[dict[str, Tensor]]) -> bool:
+        return self.config.objective == "clip" and super().stops_after(epoch)  # "kl" has β to hold KL near its target
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         metrics = super().update(batch)
         if self.config.objective == "kl" and self.config.target_kl is not None:
-            metrics["kl_coef"] = self._adapt_kl_coef(batch)
+            metrics["kl"] = self._adapt_kl_coef(batch)
         return metrics
 
     @torch.no_grad()
     def _adapt_kl_coef(self, batch: Batch) -> Tensor:
-        """β ← 2β where KL > 1.5 d_targ, β/2 where KL < d_targ/1.5 (section 4)."""
+        """β ← 2β where KL > 1.5 d_targ, β/2 where KL < d_targ/1.5 (section 4); returns the KL.
+
+        The paper sets no bounds; here β stays within a factor 1,024 of its start, or long quiet stretches would take
+        it so low that it could not come back in time.
+        """
         batch = batch.take(torch.arange(len(batch.weight), device=self.device))
         kl = batch.mean(self.network.distribution(batch.dist_params).kl(self.network.policy(batch.obs)))
-        beta, target = self.coefs["kl_coef"], self.config.target_kl
-        return beta.mul_(torch.where(kl > 1.5 * target, 2.0, torch.where(kl < target / 1.5, 0.5, 1.0))).clone()
+        start, target = self.config.kl_coef, self.config.target_kl
+        factor = 2.0 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1.0
+        self.coefs["kl_coef"] = min(max(self.coefs["kl_coef"] * factor, start / 1024), start * 1024)
+        return kl

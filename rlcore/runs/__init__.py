@@ -1,0 +1,1 @@
+"""Training runs on disk: folder, checkpoints, TensorBoard, episode log, progress, evaluation, video."""

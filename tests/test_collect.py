@@ -1,0 +1,189 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from rlcore import PPO, ActorCritic, RolloutBuffer
+from rlcore.collect import Collector
+from rlcore.envs import VectorAdapter
+from rlcore.errors import EnvironmentFault, UsageError
+from tests.environments import MODES, BreaksAt, Echo, Scripted, vectorize
+
+SCRIPTS = [
+    [(3, "t"), (1, "c"), (4, "c")],
+    [(1, "t"), (1, "t"), (2, "tc")],
+    [(100, "t")],
+]
+
+
+def collector(envs, num_steps, seed=0, **network):
+    adapter = VectorAdapter(envs)
+    buffer = RolloutBuffer(num_steps, envs.num_envs, envs.single_observation_space, adapter.action_spec)
+    torch.manual_seed(seed)
+    net = ActorCritic(envs.single_observation_space, adapter.action_spec, **network)
+    return Collector(adapter, buffer, torch.Generator().manual_seed(seed)), net
+
+
+def reference(script, steps):
+    """The transitions that playing a Scripted environment by hand gives: obs, first, reward, end, successor."""
+    env, rows = Scripted(script), []
+    obs, first = env.reset()[0], False
+    while len(rows) < steps:
+        successor, reward, terminated, truncated, _ = env.step(0)
+        rows.append((obs, first, reward, terminated, truncated, successor))
+        obs, first = (env.reset()[0], True) if terminated or truncated else (successor, False)
+    return rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("num_steps", [1, 7])
+def test_rollouts_hold_exactly_the_transitions_played_by_hand(mode, shared, num_steps):
+    envs = vectorize(lambda n: Scripted(SCRIPTS[n]), 3, mode)
+    play, network = collector(envs, num_steps, shared=shared)
+    rows = {n: [] for n in range(3)}
+    for _ in range(21 // num_steps):
+        play.collect(network)
+        b = play.buffer
+        for n in range(3):
+            for t in torch.nonzero(b.mask[:, n]).flatten():
+                fields = (b.obs, b.dones, b.rewards, b.terminated, b.truncated, b.values, b.next_values)
+                rows[n].append([x[t, n].clone() for x in fields])
+    for n, script in enumerate(SCRIPTS):
+        assert len(rows[n]) >= 10
+        if mode is not AutoresetMode.NEXT_STEP:
+            assert len(rows[n]) == 21  # no row is wasted
+        for got, want in zip(rows[n], reference(script, len(rows[n])), strict=True):
+            obs, first, reward, terminated, truncated, successor = want
+            np.testing.assert_array_equal(got[0], obs)
+            assert [x.item() for x in got[1:5]] == [first, reward, terminated, truncated]
+            torch.testing.assert_close(got[5], network.value(torch.from_numpy(obs)))
+            torch.testing.assert_close(got[6], network.value(torch.from_numpy(successor)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_finished_episodes_are_counted_across_rollouts(mode):
+    envs = vectorize(lambda n: Scripted(SCRIPTS[n]), 3, mode)
+    play, network = collector(envs, 5)
+    found = {n: [] for n in range(3)}
+    steps = []
+    for _ in range(6):
+        episodes = play.collect(network)
+        for n, ret, length in zip(episodes.env, episodes.returns, episodes.lengths, strict=True):
+            found[n].append((ret, length))
+        steps += episodes.step
+    for n, script in enumerate(SCRIPTS):
+        for e, (ret, length) in enumerate(found[n]):
+            assert length == script[e % len(script)][0]
+            assert ret == sum(10 * (e + 1) + t for t in range(1, length + 1))
+    assert len(found[0]) >= 8 and len(found[1]) >= 10 and not found[2]
+    assert steps == sorted(steps) and steps[-1] <= play.global_step
+    expected = 6 * 5 * 3 if mode is not AutoresetMode.NEXT_STEP else play.global_step
+    assert play.global_step == expected
+
+
+def test_a_dead_row_is_masked_and_its_successor_begins_an_episode():
+    play, network = collector(vectorize(lambda n: Scripted([(2, "t")]), 1, AutoresetMode.NEXT_STEP), 8)
+    play.collect(network)
+    assert play.buffer.mask[:, 0].tolist() == [True, True, False] * 2 + [True, True]
+    assert play.buffer.dones[:, 0].tolist() == [False, False, False, True, False, False, True, False]
+    play.collect(network)
+    assert play.buffer.mask[:3, 0].tolist() == [False, True, True]
+    assert play.buffer.dones[:3, 0].tolist() == [False, True, False]
+
+
+def test_log_probabilities_are_those_of_the_policy_that_acted():
+    envs = vectorize(lambda n: Echo(action_space=spaces.Box(-1, 1, (2,))), 2, AutoresetMode.SAME_STEP)
+    play, network = collector(envs, 6)
+    play.collect(network)
+    b = play.buffer
+    torch.testing.assert_close(b.logprobs, network.policy(b.obs).log_prob(b.actions))
+    torch.testing.assert_close(b.dist_params, network.policy(b.obs).params)
+
+
+def test_box_actions_are_clipped_at_the_door_and_kept_unclipped_in_the_buffer():
+    envs = vectorize(lambda n: Echo(action_space=spaces.Box(-0.1, 0.1, (1,))), 1, AutoresetMode.DISABLED)
+    play, network = collector(envs, 30)
+    play.collect(network)
+    stored, given = play.buffer.actions[:, 0].numpy(), np.array(envs.envs[0].actions)
+    assert np.abs(stored).max() > 0.5 and np.abs(given).max() <= 0.1
+    np.testing.assert_allclose(given, np.clip(stored, -0.1, 0.1))
+
+
+OBSERVATIONS = {
+    "box": spaces.Box(-1, 1, (2, 3), np.float64),
+    "image": spaces.Box(0, 255, (6, 6, 3), np.uint8),
+    "discrete": spaces.Discrete(4, start=3),
+    "multi_discrete": spaces.MultiDiscrete([3, 4], start=[-1, 2]),
+    "multi_binary": spaces.MultiBinary(3),
+    "dict": spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(2)])}),
+    "tuple": spaces.Tuple([spaces.Box(0, 255, (2, 2), np.uint8), spaces.Discrete(2, start=1)]),
+}
+ACTIONS = {
+    "discrete": spaces.Discrete(3, start=-1),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(4),
+    "box": spaces.Box(np.float32([-1, 0]), np.float32([1, 5])),
+    "unbounded": spaces.Box(-np.inf, np.inf, (2,)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("obs", OBSERVATIONS)
+def test_an_agent_trains_on_every_observation_space_in_every_mode(obs, mode):
+    envs = vectorize(lambda n: Echo(OBSERVATIONS[obs]), 2, mode)
+    agent = PPO(envs, num_steps=8, seed=0, hidden_sizes=(8,), norm_obs=True)
+    agent.learn(40)
+    assert agent.global_step >= 40
+    first = envs.reset(seed=1)[0]
+    assert envs.action_space.contains(agent.act(first).astype(envs.action_space.dtype))
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("squash", [False, True])
+def test_an_agent_trains_on_every_action_space(action, squash):
+    if squash and action != "box":
+        with pytest.raises(UsageError, match="squash"):
+            PPO(vectorize(lambda n: Echo(action_space=ACTIONS[action]), 2, MODES[0]), squash=True)
+        return
+    for dependent in (False, True):
+        envs = vectorize(lambda n: Echo(action_space=ACTIONS[action]), 2, MODES[0])  # Echo checks what it is given
+        agent = PPO(envs, num_steps=8, seed=0, hidden_sizes=(8,), squash=squash, state_dependent_std=dependent)
+        agent.learn(40)
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_from_an_environment_names_environment_and_step(what, mode):
+    envs = vectorize(lambda n: BreaksAt(13 if n == 1 else -1, what), 3, mode)
+    agent = PPO(envs, num_steps=8, seed=0)
+    with pytest.raises(EnvironmentFault, match=rf"environment 1 returned nan in its {what} at vector step 13"):
+        agent.learn(1000)
+
+
+def test_nan_in_the_very_last_observation_of_a_rollout_is_seen():
+    agent = PPO(vectorize(lambda n: BreaksAt(8, "observation"), 1, MODES[0]), num_steps=8, seed=0)
+    with pytest.raises(EnvironmentFault, match="vector step 8"):
+        agent.learn(8)
+
+
+class NoMode(gym.vector.VectorEnv):
+    num_envs, metadata = 1, {}
+    single_observation_space, single_action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+
+def test_an_unknown_autoreset_mode_is_refused():
+    with pytest.raises(UsageError, match="autoreset_mode"):
+        PPO(NoMode())
+
+
+def test_same_seed_same_rollout():
+    def rollout():
+        agent = PPO("CartPole-v1", seed=3, num_steps=16)
+        agent.learn(64)
+        return agent.buffer.obs.clone(), agent.network.state_dict()
+
+    (obs, weights), (again, same) = rollout(), rollout()
+    assert torch.equal(obs, again) and all(torch.equal(weights[k], same[k]) for k in weights)
