@@ -1,12 +1,40 @@
-"""On-policy reinforcement learning on one rollout buffer: the same buffer, another estimator, another loss."""
+"""On-policy reinforcement learning on one rollout buffer: the same buffer, another estimator, another loss.
 
-from rlcore import estimators
-from rlcore.agents import PPO, load
-from rlcore.buffer import RolloutBuffer
-from rlcore.envs import make_vec
-from rlcore.errors import RlcoreError
-from rlcore.networks import ActorCritic
+The names are loaded when first used, so that `rlcore --help` does not wait for torch.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["PPO", "ActorCritic", "RlcoreError", "RolloutBuffer", "estimators", "load", "make_vec"]
+from rlcore.version import __version__
+
+if TYPE_CHECKING:
+    from rlcore import estimators
+    from rlcore.agents import PPO, load
+    from rlcore.buffer import RolloutBuffer
+    from rlcore.envs import make_vec
+    from rlcore.errors import RlcoreError
+    from rlcore.networks import ActorCritic
+
+_HOME = {
+    "PPO": "rlcore.agents",
+    "load": "rlcore.agents",
+    "RolloutBuffer": "rlcore.buffer",
+    "make_vec": "rlcore.envs",
+    "RlcoreError": "rlcore.errors",
+    "ActorCritic": "rlcore.networks",
+}
+
+__all__ = ["PPO", "ActorCritic", "RlcoreError", "RolloutBuffer", "__version__", "estimators", "load", "make_vec"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "estimators":
+        return import_module("rlcore.estimators")
+    if name not in _HOME:
+        raise AttributeError(f"module 'rlcore' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

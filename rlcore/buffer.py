@@ -57,7 +57,9 @@ class RolloutBuffer:
         def field(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(num_steps, num_envs, *shape, dtype=dtype, device=device)
 
-        self.obs: Obs = map_parts(lambda part: field(*part.shape, dtype=part.dtype), observation_parts(observation_space))
+        self.obs: Obs = map_parts(
+            lambda part: field(*part.shape, dtype=part.dtype), observation_parts(observation_space)
+        )
         self.dones = field(dtype=torch.bool)
         self.actions = field(*spec.shape, dtype=spec.dtype)
         self.dist_params = field(spec.num_params)

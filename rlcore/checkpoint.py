@@ -73,7 +73,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of rlcore: it does not hold tensors and plain data alone") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint of rlcore: it does not hold tensors and plain data alone"
+        ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of rlcore")
     if payload.get("version") != VERSION:

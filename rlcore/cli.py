@@ -116,7 +116,8 @@ def _train_overview() -> str:
             "",
             *(f"  {name:<10}{_summary(agent)}" for name, agent in AGENTS.items()),
             "",
-            "rlcore train ALGO --help explains every flag and hyperparameter; rlcore train --resume --help what may change.",
+            "rlcore train ALGO --help explains every flag and hyperparameter,",
+            "rlcore train --resume --help what may change in a run that goes on.",
         ]
     )
 
@@ -144,21 +145,28 @@ def _train_parser(algo: str) -> Parser:
     return parser
 
 
+def _flag(group: Any, name: str, metavar: str, text: str, **options: Any) -> None:
+    """A flag that leaves no value where it is not given, so that presets and stored configs can tell."""
+    group.add_argument(name, metavar=metavar, default=argparse.SUPPRESS, help=text, **options)
+
+
 def _add_run_flags(parser: Parser) -> None:
     group = parser.add_argument_group("run")
-    absent = {"default": argparse.SUPPRESS}
-    group.add_argument("--total-steps", metavar="K", help="environment steps, over all environments (default: the preset's, or 1,000,000)", **absent)  # fmt: skip
-    group.add_argument("--preset", metavar="NAME", help="tuned values of that environment id, none for the algorithm's own defaults (default: those of ENV_ID where there are any)", **absent)  # fmt: skip
-    group.add_argument("--run-dir", metavar="DIR", help="the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)", **absent)  # fmt: skip
-    group.add_argument("--env-arg", metavar="NAME=VALUE", action="append", help="argument of the environment's constructor, VALUE as in TOML; may be repeated", **absent)  # fmt: skip
+    _flag(group, "--total-steps", "K", "environment steps, over all environments (default: the preset's, or 1,000,000)")
+    preset = "tuned values of that environment id, or none for the algorithm's own defaults"
+    _flag(group, "--preset", "NAME", f"{preset} (default: those of ENV_ID where there are any)")
+    _flag(group, "--run-dir", "DIR", "the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)")
+    env_arg = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
+    _flag(group, "--env-arg", "NAME=VALUE", env_arg, action="append")
     _add_common_flags(group)
 
 
 def _add_common_flags(group: Any) -> None:
-    absent = {"default": argparse.SUPPRESS}
-    group.add_argument("--checkpoint-every", metavar="STEPS", help="environment steps between checkpoints (default: a tenth of the run)", **absent)  # fmt: skip
-    group.add_argument("--eval-episodes", metavar="K", help="greedy episodes of the final evaluation, 0 for none (default: 100)", **absent)  # fmt: skip
-    group.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)", **absent)
+    _flag(group, "--checkpoint-every", "STEPS", "environment steps between checkpoints (default: a tenth of the run)")
+    _flag(group, "--eval-episodes", "K", "greedy episodes of the final evaluation, 0 for none (default: 100)")
+    _flag(group, "--threads", "K", "torch's CPU threads, or auto: 1 for small networks and minibatches (default: auto)")
+    text = "show progress (default: yes)"
+    group.add_argument("--progress", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
 
 
 def _add_hyperparameters(parser: Parser, algo: str) -> None:
@@ -174,13 +182,15 @@ def _add_hyperparameters(parser: Parser, algo: str) -> None:
         if inner_type(kinds[field.name]) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
-            group.add_argument(flag, metavar="X", default=argparse.SUPPRESS, help=text)
+            _flag(group, flag, "X", text)
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "none"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _whole_number(name: str, text: Any, lowest: int = 1) -> int:
@@ -243,7 +253,7 @@ def _train_from_config(arguments: list[str]) -> int:
     from rlcore.runs.folder import read_toml
 
     parser = Parser(prog="rlcore train", description="Make the run that a config.toml describes, in a new folder.")
-    parser.add_argument("--config", metavar="FILE", required=True, default=argparse.SUPPRESS, help="config.toml of a run folder")
+    _flag(parser, "--config", "FILE", "config.toml of a run folder", required=True)
     known, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     config = read_toml(Path(known.config))
     for key in ("algo", "env_id", "total_steps", "hyperparameters"):
@@ -275,22 +285,29 @@ def _launch(settings: dict[str, Any], hyperparameters: dict[str, Any], values: d
     """Make the agent and the run, train, evaluate, and tell the result."""
     from rlcore.agents import AGENTS
     from rlcore.runs.folder import RunFolder
-    from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run, describe_environment
+    from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run, describe_environment, set_threads
 
     total = settings["total_steps"]
     every = values.get("checkpoint_every") or -(-total // CHECKPOINTS_PER_RUN)
     settings["checkpoint_every"] = _whole_number("--checkpoint-every", every)
     episodes = _whole_number("--eval-episodes", values.get("eval_episodes", 100), lowest=0)
+    threads = _threads(values)
     if "run_dir" in values:
         RunFolder.refuse_existing(values["run_dir"])
     agent = AGENTS[settings["algo"]](settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
     try:
         run_dir = values.get("run_dir") or _default_run_dir(settings, agent.config.seed)
+        set_threads(agent, threads)
         run = Run.start(run_dir, agent, settings)
         print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
         return _finish(run, episodes, values.get("progress", True))
     finally:
         agent.close()
+
+
+def _threads(values: dict[str, Any]) -> str:
+    asked = values.get("threads", "auto")
+    return asked if asked == "auto" else str(_whole_number("--threads", asked))
 
 
 def _default_run_dir(settings: dict[str, Any], seed: int) -> str:
@@ -299,22 +316,24 @@ def _default_run_dir(settings: dict[str, Any], seed: int) -> str:
 
 
 def _resume(arguments: list[str]) -> int:
-    from rlcore.runs.train import Run, describe_environment
+    from rlcore.runs.train import Run, describe_environment, set_threads
 
     parser = Parser(prog="rlcore train --resume", description="Continue a run from its newest checkpoint.")
-    parser.add_argument("--resume", metavar="DIR", required=True, default=argparse.SUPPRESS, help="the run folder")
-    parser.add_argument("--total-steps", metavar="K", default=argparse.SUPPRESS, help="new end of the run (default: as before)")  # fmt: skip
-    parser.add_argument("--device", metavar="X", default=argparse.SUPPRESS, help=f"{DEVICE_HELP} (default: as before)")
+    _flag(parser, "--resume", "DIR", "the run folder", required=True)
+    _flag(parser, "--total-steps", "K", "new end of the run (default: as before)")
+    _flag(parser, "--device", "X", f"{DEVICE_HELP} (default: as before)")
     _add_common_flags(parser)
-    values = vars(parser.parse(arguments if len(arguments) > 1 and arguments[1] not in ("-h", "--help") else ["--help"]))
+    values = vars(parser.parse(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
     total = _whole_number("--total-steps", values["total_steps"]) if "total_steps" in values else None
     overrides = {"device": values["device"]} if "device" in values else {}
+    threads = _threads(values)
     run = Run.resume(values["resume"], total, **overrides)
     try:
         if "checkpoint_every" in values:
             run.checkpoint_every = _whole_number("--checkpoint-every", values["checkpoint_every"])
         episodes = _whole_number("--eval-episodes", values.get("eval_episodes", 100), lowest=0)
         step = run.agent.global_step
+        set_threads(run.agent, threads)
         print(f"resuming {run.settings['algo']} on {describe_environment(run.agent)} at step {step:,}", flush=True)
         return _finish(run, episodes, values.get("progress", True))
     finally:
@@ -339,7 +358,7 @@ def evaluate(arguments: list[str]) -> int:
     parser = Parser(prog="rlcore eval", description="Play evaluation episodes with a trained agent.")
     parser.add_argument("run", metavar="RUN", help="run folder (its newest checkpoint) or checkpoint file")
     parser.add_argument("--episodes", metavar="K", default="100", help="number of episodes")
-    parser.add_argument("--seed", metavar="S", default=argparse.SUPPRESS, help="of the episodes (default: derived from the run's)")
+    _flag(parser, "--seed", "S", "of the episodes (default: derived from the run's)")
     parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most probable")
     parser.add_argument("--device", metavar="X", default="auto", help=DEVICE_HELP)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, every episode included")
@@ -370,7 +389,7 @@ def video(arguments: list[str]) -> int:
     """rlcore video RUN --out FILE"""
     parser = Parser(prog="rlcore video", description="Film one episode of a trained agent.")
     parser.add_argument("run", metavar="RUN", help="run folder (its newest checkpoint) or checkpoint file")
-    parser.add_argument("--out", metavar="FILE", default=argparse.SUPPRESS, help="mp4 or gif file (default: RUN/video.mp4)")
+    _flag(parser, "--out", "FILE", "mp4 or gif file (default: RUN/video.mp4)")
     parser.add_argument("--seed", metavar="S", default="0", help="of the episode")
     parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most probable")
     parser.add_argument("--max-steps", metavar="K", default="10000", help="longest film")
@@ -387,7 +406,8 @@ def video(arguments: list[str]) -> int:
         film = record_video(agent, getattr(values, "out", folder / "video.mp4"), seed, not values.stochastic, max_steps)
     finally:
         agent.close()
-    print(f"{film['path']}: {film['frames']} frames, an episode of {film['length']} steps with return {film['return']:.1f}")
+    episode = f"an episode of {film['length']} steps with return {film['return']:.1f}"
+    print(f"{film['path']}: {film['frames']} frames, {episode}")
     return 0
 
 
@@ -424,5 +444,3 @@ def list_all(arguments: list[str]) -> int:
         for field in dataclasses.fields(agent.Config):
             print(f"    {field.name:<20} {_shown(field.default):<10} {helps[field.name]}")
     return 0
-
-

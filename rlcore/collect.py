@@ -100,9 +100,7 @@ class Collector:
         self.envs, self.buffer, self.generator = envs, buffer, generator
         self.rows = HostRows(buffer)
         self.draw_noise = distribution_class(envs.action_spec).noise_
-        self.noise = torch.empty(
-            buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device
-        )
+        self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
         # Views of every row, made once: indexing a tensor costs more than a small layer.
         self.noise_rows = self.noise.unbind()
         self.action_rows, self.param_rows = buffer.actions.unbind(), buffer.dist_params.unbind()

@@ -20,7 +20,7 @@ def masked_var(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
-    """1 − Var[returns − values] / Var[returns]: 1 is perfect, 0 no better than a constant, NaN where returns are equal."""
+    """1 − Var[returns − values] / Var[returns]: 1 is perfect, 0 as good as a constant, NaN where returns are equal."""
     total = masked_var(returns, mask)
     return torch.where(total > 0, 1 - masked_var(returns - values, mask) / total, torch.nan)
 

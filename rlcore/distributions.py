@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -184,8 +185,6 @@ class TanhGaussian(Gaussian):
 
 def _gauss_hermite(degree: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights with Σ w f(x) ≈ E[f(x)] for x ~ N(0, 1)."""
-    import numpy as np
-
     nodes, weights = np.polynomial.hermite_e.hermegauss(degree)
     return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
 

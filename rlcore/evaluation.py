@@ -48,9 +48,7 @@ class Actor:
     @torch.inference_mode()
     def __call__(self, obs: Any, deterministic: bool = True) -> np.ndarray:
         device = self.generator.device
-        tensors = map_parts(
-            lambda x, part: torch.from_numpy(np.array(x)).to(device, part.dtype), obs, self.envs.parts
-        )
+        tensors = map_parts(lambda x, part: torch.from_numpy(np.array(x)).to(device, part.dtype), obs, self.envs.parts)
         policy = self.network.policy(tensors)
         if deterministic:
             return policy.mode().cpu().numpy()

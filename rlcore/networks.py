@@ -1,15 +1,16 @@
 """The actor-critic network: observation parts → torso(s) → policy head and value head.
 
-    obs ─ Preprocess ─ torso ─┬─ policy head ─> distribution over actions     (shared=True: one torso)
-                              └─ value head ──> V
+obs ─ Preprocess ─ torso ─┬─ policy head ─> distribution over actions     (shared=True: one torso)
+                          └─ value head ──> V
 
-    obs ─ Preprocess ─ torso ─── policy head ─> distribution over actions     (shared=False: a torso each)
-    obs ─ Preprocess ─ torso ─── value head ──> V
+obs ─ Preprocess ─ torso ─── policy head ─> distribution over actions     (shared=False: a torso each)
+obs ─ Preprocess ─ torso ─── value head ──> V
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -44,8 +45,7 @@ class MLP(nn.Module):
     def __init__(self, in_features: int, hidden_sizes: Sequence[int], activation: str = "tanh"):
         super().__init__()
         sizes = [in_features, *hidden_sizes]
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        self.layers = nn.ModuleList(orthogonal(nn.Linear(n_in, n_out), 2**0.5) for n_in, n_out in pairs)
+        self.layers = nn.ModuleList(orthogonal(nn.Linear(*pair), 2**0.5) for pair in pairwise(sizes))
         self.activation = ACTIVATIONS[activation]
         self._layers = list(self.layers)  # a plain list is faster to go through
 
@@ -57,7 +57,7 @@ class MLP(nn.Module):
 
 
 class Preprocess(nn.Module):
-    """One observation part as float: normalised, scaled from bytes, or one-hot; [B, *shape] in and out, one-hot adds to it."""
+    """One observation part [B, *shape] as float [B, *out_shape]: normalised, scaled from bytes, or one-hot."""
 
     def __init__(self, part: Part, norm: bool):
         super().__init__()
@@ -185,7 +185,9 @@ class ActorCritic(nn.Module):
             self.log_std = nn.Parameter(torch.full((head_size,), float(log_std_init)))
 
     def _trunk(self, make: Torso) -> Trunk:
-        return Trunk(self.preprocess, [make if isinstance(make, nn.Module) else make(p.out_shape()) for p in self.preprocess])
+        return Trunk(
+            self.preprocess, [make if isinstance(make, nn.Module) else make(p.out_shape()) for p in self.preprocess]
+        )
 
     def forward(self, obs: Obs) -> tuple[Distribution, Tensor]:
         """The policy and the value `[...]` at `obs [..., *shape]`; a shared torso runs once."""

@@ -59,7 +59,7 @@ def observation_parts(space: spaces.Space) -> Part | dict[str, Part]:
     leaves = dict(_leaves(space, ""))
     if not leaves:
         raise UsageError(f"the observation space {space} is empty; it needs at least one part")
-    return leaves[""] if "" in leaves else leaves
+    return leaves.get("", leaves)
 
 
 def _leaves(space: spaces.Space, name: str) -> Iterator[tuple[str, Part]]:

@@ -124,5 +124,7 @@ def test_leading_dimensions_are_free(kind):
     flat, spec = make(kind, (6,))
     stacked = make_distribution(spec)(flat.params.reshape(2, 3, -1))
     actions = flat.mode()
-    torch.testing.assert_close(stacked.log_prob(actions.reshape(2, 3, *actions.shape[1:])).flatten(), flat.log_prob(actions))
+    torch.testing.assert_close(
+        stacked.log_prob(actions.reshape(2, 3, *actions.shape[1:])).flatten(), flat.log_prob(actions)
+    )
     assert stacked.entropy().shape == (2, 3)

@@ -8,7 +8,15 @@ from rlcore import make_vec
 from rlcore.envs.state import NotCapturable, capture_state, restore_state
 from rlcore.errors import UsageError
 
-IDS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Taxi-v4", "Blackjack-v1"]
+IDS = [
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "MountainCarContinuous-v0",
+    "Pendulum-v1",
+    "Taxi-v4",
+    "Blackjack-v1",
+]
 
 
 @pytest.mark.parametrize("backend", ["auto", "sync", "async", "vector"])

@@ -5,10 +5,10 @@ from gymnasium import spaces
 from torch import nn
 
 from rlcore import ActorCritic
+from rlcore.buffer import RolloutBuffer
 from rlcore.errors import UsageError
 from rlcore.networks import flatten_parameters
 from rlcore.normalize import RewardScaler, RunningNorm
-from rlcore.buffer import RolloutBuffer
 
 BOX, DISCRETE = spaces.Box(-1, 1, (4,)), spaces.Discrete(3)
 
@@ -153,7 +153,9 @@ def test_actor_and_critic_share_statistics_and_only_real_numbers_have_them():
     space = spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "image": spaces.Box(0, 255, (2, 2), np.uint8)})
     network = ActorCritic(space, DISCRETE, norm_obs=True)
     assert network.actor.preprocess is network.critic.preprocess
-    assert [p.norm is not None for p in network.preprocess] == [isinstance(s, spaces.Box) and s.dtype == np.float32 for s in space.spaces.values()]
+    assert [p.norm is not None for p in network.preprocess] == [
+        isinstance(s, spaces.Box) and s.dtype == np.float32 for s in space.spaces.values()
+    ]
 
 
 def test_reward_scaler_equals_a_loop_over_each_environment():

@@ -28,7 +28,9 @@ def test_nested_spaces_become_named_parts():
     assert list(parts) == list(observation_parts(space))
 
 
-@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Sequence(spaces.Discrete(2)), spaces.Graph(spaces.Discrete(2), None)])
+@pytest.mark.parametrize(
+    "space", [spaces.Text(3), spaces.Sequence(spaces.Discrete(2)), spaces.Graph(spaces.Discrete(2), None)]
+)
 def test_what_has_no_tensor_form_is_refused_by_name(space):
     with pytest.raises(UsageError, match=type(space).__name__):
         observation_parts(space)
@@ -60,7 +62,9 @@ def test_actions_at_the_door_belong_to_the_space(space, stored):
     actions = np.array(stored)
     before = actions.copy()
     for action in spec.to_env(actions.astype(np.float32) if spec.kind == "gaussian" else actions):
-        assert space.contains(action if isinstance(space, spaces.Box | spaces.MultiDiscrete) else action.astype(space.dtype))
+        assert space.contains(
+            action if isinstance(space, spaces.Box | spaces.MultiDiscrete) else action.astype(space.dtype)
+        )
     np.testing.assert_array_equal(actions, before)  # the buffer's copy stays as drawn
 
 

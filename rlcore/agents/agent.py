@@ -76,7 +76,9 @@ class Agent:
         if isinstance(env, str):
             env = make_vec(env, config.num_envs, config.backend, **self.env_kwargs)
         elif self.env_kwargs:
-            raise UsageError("env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already")
+            raise UsageError(
+                "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"
+            )
         self.envs = env
         self.adapter = VectorAdapter(env, config.squash)
 
@@ -91,7 +93,9 @@ class Agent:
         self.collector.reset(config.seed)
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
         self.parameters, self.parameter_vector = flatten_parameters(self.network)
-        self.optimizer = torch.optim.Adam([self.parameter_vector], config.learning_rate, eps=config.adam_eps, fused=True)
+        self.optimizer = torch.optim.Adam(
+            [self.parameter_vector], config.learning_rate, eps=config.adam_eps, fused=True
+        )
         self.coefs: dict[str, float] = {}
         self.iteration = 0
 
@@ -255,7 +259,9 @@ class Agent:
         finally:
             envs.close()
 
-    def _play(self, envs: VectorEnv, episodes: int, seed: int | None, deterministic: bool, max_steps: int) -> Evaluation:
+    def _play(
+        self, envs: VectorEnv, episodes: int, seed: int | None, deterministic: bool, max_steps: int
+    ) -> Evaluation:
         adapter = VectorAdapter(envs, self.config.squash)
         if (adapter.parts, adapter.action_spec.kind) != (self.adapter.parts, self.adapter.action_spec.kind):
             raise UsageError("the environment to evaluate in has other observations or actions than the one trained on")
@@ -290,7 +296,7 @@ class Agent:
         self.iteration = state["iteration"]
 
     def restart_seed(self, iteration: int) -> int:
-        """The seed with which environments start afresh after `iteration` rollouts, where their state cannot be stored."""
+        """The seed of environments that begin anew after `iteration` rollouts because their state cannot be stored."""
         return int(np.random.SeedSequence([self.config.seed, iteration]).generate_state(1)[0] % 2**31)
 
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:

@@ -22,12 +22,12 @@ class Config:
     num_steps: int = 128  # T, steps of each environment per rollout
     learning_rate: float = 2.5e-4  # step size of Adam
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
-    adam_eps: float = 1e-5  # Adam's ε
+    adam_eps: float = 1e-5  # ε in the denominator of Adam's step
     gamma: float = 0.99  # γ, discount
     num_minibatches: int = 1  # parts into which a rollout is split for the updates
     update_epochs: int = 1  # times each rollout is gone through
     max_grad_norm: float | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
-    target_kl: float | None = None  # KL(old ‖ new) per iteration, in nats: epochs stop when it exceeds 1.5 times this; none: never
+    target_kl: float | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the MLP torso
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
     shared: bool = False  # one torso for actor and critic instead of one each
@@ -135,7 +135,9 @@ def check_range(name: str, value: Any) -> None:
         inside = (low <= number if closed else low < number) and number <= high
         if not inside or (isinstance(number, float) and not math.isfinite(number)):
             bound = f"{'at least' if closed else 'more than'} {low:g}"
-            bound += f" and at most {high:g}" if math.isfinite(high) else " and finite" if isinstance(number, float) else ""
+            bound += (
+                f" and at most {high:g}" if math.isfinite(high) else " and finite" if isinstance(number, float) else ""
+            )
             raise UsageError(f"{name} is {value!r}, but must be {bound}")
 
 

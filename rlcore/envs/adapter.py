@@ -46,7 +46,7 @@ NO_ENVS = np.zeros(0, dtype=np.int64)
 
 
 class VectorAdapter:
-    """Steps a `gymnasium.vector.VectorEnv` and tells, whatever its autoreset mode, which rows are real and where episodes led.
+    """Steps a vector environment and tells, whatever its autoreset mode, which rows are real and where episodes led.
 
     Args:
         envs: any vector environment whose metadata names its autoreset mode.
@@ -65,7 +65,9 @@ class VectorAdapter:
         self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row
         self._composite = isinstance(self.observation_space, spaces.Dict | spaces.Tuple)
         self._starts = map_parts(lambda part: part.start, self.parts)
-        self._shifted = np.any([np.any(start) for start in self._starts.values()]) if self._composite else np.any(self._starts)
+        self._shifted = (
+            np.any([np.any(start) for start in self._starts.values()]) if self._composite else np.any(self._starts)
+        )
 
     @property
     def has_dead_rows(self) -> bool:
@@ -101,8 +103,8 @@ class VectorAdapter:
         """Begin a new episode in the environments `which [N]`, whose episodes were cut `after` so many steps."""
         if self.mode is not AutoresetMode.DISABLED:
             raise EnvironmentFault(
-                f"an episode runs on after {after:,} steps, and a vector environment with autoreset mode {self.mode.name} "
-                "cannot begin a new one by itself; give the environment a time limit or allow more steps"
+                f"an episode runs on after {after:,} steps, and autoreset mode {self.mode.name} cannot begin a new one "
+                "in a single environment; give the environment a time limit or allow more steps"
             )
         return self._renew(which)
 
@@ -143,5 +145,6 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     except ValueError:
         modes = ", ".join(mode.name for mode in AutoresetMode)
         raise UsageError(
-            f"the vector environment's metadata['autoreset_mode'] is {mode!r}, but must be one of AutoresetMode's {modes}"
+            f"the vector environment's metadata['autoreset_mode'] is {mode!r}, "
+            f"but must be one of AutoresetMode's {modes}"
         ) from None

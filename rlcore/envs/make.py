@@ -39,11 +39,15 @@ def make_vec(
     if not isinstance(num_envs, int) or num_envs < 1:
         raise UsageError(f"num_envs is {num_envs!r}, but must be a whole number of at least 1")
     if backend not in BACKENDS:
-        raise UsageError(f"backend is '{backend}', but may be one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}")
+        raise UsageError(
+            f"backend is '{backend}', but may be one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}"
+        )
     spec = find_spec(env_id)
     backend = resolve_backend(spec, backend)
     if backend == "vector" and autoreset_mode is not None:
-        raise UsageError(f"autoreset_mode is for backends sync and async; the vector environment of {env_id} has its own")
+        raise UsageError(
+            f"autoreset_mode is for backends sync and async; the vector environment of {env_id} has its own"
+        )
     mode = AutoresetMode.DISABLED if autoreset_mode is None else AutoresetMode(autoreset_mode)
     try:
         envs = _make(spec, num_envs, backend, mode, env_kwargs)
@@ -62,7 +66,9 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         return gymnasium.spec(env_id)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         near = did_you_mean(env_id, gymnasium.registry)
-        raise UsageError(f"environment '{env_id}' is not registered with gymnasium{near or f': {_one_line(error)}'}") from error
+        raise UsageError(
+            f"environment '{env_id}' is not registered with gymnasium{near or f': {_one_line(error)}'}"
+        ) from error
 
 
 def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto") -> str:

@@ -123,6 +123,14 @@ def _restore(packed: Any, current: Any) -> Any:
         old = current if isinstance(current, dict) else {}
         pairs = ((_restore(k, None), v) for k, v in content)
         return {key: _restore(v, old.get(key)) for key, v in pairs}
-    old = list(current) if isinstance(current, list | tuple | deque) and len(current) == len(content) else [None] * len(content)
+    old = (
+        list(current)
+        if isinstance(current, list | tuple | deque) and len(current) == len(content)
+        else [None] * len(content)
+    )
     values = [_restore(v, o) for v, o in zip(content, old, strict=True)]
-    return deque(values, getattr(current, "maxlen", None)) if kind == "deque" else {"list": list, "tuple": tuple}[kind](values)
+    return (
+        deque(values, getattr(current, "maxlen", None))
+        if kind == "deque"
+        else {"list": list, "tuple": tuple}[kind](values)
+    )

@@ -1,10 +1,10 @@
 """The run folder: what a training run leaves behind, and where.
 
-    config.toml            everything needed to make the run again; `rlcore train --config` takes it
-    checkpoints/           step-000012345.pt, the newest five
-    episodes.csv           one line per finished episode
-    events.out.tfevents.*  TensorBoard
-    evaluation.json        the final evaluation
+config.toml            everything needed to make the run again; `rlcore train --config` takes it
+checkpoints/           step-000012345.pt, the newest five
+episodes.csv           one line per finished episode
+events.out.tfevents.*  TensorBoard
+evaluation.json        the final evaluation
 """
 
 from __future__ import annotations

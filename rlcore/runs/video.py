@@ -16,7 +16,9 @@ from rlcore.evaluation import Actor
 SUFFIXES = (".mp4", ".gif")
 
 
-def record_video(agent: Agent, path: str | Path, seed: int, deterministic: bool = True, max_steps: int = 10_000) -> dict[str, Any]:
+def record_video(
+    agent: Agent, path: str | Path, seed: int, deterministic: bool = True, max_steps: int = 10_000
+) -> dict[str, Any]:
     """Play one episode and write it to an mp4 or gif file.
 
     Returns:

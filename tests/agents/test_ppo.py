@@ -67,13 +67,24 @@ def reference_loss(agent, batch):
         kl += ratio - 1 - np.log(ratio)
     n = len(rows)
     total = (policy_loss + cfg.vf_coef * value_loss - cfg.ent_coef * entropy) / n
-    return total, {"policy_loss": policy_loss / n, "value_loss": value_loss / n, "entropy": entropy / n, "approx_kl": kl / n}
+    return total, {
+        "policy_loss": policy_loss / n,
+        "value_loss": value_loss / n,
+        "entropy": entropy / n,
+        "approx_kl": kl / n,
+    }
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "switches",
-    [{}, dict(clip_vloss=False), dict(norm_adv=False), dict(objective="kl", kl_coef=0.7), dict(clip_coef=0.05, ent_coef=0.1)],
+    [
+        {},
+        dict(clip_vloss=False),
+        dict(norm_adv=False),
+        dict(objective="kl", kl_coef=0.7),
+        dict(clip_coef=0.05, ent_coef=0.1),
+    ],
 )
 def test_loss_equals_a_float64_loop_over_transitions(switches, mode):
     agent = moved(agent_with_rollout(mode=mode, **switches), 0.3)
@@ -107,7 +118,9 @@ def test_the_clipped_side_has_no_gradient_and_the_other_side_has():
     ratio = (agent.network.policy(batch.obs).log_prob(batch.actions) - batch.logprobs).exp()
     for sign, outside in ((1.0, ratio > 1.02), (-1.0, ratio < 0.98)):
         assert 0 < outside.sum() < len(outside)
-        clipped = batch.take(torch.nonzero(outside).flatten()).with_advantages(torch.full((int(outside.sum()),), sign).double())
+        clipped = batch.take(torch.nonzero(outside).flatten()).with_advantages(
+            torch.full((int(outside.sum()),), sign).double()
+        )
         assert gradient(agent, agent.loss(agent.network, clipped)[0]).abs().max() == 0
         pessimistic = clipped.with_advantages(-clipped.advantages)
         assert gradient(agent, agent.loss(agent.network, pessimistic)[0]).abs().max() > 0
@@ -146,7 +159,10 @@ def test_update_goes_through_every_transition_once_per_epoch_in_new_order():
     buffer = agent.buffer
     ids = torch.arange(48.0).view(12, 4)
     agent.update(buffer.flatten(ids, ids))
-    epochs = [torch.cat([b.source if b.source is not None else b.advantages for b in seen[e * 4 : e * 4 + 4]]) for e in range(3)]
+    epochs = [
+        torch.cat([b.source if b.source is not None else b.advantages for b in seen[e * 4 : e * 4 + 4]])
+        for e in range(3)
+    ]
     source = buffer.flatten(ids, ids).source
     for epoch in epochs:
         assert sorted(epoch.tolist()) == sorted(source.double().tolist())
@@ -241,7 +257,10 @@ def test_normalisation_changes_in_training_and_not_in_evaluation():
         (dict(learning_rate=float("nan")), "learning_rate is nan"),
         (dict(num_steps=2.5), "num_steps is 2.5, but must be a whole number"),
         (dict(norm_adv=1), "norm_adv is 1, but must be true or false"),
-        (dict(num_envs=3, num_steps=5, num_minibatches=4), "num_minibatches is 4, but must divide num_envs × num_steps = 3 × 5 = 15"),
+        (
+            dict(num_envs=3, num_steps=5, num_minibatches=4),
+            "num_minibatches is 4, but must divide num_envs × num_steps = 3 × 5 = 15",
+        ),
         (dict(activation="relo"), "activation is 'relo', but may be one of tanh, relu"),
         (dict(objective="trust"), "objective is 'trust'"),
         (dict(device="cuda:99"), "cuda:99"),
@@ -264,7 +283,7 @@ def test_vector_environments_of_ones_own():
     with pytest.raises(UsageError, match="env_kwargs"):
         PPO(envs, env_kwargs={"a": 1})
     agent = PPO(envs, seed=0, num_steps=8).learn(24)
-    with pytest.raises(UsageError, match="evaluate\\(env=...\\)"):
+    with pytest.raises(UsageError, match=r"evaluate\(env=\.\.\.\)"):
         agent.evaluate(2)
     assert len(agent.evaluate(5, seed=0, env=vectorize(lambda n: Echo(), 2, MODES[1])).returns) == 5
 
