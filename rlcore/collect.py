@@ -46,15 +46,19 @@ class Episodes:
 class HostRows:
     """The buffer's rows as numpy arrays, for environments that live in host memory.
 
-    On a CPU buffer they are the buffer's own memory and nothing is copied. On CUDA they are pinned: observations go
-    over row by row while the environments are still at work on the next one, all else in one copy at the end.
+    On a CPU buffer they are the buffer's own memory and nothing is copied. On CUDA they are staged in pinned memory:
+    an observation goes over when it arrives, in one copy, all else in one copy at the end.
+
+    Args:
+        buffer: where the rows go.
+        staged: whether to keep rows of their own; by default, where the buffer is not in host memory.
     """
 
     FIELDS = ("rewards", "terminated", "truncated", "mask", "dones")
 
-    def __init__(self, buffer: RolloutBuffer):
+    def __init__(self, buffer: RolloutBuffer, staged: bool | None = None):
         self.buffer = buffer
-        self.on_host = buffer.device.type == "cpu"
+        self.staged = buffer.device.type != "cpu" if staged is None else staged
         self.tensors = {name: self._host(getattr(buffer, name)) for name in self.FIELDS}
         self.obs_tensor = map_parts(self._host, buffer.obs)
         self.actions_tensor = self._host(buffer.actions)
@@ -69,20 +73,22 @@ class HostRows:
         self.obs = map_parts(lambda x: x.numpy(), self.obs_tensor)
 
     def _host(self, tensor: Tensor) -> Tensor:
-        return tensor if self.on_host else torch.empty_like(tensor, device="cpu", pin_memory=True)
+        if not self.staged:
+            return tensor
+        return torch.empty_like(tensor, device="cpu", pin_memory=torch.cuda.is_available())
 
     def write_obs(self, t: int, obs: Any) -> None:
         map_parts(lambda rows, part: np.copyto(rows[t], part, casting="unsafe"), self.obs, obs)
-        if not self.on_host:
+        if self.staged:
             map_parts(lambda x, host: x[t].copy_(host[t], non_blocking=True), self.buffer.obs, self.obs_tensor)
 
     def read_actions(self, t: int) -> np.ndarray:
-        if not self.on_host:
+        if self.staged:
             self.actions_tensor[t].copy_(self.buffer.actions[t])
         return self.actions[t]
 
     def flush(self) -> None:
-        if not self.on_host:
+        if self.staged:
             for name, tensor in self.tensors.items():
                 getattr(self.buffer, name).copy_(tensor)  # waits: the next rollout writes here
 

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from rlcore import PPO, ActorCritic, RolloutBuffer
-from rlcore.collect import Collector
+from rlcore.collect import Collector, HostRows
 from rlcore.envs import VectorAdapter
 from rlcore.errors import EnvironmentFault, UsageError
 from tests.environments import MODES, BreaksAt, Echo, Scripted, vectorize
@@ -61,6 +61,19 @@ def test_rollouts_hold_exactly_the_transitions_played_by_hand(mode, shared, num_
             assert [x.item() for x in got[1:5]] == [first, reward, terminated, truncated]
             torch.testing.assert_close(got[5], network.value(torch.from_numpy(obs)))
             torch.testing.assert_close(got[6], network.value(torch.from_numpy(successor)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_staged_for_a_device_arrive_as_those_written_in_place(mode):
+    """What a CUDA buffer does, with a CPU buffer in its place."""
+    in_place, staged = (collector(vectorize(lambda n: Scripted(SCRIPTS[n]), 3, mode), 6) for _ in range(2))
+    staged[0].rows = HostRows(staged[0].buffer, staged=True)
+    for _ in range(3):
+        episodes = [play.collect(network) for play, network in (in_place, staged)]
+        assert episodes[0] == episodes[1]
+        for name, ours in vars(in_place[0].buffer).items():
+            if isinstance(ours, torch.Tensor):
+                assert torch.equal(ours, getattr(staged[0].buffer, name)), name
 
 
 @pytest.mark.parametrize("mode", MODES)

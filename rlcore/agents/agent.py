@@ -90,7 +90,7 @@ class Agent:
         )
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.collector = Collector(self.adapter, self.buffer, self.generator)
-        self.collector.reset(config.seed)
+        self.collector.reset(self.restart_seed(0))
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
         self.parameters, self.parameter_vector = flatten_parameters(self.network)
         self.optimizer = torch.optim.Adam(
@@ -253,7 +253,8 @@ class Agent:
         if isinstance(env, VectorEnv):
             return self._play(env, episodes, seed, deterministic, max_steps)
         kwargs = self.env_kwargs if env in (None, self.env_id) else {}
-        envs = make_vec(env or self.env_id, min(episodes, MAX_ENVS), self.config.backend, **kwargs)
+        most = self.config.num_envs if self.config.backend == "async" else MAX_ENVS  # a process each
+        envs = make_vec(env or self.env_id, min(episodes, most), self.config.backend, **kwargs)
         try:
             return self._play(envs, episodes, seed, deterministic, max_steps)
         finally:
@@ -287,7 +288,10 @@ class Agent:
         """Go on where `state_dict` was taken; an agent of the same configuration."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        if len(state["generator"]) == len(self.generator.get_state()):
+            self.generator.set_state(state["generator"])
+        else:  # saved on another kind of device, whose generator has a state of another form
+            self.generator.manual_seed(self.restart_seed(state["iteration"]))
         # Environments whose state is not plain data start afresh, with seeds that no earlier part of the run used.
         self.collector.load_state_dict(state["collector"], seed=self.restart_seed(state["iteration"]))
         if self.reward_scaler:
@@ -296,7 +300,10 @@ class Agent:
         self.iteration = state["iteration"]
 
     def restart_seed(self, iteration: int) -> int:
-        """The seed of environments that begin anew after `iteration` rollouts because their state cannot be stored."""
+        """The seed of environments that begin anew after `iteration` rollouts.
+
+        Gymnasium gives environment n seed + n, so seeds 0 and 1 as they stand would share all starts but one.
+        """
         return int(np.random.SeedSequence([self.config.seed, iteration]).generate_state(1)[0] % 2**31)
 
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:

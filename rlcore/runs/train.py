@@ -137,7 +137,7 @@ class Run:
 
         step = self.agent.global_step
         episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
-        writer = SummaryWriter(str(self.folder.path), purge_step=step if self.resumed else None)
+        writer = SummaryWriter(str(self.folder.path), purge_step=step + 1 if self.resumed else None)
         progress = Progress(self.total_steps, step, show)
         self.episodes_log, self.writer = episodes_log, writer
         try:
