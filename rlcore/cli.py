@@ -8,6 +8,7 @@ import json
 import sys
 import time
 import tomllib
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -138,7 +139,8 @@ def _algorithm(name: str) -> str:
 def _train_parser(algo: str) -> Parser:
     from rlcore.agents import AGENTS
 
-    parser = Parser(prog=f"rlcore train {algo}", description=_summary(AGENTS[algo]))
+    prog = f"rlcore train {algo}"
+    parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=_summary(AGENTS[algo]))
     parser.add_argument("env_id", metavar="ENV_ID", help="gymnasium environment, such as CartPole-v1 or module:Name-v0")
     _add_run_flags(parser)
     _add_hyperparameters(parser, algo)
@@ -178,7 +180,9 @@ def _add_hyperparameters(parser: Parser, algo: str) -> None:
     group = parser.add_argument_group("hyperparameters")
     for field in dataclasses.fields(config):
         flag, default = "--" + field.name.replace("_", "-"), _shown(field.default)
-        text = f"{helps[field.name]} (default: {default})".replace("%", "%%")
+        choices = typing.get_args(kinds[field.name]) if typing.get_origin(kinds[field.name]) is typing.Literal else ()
+        one_of = f"one of {', '.join(choices)}; " if choices else ""
+        text = f"{helps[field.name]} ({one_of}default: {default})".replace("%", "%%")
         if inner_type(kinds[field.name]) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:

@@ -282,11 +282,12 @@ class Collector:
             "global_step": self.global_step,
         }
 
-    def load_state_dict(self, state: dict[str, Any], seed: int | None = None) -> None:
-        """Go on where `state_dict` was taken, or from fresh episodes (`seed`) where it holds no environment."""
+    def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
+        """Go on where `state_dict` was taken, or from new episodes (`seed`) where it holds no environment or none is
+        to be restored."""
         self.reset(seed)
         self.rows_collected, self.global_step = state["rows_collected"], state["global_step"]
-        if state["env"] is None:
+        if state["env"] is None or not restore_envs:
             return
         restore_state(self.envs.envs, state["env"])
         self.envs.pending = state["pending"].numpy().copy()

@@ -36,6 +36,7 @@ def test_evaluation_does_not_touch_training():
         for _ in agent.iterations(1500):
             if evaluate:
                 agent.evaluate(3, seed=1, deterministic=False)
+                agent.act(np.zeros((5, 4), np.float32))
         return agent.parameter_vector.detach()
 
     assert (weights(False) == weights(True)).all()

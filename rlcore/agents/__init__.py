@@ -18,7 +18,8 @@ def load(path: str | Path, env: str | VectorEnv | None = None, torso: Torso | No
 
     Args:
         path: a file written by `save`, or a checkpoint of a run folder. Reading it executes nothing it brings along.
-        env: needed where the agent was trained on a VectorEnv instance; may replace the environment otherwise.
+        env: needed where the agent was trained on a VectorEnv instance; may replace the environment otherwise. With it
+            new episodes begin; without it they go on where they were.
         torso: needed where the agent was made with a torso of your own: code is not stored.
         overrides: hyperparameters to change, such as `device`.
 

@@ -29,7 +29,7 @@ from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_
 from rlcore.networks import ActorCritic, Torso, flatten_parameters
 from rlcore.normalize import RewardScaler
 
-EVALUATION_STREAM = 0x5EED  # keeps the noise of stochastic evaluation apart from that of training
+ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
 
 class Agent:
@@ -71,6 +71,8 @@ class Agent:
             config = dataclasses.replace(config, seed=secrets.randbelow(2**31))
         self.config = config
         self.device = resolve_device(config.device)
+        if not isinstance(env, str | VectorEnv):
+            raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
         self.env_id = env if isinstance(env, str) else None
         self.env_kwargs = dict(env_kwargs or {})
         if isinstance(env, str):
@@ -89,6 +91,8 @@ class Agent:
             config.num_steps, config.num_envs, env.single_observation_space, self.adapter.action_spec, self.device
         )
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        # A generator of its own, so that acting on the side does not change the course of training.
+        self._actor = Actor(self.network, self.adapter, self._acting_generator(config.seed))
         self.collector = Collector(self.adapter, self.buffer, self.generator)
         self.collector.reset(self.restart_seed(0))
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
@@ -223,9 +227,7 @@ class Agent:
         Returns:
             Actions `[N, ...]`: shifted, squashed or clipped into the action space.
         """
-        actor = Actor(self.network, self.adapter, self.generator)
-        obs = self.adapter.split(obs)
-        return self.adapter.action_spec.to_env(actor(obs, deterministic))
+        return self.adapter.action_spec.to_env(self._actor(self.adapter.split(obs), deterministic))
 
     def evaluate(
         self,
@@ -267,8 +269,11 @@ class Agent:
         if (adapter.parts, adapter.action_spec.kind) != (self.adapter.parts, self.adapter.action_spec.kind):
             raise UsageError("the environment to evaluate in has other observations or actions than the one trained on")
         seed = secrets.randbelow(2**31) if seed is None else seed
-        generator = torch.Generator(self.device).manual_seed(seed ^ EVALUATION_STREAM)
-        return play_episodes(Actor(self.network, adapter, generator), adapter, episodes, seed, deterministic, max_steps)
+        actor = Actor(self.network, adapter, self._acting_generator(seed))
+        return play_episodes(actor, adapter, episodes, seed, deterministic, max_steps)
+
+    def _acting_generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed ^ ACTING_STREAM)
 
     # Saving.
 
@@ -284,8 +289,13 @@ class Agent:
             "iteration": self.iteration,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; an agent of the same configuration."""
+    def load_state_dict(self, state: dict[str, Any], restore_envs: bool = True) -> None:
+        """Go on where `state_dict` was taken, with an agent of the same configuration.
+
+        Args:
+            state: what `state_dict` gave.
+            restore_envs: False begins new episodes, in environments that may differ from those of the state.
+        """
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if len(state["generator"]) == len(self.generator.get_state()):
@@ -293,9 +303,10 @@ class Agent:
         else:  # saved on another kind of device, whose generator has a state of another form
             self.generator.manual_seed(self.restart_seed(state["iteration"]))
         # Environments whose state is not plain data start afresh, with seeds that no earlier part of the run used.
-        self.collector.load_state_dict(state["collector"], seed=self.restart_seed(state["iteration"]))
+        self.collector.load_state_dict(state["collector"], self.restart_seed(state["iteration"]), restore_envs)
         if self.reward_scaler:
-            self.reward_scaler.load_state_dict(state["reward_scaler"])
+            fresh = {} if restore_envs else {"carry": self.reward_scaler.carry}
+            self.reward_scaler.load_state_dict({**state["reward_scaler"], **fresh})
         self.coefs.update(state["coefs"])
         self.iteration = state["iteration"]
 
@@ -350,7 +361,7 @@ def load_agent(
     kwargs = {} if isinstance(env, VectorEnv) else payload["env_kwargs"]
     agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
     try:
-        agent.load_state_dict(payload["agent"])
+        agent.load_state_dict(payload["agent"], restore_envs=env is None)
     except (RuntimeError, KeyError, ValueError) as error:
         agent.close()
         raise CheckpointError(f"the checkpoint {path} does not fit this network or environment: {error}") from error

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import signal
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -140,6 +141,7 @@ class Run:
         writer = SummaryWriter(str(self.folder.path), purge_step=step + 1 if self.resumed else None)
         progress = Progress(self.total_steps, step, show)
         self.episodes_log, self.writer = episodes_log, writer
+        threading.excepthook = _leave_storage_errors_to_the_caller
         try:
             with StopSignals() as stop:
                 for metrics, episodes in self.agent.iterations(self.total_steps):
@@ -159,6 +161,7 @@ class Run:
             progress.close()
             episodes_log.close()
             writer.close()
+            threading.excepthook = threading.__excepthook__
 
     @property
     def mean_return(self) -> float:
@@ -234,6 +237,12 @@ class Run:
         data = json.dumps(report, indent=1).encode()
         self._guard(lambda: write_atomically(self.folder.evaluation_file, data))
         return report
+
+
+def _leave_storage_errors_to_the_caller(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer thread raises its error again in the next call, where it is reported in one sentence."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
 
 
 def set_threads(agent: Agent, asked: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def record_video(
     if path.exists():
         raise UsageError(f"the video file {path} exists already; choose another --out")
     writer = _writer_module(path)
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws to memory, whether or not there is a screen
     frames, rewards, fps = _play(agent, seed, deterministic, max_steps)
     try:
         if path.suffix == ".gif":

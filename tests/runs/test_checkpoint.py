@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from rlcore import PPO, load
+from rlcore import PPO, load, make_vec
 from rlcore import checkpoint as module
 from rlcore.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.errors import CheckpointError
@@ -34,7 +34,7 @@ def crafted_archive(path, payload):
     torch.save({"x": torch.zeros(1)}, memory)
     with zipfile.ZipFile(memory) as source, zipfile.ZipFile(path, "w") as target:
         for name in source.namelist():
-            target.writestr(name, pickle.dumps(payload) if name.endswith("data.pkl") else source.read(name))
+            target.writestr(name, pickle.dumps(payload, 2) if name.endswith("data.pkl") else source.read(name))
 
 
 @pytest.mark.parametrize("layout", ["archive", "bare pickle", "legacy torch"])
@@ -107,6 +107,16 @@ def test_what_is_written_is_read(tmp_path):
     read = read_checkpoint(tmp_path / "x.pt")
     assert torch.equal(read.pop("tensor"), payload.pop("tensor"))
     assert {k: read[k] for k in payload} == payload
+
+
+def test_an_environment_given_to_load_is_left_as_it_is(tmp_path):
+    """The stored one's state would put back its constants too: here, the reward."""
+    PPO("CartPole-v1", seed=0, norm_reward=True).learn(512).save(tmp_path / "agent.pt")
+    other = make_vec("CartPole-v1", 3, sutton_barto_reward=True)
+    agent = load(tmp_path / "agent.pt", env=other)
+    assert agent.global_step >= 512 and agent.config.num_envs == 3
+    returns = [ret for _, episodes in agent.iterations(3000) for ret in episodes.returns]
+    assert set(returns) == {-1.0}
 
 
 @pytest.mark.parametrize("backend", ["auto", "sync"])
