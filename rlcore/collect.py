@@ -128,8 +128,7 @@ class Collector:
 
     def reset(self, seed: int | None = None) -> None:
         """Start all environments afresh; episodes under way are dropped."""
-        self.next_obs = map_parts(np.copy, self.envs.reset(seed))
-        self.next_first[:] = False
+        self.next_obs, self.next_first = self.envs.reset(seed), np.zeros(self.buffer.num_envs, dtype=bool)
         self.episode_returns[:] = 0
         self.episode_lengths[:] = 0
 
@@ -174,8 +173,7 @@ class Collector:
             obs = step.obs
             # The observation after a dead row starts an episode; without dead rows, the one after the end does.
             first = ~step.real if envs.has_dead_rows else step.terminated | step.truncated
-        self.next_obs = map_parts(np.copy, obs)
-        self.next_first = first.copy()
+        self.next_obs, self.next_first = obs, first
         return finals
 
     def _act(self, network: ActorCritic, t: int) -> None:

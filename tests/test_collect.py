@@ -97,6 +97,30 @@ def test_finished_episodes_are_counted_across_rollouts(mode):
     assert play.global_step == expected
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rollouts", range(7))
+def test_collection_goes_on_from_a_stored_state_wherever_it_was_cut(mode, rollouts):
+    """At each of these cuts some environment is at another point of its episode: first row, dead row, middle."""
+
+    def new():
+        return collector(vectorize(lambda n: Scripted(SCRIPTS[n]), 3, mode), 1)
+
+    play, network = new()
+    play.reset()
+    for _ in range(rollouts):
+        play.collect(network)
+    resumed, same = new()
+    resumed.load_state_dict(play.state_dict())
+    resumed.generator.set_state(play.generator.get_state())
+    for _ in range(6):
+        episodes = [play.collect(network), resumed.collect(same)]
+        assert episodes[0] == episodes[1]
+        for name, ours in vars(play.buffer).items():
+            if isinstance(ours, torch.Tensor):
+                assert torch.equal(ours, getattr(resumed.buffer, name)), name
+    assert play.global_step == resumed.global_step
+
+
 def test_a_dead_row_is_masked_and_its_successor_begins_an_episode():
     play, network = collector(vectorize(lambda n: Scripted([(2, "t")]), 1, AutoresetMode.NEXT_STEP), 8)
     play.collect(network)
