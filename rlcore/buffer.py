@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
 
 import gymnasium
 import torch
@@ -30,7 +32,9 @@ class RolloutBuffer:
         terminated, truncated: `[T, N]` bool, whether that transition ended the episode, and how.
         next_values: `[T, N]` V of the true successor: of the final observation where an episode ended, never of the
             observation after the reset.
-        mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset.
+        mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset, an environment that has
+            finished its episode and waits for the others.
+        length: number of rows filled in this rollout, T unless all episodes of a whole-episode rollout ended before.
 
     Args:
         num_steps: T.
@@ -53,36 +57,42 @@ class RolloutBuffer:
                 raise UsageError(f"{name} is {size}, but a buffer holds at least 1")
         spec = action_space if isinstance(action_space, ActionSpec) else action_spec(action_space)
         self.num_steps, self.num_envs, self.device = num_steps, num_envs, torch.device(device)
+        self.length = num_steps
 
-        def field(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(num_steps, num_envs, *shape, dtype=dtype, device=device)
 
         self.obs: Obs = map_parts(
-            lambda part: field(*part.shape, dtype=part.dtype), observation_parts(observation_space)
+            lambda part: zeros(*part.shape, dtype=part.dtype), observation_parts(observation_space)
         )
-        self.dones = field(dtype=torch.bool)
-        self.actions = field(*spec.shape, dtype=spec.dtype)
-        self.dist_params = field(spec.num_params)
-        self.logprobs = field()
-        self.values = field()
-        self.rewards = field()
-        self.terminated = field(dtype=torch.bool)
-        self.truncated = field(dtype=torch.bool)
-        self.next_values = field()
-        self.mask = field(dtype=torch.bool)
+        self.dones = zeros(dtype=torch.bool)
+        self.actions = zeros(*spec.shape, dtype=spec.dtype)
+        self.dist_params = zeros(spec.num_params)
+        self.logprobs = zeros()
+        self.values = zeros()
+        self.rewards = zeros()
+        self.terminated = zeros(dtype=torch.bool)
+        self.truncated = zeros(dtype=torch.bool)
+        self.next_values = zeros()
+        self.mask = zeros(dtype=torch.bool)
 
     def __repr__(self) -> str:
         return f"RolloutBuffer(num_steps={self.num_steps}, num_envs={self.num_envs}, device='{self.device}')"
 
-    def flatten(self, advantages: Tensor, returns: Tensor) -> Batch:
-        """The whole rollout as one batch of B = T · N transitions, with what the estimator made of it.
+    def flatten(self, advantages: Tensor, returns: Tensor, weight: Tensor | None = None) -> Batch:
+        """The filled rows as one batch of B transitions, with what the estimator made of them.
 
         The fields are views. A loss should take its samples with `Batch.take`, which keeps padding out.
+
+        Args:
+            advantages, returns: `[T, N]`.
+            weight: `[T, N]` share of each transition in the loss, where that is not the mean over transitions.
         """
 
         def flat(x: Tensor) -> Tensor:
-            return x.flatten(0, 1)
+            return x[: self.length].flatten(0, 1)
 
+        mask = flat(self.mask)
         return Batch(
             obs=map_parts(flat, self.obs),
             actions=flat(self.actions),
@@ -91,9 +101,10 @@ class RolloutBuffer:
             values=flat(self.values),
             advantages=flat(advantages),
             returns=flat(returns),
-            mask=flat(self.mask),
-            weight=_weight(flat(self.mask)),
-            source=_source(flat(self.mask)),
+            mask=mask,
+            weight=_weight(mask) if weight is None else torch.where(mask, flat(weight), 0.0),
+            weighted=weight is not None,
+            source=_source(mask),
         )
 
 
@@ -103,8 +114,11 @@ class Batch:
 
     Attributes:
         advantages, returns: `[B]` from the agent's estimator.
-        weight: `[B]` 1/(number of real transitions) for a real transition, 0 for padding; see `mean`.
+        weight: `[B]` share of each transition in the loss, 0 for padding. 1/(number of real transitions) for each of
+            them, unless the estimator gave other weights; see `mean`.
+        weighted: whether it did.
         source: `[B]` the row to read for each row: itself, or a real one in place of padding.
+        extras: further `[B]` tensors that an agent wants with each transition.
     """
 
     obs: Obs
@@ -116,7 +130,9 @@ class Batch:
     returns: Tensor
     mask: Tensor
     weight: Tensor
+    weighted: bool = False
     source: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, indices: Tensor) -> Batch:
         """The transitions at `indices [M]`, as a batch of its own.
@@ -125,6 +141,8 @@ class Batch:
         whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
         """
         mask = self.mask[indices]
+        # A minibatch stands for the whole: given weights are scaled up by how much of it was left out.
+        weight = self.weight[indices] * (len(self.mask) / len(mask)) if self.weighted else _weight(mask)
         indices = indices if self.source is None else self.source[indices]
         return Batch(
             obs=map_parts(lambda x: x[indices], self.obs),
@@ -135,21 +153,24 @@ class Batch:
             advantages=self.advantages[indices],
             returns=self.returns[indices],
             mask=mask,
-            weight=_weight(mask),
+            weight=weight,
+            weighted=self.weighted,
+            extras={name: x[indices] for name, x in self.extras.items()},
         )
 
     def mean(self, x: Tensor) -> Tensor:
-        """Mean of `x [B]` over the real transitions of this batch; 0 where there is none."""
+        """Σ weight · x over `x [B]`: the mean over the real transitions, unless the estimator gave other weights."""
         return torch.dot(x, self.weight.to(x.dtype))
 
     def standardize(self, x: Tensor) -> Tensor:
         """`x [B]` with mean 0 and standard deviation 1 over the real transitions (1e-8 keeps constants finite)."""
-        x = x - self.mean(x)
-        return x / (self.mean(x * x).sqrt() + 1e-8)
+        weight = (_weight(self.mask) if self.weighted else self.weight).to(x.dtype)
+        x = x - torch.dot(x, weight)
+        return x / (torch.dot(x * x, weight).sqrt() + 1e-8)
 
-    def with_advantages(self, advantages: Tensor) -> Batch:
-        """The same transitions with other advantages."""
-        return replace(self, advantages=advantages)
+    def replace(self, **fields: Any) -> Batch:
+        """The same transitions with other values in some fields."""
+        return dataclasses.replace(self, **fields)
 
 
 def _weight(mask: Tensor) -> Tensor:

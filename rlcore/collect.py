@@ -94,16 +94,31 @@ class HostRows:
 
 
 class Collector:
-    """Plays N environments with a policy and fills a buffer, rollout after rollout, across episode ends.
+    """Plays N environments with a policy and fills a buffer.
+
+    A rollout is either a segment, which goes on where the last one stopped and across episode ends, or, with
+    `whole_episodes`, one episode of each environment from its beginning: who finishes waits with mask 0, and the
+    rollout ends early when all have finished.
 
     Args:
         envs: the environments behind their adapter.
         buffer: what to fill; its device is where the network lives.
         generator: source of the action noise, on the buffer's device.
+        whole_episodes: collect whole episodes instead of segments; `reset` before each rollout.
+        with_values: False leaves out the critic, for agents that have no use for it; values then stay 0.
     """
 
-    def __init__(self, envs: VectorAdapter, buffer: RolloutBuffer, generator: torch.Generator):
+    def __init__(
+        self,
+        envs: VectorAdapter,
+        buffer: RolloutBuffer,
+        generator: torch.Generator,
+        whole_episodes: bool = False,
+        with_values: bool = True,
+    ):
         self.envs, self.buffer, self.generator = envs, buffer, generator
+        self.whole_episodes, self.with_values = whole_episodes, with_values
+        self.cut_episodes = 0  # whole-episode rollouts: how many were still running after T steps
         self.rows = HostRows(buffer)
         self.draw_noise = distribution_class(envs.action_spec).noise_
         self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
@@ -126,9 +141,10 @@ class Collector:
         rows = zip(*(part.unbind() for part in obs.values()), strict=True)
         return [dict(zip(obs, row, strict=True)) for row in rows]
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: int | list[int] | None = None) -> None:
         """Start all environments afresh; episodes under way are dropped."""
-        self.next_obs, self.next_first = self.envs.reset(seed), np.zeros(self.buffer.num_envs, dtype=bool)
+        self.next_obs = self.envs.reset(seed)
+        self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
         self.episode_returns[:] = 0
         self.episode_lengths[:] = 0
 
@@ -147,7 +163,7 @@ class Collector:
         self.rows.flush()
         self._complete(network, finals)
         episodes = self._count_episodes()
-        self.rows_collected += self.buffer.num_steps
+        self.rows_collected += self.buffer.length
         self.global_step += int(self.rows.mask.sum())
         return episodes
 
@@ -155,6 +171,7 @@ class Collector:
         """The loop over T; returns (step, environments, observations) where episodes ended out of sight."""
         envs, rows, finals = self.envs, self.rows, []
         obs, first = self.next_obs, self.next_first
+        playing = np.ones(self.buffer.num_envs, dtype=bool)
         for t in range(self.buffer.num_steps):
             rows.write_obs(t, obs)
             rows.dones[t] = first
@@ -167,18 +184,27 @@ class Collector:
             rows.rewards[t] = step.rewards
             rows.terminated[t] = step.terminated
             rows.truncated[t] = step.truncated
-            rows.mask[t] = step.real
+            rows.mask[t] = step.real & playing
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
+            if self.whole_episodes:
+                playing &= ~(step.terminated | step.truncated)
+                if not playing.any():
+                    break
             # The observation after a dead row starts an episode; without dead rows, the one after the end does.
             first = ~step.real if envs.has_dead_rows else step.terminated | step.truncated
+        self.buffer.length = t + 1
+        rows.mask[t + 1 :] = False
+        if self.whole_episodes:
+            rows.truncated[t] |= playing  # an episode that is still running is cut here
+            self.cut_episodes = int(playing.sum())
         self.next_obs, self.next_first = obs, first
         return finals
 
     def _act(self, network: ActorCritic, t: int) -> None:
         """Choose the actions of row t."""
-        if network.shared:
+        if network.shared and self.with_values:
             policy, values = network(self.obs_rows[t])
             self.value_rows[t].copy_(values)
         else:
@@ -190,10 +216,12 @@ class Collector:
         """Fill what needs no environment: log-probabilities, values and next values."""
         buffer = self.buffer
         buffer.logprobs.copy_(network.distribution(buffer.dist_params).log_prob(buffer.actions))
+        if not self.with_values:
+            return
         if not network.shared:
             buffer.values.copy_(network.value(buffer.obs))
         buffer.next_values[:-1] = buffer.values[1:]
-        buffer.next_values[-1] = network.value(self._to_device(self.next_obs))
+        buffer.next_values[buffer.length - 1] = network.value(self._to_device(self.next_obs))
         if finals:
             steps = np.concatenate([np.full(len(envs), t) for t, envs, _ in finals])
             envs = np.concatenate([envs for _, envs, _ in finals])
@@ -210,12 +238,13 @@ class Collector:
         rows = self.rows
         named = dict(rows.obs) if isinstance(rows.obs, dict) else {"": rows.obs}
         for part, values in named.items():
-            self._refuse_nan(f"its observation{f' part {part!r}' if part else ''}", values[:steps], offset=0)
-        self._refuse_nan("its reward", rows.rewards[: steps and steps - 1], offset=1)
+            filled = values[: self.buffer.length if steps is None else steps]
+            self._refuse_nan(f"its observation{f' part {part!r}' if part else ''}", filled, offset=0)
+        self._refuse_nan("its reward", rows.rewards[: self.buffer.length if steps is None else steps - 1], offset=1)
         if steps is None:
             last = self.next_obs if isinstance(self.next_obs, dict) else {"": self.next_obs}
             for values in last.values():
-                self._refuse_nan("its observation", np.asarray(values)[None], offset=self.buffer.num_steps)
+                self._refuse_nan("its observation", np.asarray(values)[None], offset=self.buffer.length)
             for t, envs, obs in finals:
                 for values in obs.values() if isinstance(obs, dict) else [obs]:
                     self._refuse_nan("its final observation", np.asarray(values)[None], offset=t + 1, envs=envs)
@@ -252,8 +281,9 @@ class Collector:
             episodes.returns.append(float(returns[t + 1, n] - base_returns[n]))
             episodes.lengths.append(int(lengths[t + 1, n] - base_lengths[n]))
             base_returns[n], base_lengths[n] = returns[t + 1, n], lengths[t + 1, n]
-        self.episode_returns = returns[-1] - base_returns
-        self.episode_lengths = lengths[-1] - base_lengths
+        going_on = not self.whole_episodes
+        self.episode_returns = (returns[-1] - base_returns) * going_on
+        self.episode_lengths = (lengths[-1] - base_lengths) * going_on
         return episodes
 
     def is_capturable(self) -> bool:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import secrets
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlcore.agents.config import Config, make_config
 from rlcore.buffer import Batch, RolloutBuffer
@@ -55,6 +56,7 @@ class Agent:
     """
 
     Config: ClassVar[type[Config]] = Config
+    seeds_each_env: ClassVar[bool] = False  # whether environments must take a reset seed each
 
     def __init__(
         self,
@@ -69,18 +71,21 @@ class Agent:
         config = make_config(self.Config, hyperparameters)
         if config.seed is None:
             config = dataclasses.replace(config, seed=secrets.randbelow(2**31))
-        self.config = config
         self.device = resolve_device(config.device)
         if not isinstance(env, str | VectorEnv):
             raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
         self.env_id = env if isinstance(env, str) else None
         self.env_kwargs = dict(env_kwargs or {})
         if isinstance(env, str):
-            env = make_vec(env, config.num_envs, config.backend, **self.env_kwargs)
+            backend = "sync" if config.backend == "auto" and self.seeds_each_env else config.backend
+            env = make_vec(env, config.num_envs, backend, **self.env_kwargs)
         elif self.env_kwargs:
             raise UsageError(
                 "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"
             )
+        if config.num_steps is None:
+            config = dataclasses.replace(config, num_steps=time_limit(env))
+        self.config = config
         self.envs = env
         self.adapter = VectorAdapter(env, config.squash)
 
@@ -93,15 +98,16 @@ class Agent:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # A generator of its own, so that acting on the side does not change the course of training.
         self._actor = Actor(self.network, self.adapter, self._acting_generator(config.seed))
-        self.collector = Collector(self.adapter, self.buffer, self.generator)
-        self.collector.reset(self.restart_seed(0))
+        self.collector = Collector(
+            self.adapter, self.buffer, self.generator, config.whole_episodes, with_values=self.needs_values
+        )
+        self.collector.reset(self.reset_seeds(0))
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
         self.parameters, self.parameter_vector = flatten_parameters(self.network)
-        self.optimizer = torch.optim.Adam(
-            [self.parameter_vector], config.learning_rate, eps=config.adam_eps, fused=True
-        )
+        self.optimizer = make_optimizer(self.parameter_vector, config)
         self.coefs: dict[str, float] = {}
         self.iteration = 0
+        self._told_cut_episodes = False
 
     def _build_network(self, torso: Torso | None) -> ActorCritic:
         config = self.config
@@ -119,8 +125,9 @@ class Agent:
 
     # What an algorithm provides.
 
-    def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
-        """Advantages and returns (value targets), each [T, N], of a rollout."""
+    def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, ...]:
+        """Advantages and returns (value targets) of a rollout, each [T, N], and, where the loss is no mean over
+        transitions, the weight of each transition, [T, N]."""
         raise NotImplementedError
 
     def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -128,6 +135,11 @@ class Agent:
         raise NotImplementedError
 
     # The loop.
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether anything of this algorithm asks the critic."""
+        return True
 
     @property
     def global_step(self) -> int:
@@ -151,7 +163,10 @@ class Agent:
         while self.global_step < total_steps:
             start, first = time.perf_counter(), self.global_step
             self.anneal(1 - self.global_step / total_steps)
+            if self.config.whole_episodes and self.iteration > 0:
+                self.collector.reset(self.reset_seeds(self.iteration))
             episodes = self.collector.collect(self.network)
+            self._tell_cut_episodes()
             tensors = self.learn_from_buffer()
             self.iteration += 1
             metrics = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
@@ -159,6 +174,16 @@ class Agent:
             metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
             metrics["steps_per_second"] = (self.global_step - first) / (time.perf_counter() - start)
             yield metrics, episodes
+
+    def _tell_cut_episodes(self) -> None:
+        cut = self.collector.cut_episodes
+        if cut and not self._told_cut_episodes:
+            self._told_cut_episodes = True
+            warnings.warn(
+                f"{cut} of {self.config.num_envs} episodes were still running after num_steps = {self.config.num_steps} "
+                "and were cut there; later cuts are not reported",
+                stacklevel=3,
+            )
 
     def anneal(self, remaining: float) -> None:
         """Set what changes over a run; `remaining` goes from 1 at its start to 0 at its end."""
@@ -171,24 +196,32 @@ class Agent:
         buffer = self.buffer
         if self.reward_scaler is not None:
             self.reward_scaler.scale_(buffer)
-        advantages, returns = self.estimate(buffer)
-        metrics = self.update(buffer.flatten(advantages, returns))
-        metrics["explained_variance"] = explained_variance(buffer.values, returns, buffer.mask)
+        estimate = self.estimate(buffer)
+        metrics = self.update(buffer.flatten(*estimate))
+        if self.needs_values:
+            metrics["explained_variance"] = explained_variance(buffer.values, estimate[1], buffer.mask)
         self.network.update_normalizer(buffer.obs, buffer.mask)
         return metrics
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
         config = self.config
-        size = len(batch.weight)
+        rows = self.rows_to_learn_from(batch)
         steps: list[dict[str, Tensor]] = []
         for _ in range(config.update_epochs):
-            order = torch.randperm(size, generator=self.generator, device=self.device)
-            for indices in order.split(size // config.num_minibatches):
+            order = rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
+            for indices in order.tensor_split(min(config.num_minibatches, len(rows))):
                 steps.append(self.step(batch.take(indices)))
             if self.stops_after(steps[-config.num_minibatches :]):
                 break
         return mean_metrics(steps)
+
+    def rows_to_learn_from(self, batch: Batch) -> Tensor:
+        """Indices into a rollout's batch. Segments are all but full; whole episodes may be mostly padding, which a
+        program of free shapes can leave out."""
+        if self.config.whole_episodes:
+            return torch.nonzero(batch.mask).squeeze(-1)
+        return torch.arange(len(batch.mask), device=self.device)
 
     def stops_after(self, epoch: list[dict[str, Tensor]]) -> bool:
         """Whether an epoch with these metrics is an iteration's last, because the policy has moved far enough."""
@@ -310,6 +343,10 @@ class Agent:
         self.coefs.update(state["coefs"])
         self.iteration = state["iteration"]
 
+    def reset_seeds(self, iteration: int) -> int | list[int]:
+        """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset."""
+        return self.restart_seed(iteration)
+
     def restart_seed(self, iteration: int) -> int:
         """The seed of environments that begin anew after `iteration` rollouts.
 
@@ -334,6 +371,24 @@ class Agent:
     def close(self) -> None:
         """Close the environments."""
         self.adapter.close()
+
+
+def make_optimizer(parameter: nn.Parameter, config: Config) -> torch.optim.Optimizer:
+    """The optimiser of a config over one parameter vector."""
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop([parameter], config.learning_rate, config.rmsprop_alpha, config.optimizer_eps)
+    return torch.optim.Adam([parameter], config.learning_rate, eps=config.optimizer_eps, fused=True)
+
+
+def time_limit(envs: VectorEnv) -> int:
+    """The environment's own longest episode, or a UsageError where it has none."""
+    limit = getattr(envs.spec, "max_episode_steps", None)
+    if limit is None:
+        raise UsageError(
+            "num_steps is none, which means the environment's time limit, but this environment has none; "
+            "give num_steps, the longest episode to collect"
+        )
+    return int(limit)
 
 
 def mean_metrics(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:

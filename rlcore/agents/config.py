@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlcore.errors import UsageError, did_you_mean
 
@@ -18,11 +18,15 @@ from rlcore.errors import UsageError, did_you_mean
 class Config:
     """What every agent has; each algorithm adds its own and sets other defaults."""
 
+    whole_episodes: ClassVar[bool] = False  # rollouts of whole episodes instead of segments
+
     num_envs: int = 4  # N, environments stepped in parallel
     num_steps: int = 128  # T, steps of each environment per rollout
-    learning_rate: float = 2.5e-4  # step size of Adam
+    optimizer: Literal["adam", "rmsprop"] = "adam"  # what turns gradients into steps
+    learning_rate: float = 2.5e-4  # step size of the optimiser
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
-    adam_eps: float = 1e-5  # ε in the denominator of Adam's step
+    optimizer_eps: float = 1e-5  # ε in the denominator of the optimiser's step
+    rmsprop_alpha: float = 0.99  # decay of RMSprop's mean square
     gamma: float = 0.99  # γ, discount
     num_minibatches: int = 1  # parts into which a rollout is split for the updates
     update_epochs: int = 1  # times each rollout is gone through
@@ -45,6 +49,17 @@ class Config:
             value = check_type(field.name, getattr(self, field.name), field_types(type(self))[field.name])
             object.__setattr__(self, field.name, value)
             check_range(field.name, value)
+        self.check()
+
+    @classmethod
+    def implied(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values that others imply where they are not given themselves; a named variant is such a bundle."""
+        return {}
+
+    def check(self) -> None:
+        """Refuse combinations of values; an algorithm adds its own."""
+        if self.num_steps is None or self.whole_episodes:
+            return
         batch = self.num_envs * self.num_steps
         if batch % self.num_minibatches:
             raise UsageError(
@@ -58,8 +73,16 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     **dict.fromkeys(("num_envs", "num_steps", "num_minibatches", "update_epochs"), (1, math.inf, True)),
     **dict.fromkeys(("gamma", "gae_lambda"), (0, 1, True)),
     **dict.fromkeys(("learning_rate", "ent_coef", "vf_coef", "kl_coef", "seed"), (0, math.inf, True)),
-    **dict.fromkeys(("adam_eps", "clip_coef", "max_grad_norm", "target_kl"), (0, math.inf, False)),
+    **dict.fromkeys(("optimizer_eps", "clip_coef", "max_grad_norm", "target_kl"), (0, math.inf, False)),
     "hidden_sizes": (1, math.inf, True),
+    "group_size": (2, math.inf, True),
+    "rmsprop_alpha": (0, 1, True),
+    "baseline_decay": (0, 1, True),
+    **dict.fromkeys(("cg_iterations", "line_search_steps", "reference_every"), (1, math.inf, True)),
+    **dict.fromkeys(("max_kl", "clip_coef_high"), (0, math.inf, False)),
+    "cg_damping": (0, math.inf, True),
+    "line_search_decay": (0, 1, False),
+    "fisher_fraction": (0, 1, False),
     "log_std_init": (-20, 2, True),
 }
 
@@ -67,7 +90,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """A config from keyword arguments; an unknown name is refused with the nearest one."""
     check_names(config_class, values)
-    return config_class(**values)
+    return config_class(**{**config_class.implied(values), **values})
 
 
 def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None:
@@ -81,7 +104,11 @@ def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None
 
 def field_types(config_class: type[Config]) -> dict[str, Any]:
     """The resolved type of each field."""
-    return typing.get_type_hints(config_class)
+    return {name: kind for name, kind in typing.get_type_hints(config_class).items() if not _is_class_variable(kind)}
+
+
+def _is_class_variable(kind: Any) -> bool:
+    return kind is ClassVar or typing.get_origin(kind) is ClassVar
 
 
 def is_optional(kind: Any) -> bool:

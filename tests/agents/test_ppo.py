@@ -118,11 +118,11 @@ def test_the_clipped_side_has_no_gradient_and_the_other_side_has():
     ratio = (agent.network.policy(batch.obs).log_prob(batch.actions) - batch.logprobs).exp()
     for sign, outside in ((1.0, ratio > 1.02), (-1.0, ratio < 0.98)):
         assert 0 < outside.sum() < len(outside)
-        clipped = batch.take(torch.nonzero(outside).flatten()).with_advantages(
-            torch.full((int(outside.sum()),), sign).double()
+        clipped = batch.take(torch.nonzero(outside).flatten()).replace(
+            advantages=torch.full((int(outside.sum()),), sign).double()
         )
         assert gradient(agent, agent.loss(agent.network, clipped)[0]).abs().max() == 0
-        pessimistic = clipped.with_advantages(-clipped.advantages)
+        pessimistic = clipped.replace(advantages=-clipped.advantages)
         assert gradient(agent, agent.loss(agent.network, pessimistic)[0]).abs().max() > 0
 
 
