@@ -10,22 +10,24 @@ from rlcore.version import __version__
 
 if TYPE_CHECKING:
     from rlcore import estimators
-    from rlcore.agents import PPO, load
+    from rlcore.agents import A2C, GRPO, PPO, REINFORCE, TRPO, load
     from rlcore.buffer import RolloutBuffer
     from rlcore.envs import make_vec
     from rlcore.errors import RlcoreError
     from rlcore.networks import ActorCritic
 
 _HOME = {
-    "PPO": "rlcore.agents",
-    "load": "rlcore.agents",
+    **dict.fromkeys(("REINFORCE", "A2C", "PPO", "TRPO", "GRPO", "load"), "rlcore.agents"),
     "RolloutBuffer": "rlcore.buffer",
     "make_vec": "rlcore.envs",
     "RlcoreError": "rlcore.errors",
     "ActorCritic": "rlcore.networks",
 }
 
-__all__ = ["PPO", "ActorCritic", "RlcoreError", "RolloutBuffer", "__version__", "estimators", "load", "make_vec"]
+__all__ = [
+    "A2C", "GRPO", "PPO", "REINFORCE", "TRPO", "ActorCritic", "RlcoreError", "RolloutBuffer", "__version__",
+    "estimators", "load", "make_vec",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

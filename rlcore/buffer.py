@@ -162,11 +162,14 @@ class Batch:
         """Σ weight · x over `x [B]`: the mean over the real transitions, unless the estimator gave other weights."""
         return torch.dot(x, self.weight.to(x.dtype))
 
+    def step_mean(self, x: Tensor) -> Tensor:
+        """Mean of `x [B]` over the real transitions, whatever weights the estimator gave."""
+        return torch.dot(x, (_weight(self.mask) if self.weighted else self.weight).to(x.dtype))
+
     def standardize(self, x: Tensor) -> Tensor:
         """`x [B]` with mean 0 and standard deviation 1 over the real transitions (1e-8 keeps constants finite)."""
-        weight = (_weight(self.mask) if self.weighted else self.weight).to(x.dtype)
-        x = x - torch.dot(x, weight)
-        return x / (torch.dot(x * x, weight).sqrt() + 1e-8)
+        x = x - self.step_mean(x)
+        return x / (self.step_mean(x * x).sqrt() + 1e-8)
 
     def replace(self, **fields: Any) -> Batch:
         """The same transitions with other values in some fields."""

@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,6 +48,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *_: f"rlcore: {message}\n"
     try:
         return _dispatch(arguments)
     except RlcoreError as error:
@@ -233,12 +235,14 @@ def _env_kwargs(pairs: list[str]) -> dict[str, Any]:
 
 
 def _train_new(algo: str, env_id: str, values: dict[str, Any]) -> int:
+    from rlcore.agents import AGENTS
     from rlcore.presets import find_preset, load_preset
 
     name = values.get("preset")
     preset = find_preset(algo, env_id) if name is None else None if name == "none" else load_preset(algo, name)
     used = "none" if preset is None else name or env_id
-    merged = {**(preset or {}), **values}
+    # Flags before presets, and what a flag implies (a variant's switches) between them.
+    merged = {**(preset or {}), **AGENTS[algo].Config.implied(values), **values}
     settings = {
         "algo": algo,
         "env_id": env_id,

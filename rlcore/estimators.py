@@ -76,6 +76,137 @@ def reward_to_go(
     return _reverse_scan(rewards, decay)
 
 
+def total_return(rewards: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
+    """Discounted return of a whole episode, the same at each of its steps (Williams 1992).
+
+    Args:
+        rewards: `[T, N]` of one episode per environment, from row 0 on.
+        gamma, mask: as in `gae`.
+
+    Returns:
+        Σ_t γ^t r_t `[T, N]`, 0 where masked.
+    """
+    rewards = rewards if mask is None else torch.where(mask, rewards, 0.0)
+    total = (rewards * _powers(gamma, rewards)).sum(0).expand_as(rewards)
+    return total.clone() if mask is None else torch.where(mask, total, 0.0)
+
+
+def _powers(gamma: float, like: Tensor) -> Tensor:
+    """γ^t as a column [T, 1]."""
+    return gamma ** torch.arange(len(like), device=like.device, dtype=like.dtype).unsqueeze(-1)
+
+
+def group_outcome_advantages(
+    rewards: Tensor,
+    mask: Tensor,
+    group_size: int,
+    gamma: float = 1.0,
+    scale: bool = True,
+    leave_one_out: bool = False,
+) -> Tensor:
+    """Outcome supervision of GRPO (Shao et al. 2024, section 4.1.2): Â = (R − mean_group) / std_group at every step.
+
+    Args:
+        rewards: `[T, N]` of one episode per environment, from row 0 on; environment n belongs to group n // G.
+        mask: `[T, N]` of bool, False for padding.
+        group_size: G, at least 2; divides N.
+        gamma: discount of the outcome R = Σ_t γ^t r_t; 1 in the paper.
+        scale: divide by the group's standard deviation; False is Dr. GRPO (Liu et al. 2025, section 3.2).
+        leave_one_out: compare with the mean of the other members (RLOO, Ahmadian et al. 2024, eq. 8).
+
+    Returns:
+        Advantages `[T, N]`, 0 where masked and in groups whose scores are all equal.
+    """
+    outcome = total_return(rewards, gamma, mask)[0]  # row 0 is real in every episode
+    scores = _by_group(outcome, group_size)  # [groups, G]
+    centred = _centred(scores, torch.ones_like(scores, dtype=torch.bool))
+    if leave_one_out:
+        centred = centred * group_size / (group_size - 1)
+    if scale:
+        centred = centred / (centred.pow(2).mean(-1, keepdim=True).sqrt() + 1e-8)
+    return torch.where(mask, centred.flatten().expand_as(rewards), 0.0)
+
+
+def group_process_advantages(
+    rewards: Tensor, mask: Tensor, group_size: int, scale: bool = True, aligned: bool = False, gamma: float = 1.0
+) -> Tensor:
+    """Process supervision of GRPO (Shao et al. 2024, section 4.1.3), or its step-aligned form.
+
+    The paper's form normalises each step reward over all steps of all members, then sums: Â_t = Σ_{j ≥ t} r̃_j. Where
+    every step pays the same, as in CartPole, that is 0 throughout. The aligned form instead compares like with like: at
+    each step t, the reward-to-go of the members that are still playing at t, normalised over them.
+
+    Args:
+        rewards, mask, group_size, scale: as in `group_outcome_advantages`.
+        aligned: the step-aligned form.
+        gamma: discount of the reward-to-go, in the aligned form only.
+
+    Returns:
+        Advantages `[T, N]`, 0 where masked and where all that is compared is equal.
+    """
+    zeros = torch.zeros_like(mask)
+    to_go = reward_to_go(rewards, zeros, zeros, gamma, mask=mask) if aligned else torch.where(mask, rewards, 0.0)
+    grouped, real = _by_group(to_go, group_size), _by_group(mask, group_size)  # [T, groups, G]
+    if not aligned:  # statistics over all steps of the group: [groups, T · G]
+        grouped, real = (x.transpose(0, 1).flatten(1) for x in (grouped, real))
+    centred = _centred(grouped, real)
+    if scale:
+        count = real.sum(-1, keepdim=True).clamp(min=1)
+        centred = centred / ((centred.pow(2).sum(-1, keepdim=True) / count).sqrt() + 1e-8)
+    if aligned:
+        return centred.flatten(1)
+    steps = centred.unflatten(1, (len(rewards), group_size)).transpose(0, 1).flatten(1)  # [T, N]
+    return reward_to_go(steps, zeros, zeros, 1.0, mask=mask)
+
+
+def groups_with_spread(advantages: Tensor, group_size: int) -> Tensor:
+    """Whether each environment's group compares anything: `[N]` bool, False where all advantages `[T, N]` of it are 0."""
+    groups = _by_group((advantages != 0).any(0), group_size).any(-1)
+    return groups.repeat_interleave(group_size)
+
+
+def group_step_weights(mask: Tensor, group_size: int, length_norm: str, counted: Tensor | None = None) -> Tensor:
+    """The share of each step in a loss over groups of episodes: a mean over members of normalised sums over steps.
+
+    Args:
+        mask: `[T, N]` of bool; |o_i| is its sum over column i.
+        group_size: G.
+        length_norm: what the sum over the steps of episode i is divided by: "episode" |o_i| (GRPO, Shao et al. 2024,
+            eq. 3), "token" the mean length of its group (DAPO, Yu et al. 2025, eq. 8), "constant" T (Dr. GRPO, Liu et
+            al. 2025), "none" 1 (RLOO, Ahmadian et al. 2024).
+        counted: `[N]` of bool, the episodes over which the mean is taken; None takes all.
+
+    Returns:
+        Weights `[T, N]`, 0 where masked or not counted.
+    """
+    lengths = mask.sum(0).clamp(min=1).float()  # |o_i|, [N]
+    steps = {
+        "episode": lengths,
+        "token": _by_group(lengths, group_size).mean(-1).repeat_interleave(group_size),
+        "constant": torch.full_like(lengths, len(mask)),
+        "none": torch.ones_like(lengths),
+    }[length_norm]
+    counted = torch.ones_like(lengths, dtype=torch.bool) if counted is None else counted
+    return mask * counted / steps / counted.sum().clamp(min=1)
+
+
+def _by_group(x: Tensor, group_size: int) -> Tensor:
+    """A view of the environment axis: [..., N] as [..., groups, G]."""
+    return x.unflatten(-1, (-1, group_size))
+
+
+def _centred(x: Tensor, real: Tensor) -> Tensor:
+    """x minus its mean over the last axis, both over real entries; exactly 0 where these are all equal.
+
+    Rounding of the mean would leave equal scores a tiny spread, which dividing by it would blow up.
+    """
+    count = real.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(real, x, 0.0).sum(-1, keepdim=True) / count
+    highest = torch.where(real, x, -torch.inf).amax(-1, keepdim=True)
+    lowest = torch.where(real, x, torch.inf).amin(-1, keepdim=True)
+    return torch.where(real & (highest > lowest), x - mean, 0.0)
+
+
 def _reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
     """y_t = x_t + decay_t · y_{t+1}, with y_T = 0."""
     out = torch.empty_like(x)

@@ -105,22 +105,6 @@ def _features(torso: nn.Module, shape: tuple[int, ...]) -> int:
     return out.shape[1]
 
 
-def flatten_parameters(module: nn.Module) -> tuple[list[nn.Parameter], nn.Parameter]:
-    """Move the trainable parameters of `module` into one vector, of which they become views.
-
-    Clipping and the optimiser then work on one tensor instead of a dozen, and an algorithm that thinks in parameter
-    vectors (a natural gradient) has one. Call it after the module is on its device.
-
-    Returns:
-        The parameters as before, and the vector.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    for parameter, part in zip(parameters, vector.detach().split([p.numel() for p in parameters]), strict=True):
-        parameter.data = part.view_as(parameter)
-    return parameters, vector
-
-
 Torso = nn.Module | Callable[[tuple[int, ...]], nn.Module]
 """A module [B, *shape] → [B, features], or a function that makes one from the shape of a (preprocessed) part."""
 
@@ -210,6 +194,11 @@ class ActorCritic(nn.Module):
         """Log-probabilities of `actions`, entropies and values, each `[...]`, at `obs [..., *shape]`."""
         policy, values = self(obs)
         return policy.log_prob(actions), policy.entropy(), values
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `policy` depends on."""
+        free_std = [self.log_std] if self.gaussian and not self.state_dependent_std else []
+        return [*self.actor.torsos.parameters(), *self.policy_head.parameters(), *free_std]
 
     def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
         """Merge the real observations of a rollout, `[T, N, ...]` with `mask [T, N]`, into the running statistics."""

@@ -7,8 +7,8 @@ from torch import nn
 from rlcore import ActorCritic
 from rlcore.buffer import RolloutBuffer
 from rlcore.errors import UsageError
-from rlcore.networks import flatten_parameters
 from rlcore.normalize import RewardScaler, RunningNorm
+from rlcore.optim import flatten_parameters
 
 BOX, DISCRETE = spaces.Box(-1, 1, (4,)), spaces.Discrete(3)
 

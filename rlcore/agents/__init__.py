@@ -5,12 +5,16 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
+from rlcore.agents.a2c import A2C, A2CConfig
 from rlcore.agents.agent import Agent, load_agent
 from rlcore.agents.config import Config
+from rlcore.agents.grpo import GRPO, GRPOConfig
 from rlcore.agents.ppo import PPO, PPOConfig
+from rlcore.agents.reinforce import REINFORCE, REINFORCEConfig
+from rlcore.agents.trpo import TRPO, TRPOConfig
 from rlcore.networks import Torso
 
-AGENTS: dict[str, type[Agent]] = {"ppo": PPO}
+AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "trpo": TRPO, "grpo": GRPO}
 
 
 def load(path: str | Path, env: str | VectorEnv | None = None, torso: Torso | None = None, **overrides: Any) -> Agent:
@@ -29,4 +33,19 @@ def load(path: str | Path, env: str | VectorEnv | None = None, torso: Torso | No
     return load_agent(AGENTS, path, env, torso, **overrides)
 
 
-__all__ = ["AGENTS", "PPO", "Agent", "Config", "PPOConfig", "load"]
+__all__ = [
+    "A2C",
+    "AGENTS",
+    "GRPO",
+    "PPO",
+    "REINFORCE",
+    "TRPO",
+    "A2CConfig",
+    "Agent",
+    "Config",
+    "GRPOConfig",
+    "PPOConfig",
+    "REINFORCEConfig",
+    "TRPOConfig",
+    "load",
+]  # fmt: skip

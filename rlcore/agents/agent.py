@@ -5,6 +5,7 @@ An algorithm is a subclass in a file of its own that provides a `Config`, `estim
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import secrets
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
 from rlcore.buffer import Batch, RolloutBuffer
@@ -27,8 +28,9 @@ from rlcore.diagnostics import explained_variance
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import CheckpointError, DivergenceError, UsageError
 from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
-from rlcore.networks import ActorCritic, Torso, flatten_parameters
+from rlcore.networks import ActorCritic, Torso
 from rlcore.normalize import RewardScaler
+from rlcore.optim import flat, flatten_parameters, make_optimizer
 
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
@@ -49,6 +51,7 @@ class Agent:
         config: the frozen dataclass of hyperparameters, seed included.
         global_step: environment steps so far, over all environments, padding not counted.
         iteration: rollouts learned from so far.
+        reference: a frozen policy that the loss compares with, for agents that have one; saved with the agent.
         coefs: numbers in the loss that change over a run (annealed or adapted); saved with the agent.
 
     Raises:
@@ -56,7 +59,7 @@ class Agent:
     """
 
     Config: ClassVar[type[Config]] = Config
-    seeds_each_env: ClassVar[bool] = False  # whether environments must take a reset seed each
+    group_starts: ClassVar[bool] = False  # whether each `group_size` environments start an episode alike
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Agent:
         self.env_id = env if isinstance(env, str) else None
         self.env_kwargs = dict(env_kwargs or {})
         if isinstance(env, str):
-            backend = "sync" if config.backend == "auto" and self.seeds_each_env else config.backend
+            backend = "sync" if config.backend == "auto" and self.group_starts else config.backend
             env = make_vec(env, config.num_envs, backend, **self.env_kwargs)
         elif self.env_kwargs:
             raise UsageError(
@@ -102,10 +105,19 @@ class Agent:
             self.adapter, self.buffer, self.generator, config.whole_episodes, with_values=self.needs_values
         )
         self.collector.reset(self.reset_seeds(0))
+        if self.group_starts:
+            check_group_starts(self.collector.next_obs, config.group_size)
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
         self.parameters, self.parameter_vector = flatten_parameters(self.network)
-        self.optimizer = make_optimizer(self.parameter_vector, config)
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            self.parameter_vector,
+            config.learning_rate,
+            config.optimizer_eps,
+            config.rmsprop_alpha,
+        )
         self.coefs: dict[str, float] = {}
+        self.reference: ActorCritic | None = None
         self.iteration = 0
         self._told_cut_episodes = False
 
@@ -133,6 +145,16 @@ class Agent:
     def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a minibatch, and metrics to report, all 0-dim tensors."""
         raise NotImplementedError
+
+    def frozen_copy(self, source: str = "initial") -> ActorCritic:
+        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file."""
+        network = copy.deepcopy(self.network).requires_grad_(False)
+        if source != "initial":
+            try:
+                network.load_state_dict(read_checkpoint(source)["agent"]["network"])
+            except (RuntimeError, KeyError) as error:
+                raise CheckpointError(f"the policy in {source} does not fit this environment or network") from error
+        return network
 
     # The loop.
 
@@ -180,8 +202,8 @@ class Agent:
         if cut and not self._told_cut_episodes:
             self._told_cut_episodes = True
             warnings.warn(
-                f"{cut} of {self.config.num_envs} episodes were still running after num_steps = {self.config.num_steps} "
-                "and were cut there; later cuts are not reported",
+                f"{cut} of {self.config.num_envs} episodes were still running after num_steps = "
+                f"{self.config.num_steps} and were cut there; later cuts are not reported",
                 stacklevel=3,
             )
 
@@ -233,7 +255,7 @@ class Agent:
         """One gradient step on a minibatch."""
         loss, metrics = self.loss(self.network, batch)
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
-        gradient = torch.cat([g.flatten() for g in grads])
+        gradient = flat(grads)
         norm = torch.linalg.vector_norm(gradient)
         if self.config.max_grad_norm is not None:
             gradient *= (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -319,6 +341,7 @@ class Agent:
             "collector": self.collector.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict() if self.reward_scaler else None,
             "coefs": dict(self.coefs),
+            "reference": self.reference.state_dict() if self.reference else None,
             "iteration": self.iteration,
         }
 
@@ -341,11 +364,21 @@ class Agent:
             fresh = {} if restore_envs else {"carry": self.reward_scaler.carry}
             self.reward_scaler.load_state_dict({**state["reward_scaler"], **fresh})
         self.coefs.update(state["coefs"])
+        if self.reference:
+            self.reference.load_state_dict(state["reference"])
         self.iteration = state["iteration"]
 
     def reset_seeds(self, iteration: int) -> int | list[int]:
-        """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset."""
-        return self.restart_seed(iteration)
+        """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset.
+
+        One for all, or one each where groups share a start: members of a group have the same, and each iteration and
+        group another.
+        """
+        if not self.group_starts:
+            return self.restart_seed(iteration)
+        size = self.config.group_size
+        seeds = np.random.SeedSequence([self.config.seed, iteration]).generate_state(self.config.num_envs // size)
+        return [int(seed % 2**31) for seed in seeds.repeat(size)]
 
     def restart_seed(self, iteration: int) -> int:
         """The seed of environments that begin anew after `iteration` rollouts.
@@ -373,16 +406,23 @@ class Agent:
         self.adapter.close()
 
 
-def make_optimizer(parameter: nn.Parameter, config: Config) -> torch.optim.Optimizer:
-    """The optimiser of a config over one parameter vector."""
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop([parameter], config.learning_rate, config.rmsprop_alpha, config.optimizer_eps)
-    return torch.optim.Adam([parameter], config.learning_rate, eps=config.optimizer_eps, fused=True)
+def check_group_starts(obs: Any, group_size: int) -> None:
+    """Refuse environments that do not start alike from the same seed."""
+    for part in obs.values() if isinstance(obs, dict) else [obs]:
+        part = np.asarray(part)
+        first = part[::group_size].repeat(group_size, 0)
+        if not np.array_equal(part, first):
+            raise UsageError(
+                "members of a group were reset with the same seed but their first observations differ; "
+                "this environment does not reproduce a start from a seed, so its groups would share nothing"
+            )
 
 
 def time_limit(envs: VectorEnv) -> int:
     """The environment's own longest episode, or a UsageError where it has none."""
-    limit = getattr(envs.spec, "max_episode_steps", None)
+    single = getattr(envs.unwrapped, "envs", None)  # a SyncVectorEnv of one's own has no spec, its environments may
+    spec = single[0].spec if envs.spec is None and single else envs.spec
+    limit = getattr(spec, "max_episode_steps", None)
     if limit is None:
         raise UsageError(
             "num_steps is none, which means the environment's time limit, but this environment has none; "

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.spaces import ActionSpec, action_spec, map_parts, observation_parts, split_observation
@@ -76,8 +77,18 @@ class VectorAdapter:
 
     def reset(self, seed: int | list[int] | None = None) -> Any:
         """First observations `[N, ...]` of all environments."""
-        self.pending[:] = False
-        obs, _ = self.envs.reset(seed=seed)
+        self.pending = np.zeros(self.num_envs, dtype=bool)
+        if isinstance(seed, list) and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+            seed = np.array(seed)  # what vector environments in C++ take
+        try:
+            obs, _ = self.envs.reset(seed=seed)
+        except (gymnasium.error.Error, TypeError, ValueError) as error:
+            if isinstance(seed, int | None):
+                raise
+            raise UsageError(
+                f"{type(self.envs.unwrapped).__name__} cannot be reset with a seed for each environment, which groups "
+                "that share a start need; take backend sync or async"
+            ) from error
         return self.split(obs)
 
     def step(self, actions: np.ndarray) -> Step:

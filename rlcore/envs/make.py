@@ -88,10 +88,11 @@ def _make(spec, num_envs: int, backend: str, mode: AutoresetMode, env_kwargs: di
         # The passive checker looks at every step; tests of an environment want it, a million training steps do not.
         return gymnasium.make(spec, disable_env_checker=True, **env_kwargs)
 
-    if backend == "sync":
-        # The collector copies what it keeps, so the environment need not.
-        return SyncVectorEnv([one] * num_envs, copy=False, autoreset_mode=mode)
-    return AsyncVectorEnv([one] * num_envs, copy=False, autoreset_mode=mode)
+    # The collector copies what it keeps, so the environment need not.
+    kind = SyncVectorEnv if backend == "sync" else AsyncVectorEnv
+    envs = kind([one] * num_envs, copy=False, autoreset_mode=mode)
+    envs.spec = spec
+    return envs
 
 
 def _one_line(error: Exception) -> str:

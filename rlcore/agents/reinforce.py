@@ -1,0 +1,94 @@
+"""REINFORCE (Williams 1992; Sutton & Barto 2018, sections 13.3 and 13.4).
+
+    ∇J = E_τ[ Σ_t ψ_t ∇ log π(a_t|s_t) ]
+
+from whole episodes, with ψ_t one of
+
+    total_return     R(τ) = Σ_k γ^k r_k            the same for every step
+    reward_to_go     G_t = Σ_{k ≥ t} γ^(k−t) r_k   what an action cannot have caused is left out
+    baseline         G_t − b                       b = V(s_t), learned, or a running mean of G_t without a critic
+
+All three have the same expectation for γ = 1. For γ < 1 the last two follow the discounted return only where
+`discount_steps` weights step t by γ^t; without, they follow no function's gradient (Nota & Thomas 2020), as is usual.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlcore import estimators
+from rlcore.agents.agent import Agent
+from rlcore.agents.config import Config
+from rlcore.buffer import Batch, RolloutBuffer
+from rlcore.diagnostics import masked_mean
+from rlcore.errors import UsageError
+from rlcore.networks import ActorCritic
+
+
+@dataclass(frozen=True)
+class REINFORCEConfig(Config):
+    whole_episodes: ClassVar[bool] = True
+
+    num_envs: int = 8  # N, episodes per update
+    num_steps: int | None = None  # T, longest episode; none: the environment's time limit
+    learning_rate: float = 3e-3  # step size of the optimiser
+    psi: Literal["total_return", "reward_to_go", "baseline"] = "baseline"  # ψ, the weight of each log-probability
+    baseline: Literal["value", "mean"] = "value"  # b of ψ = baseline: V(s), learned, or a running mean of the returns
+    baseline_decay: float = 0.9  # of the running mean, per iteration
+    discount_steps: bool = False  # weight step t by γ^t, which makes the gradient that of the discounted return
+    norm_adv: bool = False  # standardise ψ over the rollout; biased, but no longer sensitive to the scale of rewards
+    vf_coef: float = 0.5  # weight of the value loss
+    ent_coef: float = 0.0  # weight of the entropy bonus
+
+    def check(self) -> None:
+        super().check()
+        if self.psi == "baseline" and self.baseline == "value" and self.vf_coef == 0:
+            raise UsageError("baseline is 'value', which needs a critic, but vf_coef is 0; baseline may be 'mean'")
+
+
+class REINFORCE(Agent):
+    Config = REINFORCEConfig
+    config: REINFORCEConfig
+
+    @property
+    def needs_values(self) -> bool:
+        return self.config.psi == "baseline" and self.config.baseline == "value"
+
+    def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
+        cfg, b = self.config, buffer
+        returns = estimators.reward_to_go(b.rewards, b.terminated, b.truncated, cfg.gamma, mask=b.mask)  # [T, N]
+        if cfg.psi == "total_return":
+            psi = estimators.total_return(b.rewards, cfg.gamma, b.mask)
+        else:
+            psi = returns - self._baseline(b, returns) if cfg.psi == "baseline" else returns
+            if cfg.discount_steps:
+                psi = psi * cfg.gamma ** torch.arange(len(psi), device=psi.device, dtype=psi.dtype).unsqueeze(-1)
+        episodes = torch.full_like(returns, 1 / b.num_envs)  # a sum over each episode, a mean over episodes
+        return psi, returns, episodes
+
+    def _baseline(self, buffer: RolloutBuffer, returns: Tensor) -> Tensor | float:
+        if self.config.baseline == "value":
+            return buffer.values
+        before, decay = self.coefs.get("baseline", 0.0), self.config.baseline_decay
+        self.coefs["baseline"] = decay * before + (1 - decay) * float(masked_mean(returns, buffer.mask))
+        return before  # of earlier rollouts, so that it does not depend on these actions
+
+    def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        cfg = self.config
+        policy, values = network(batch.obs)
+        psi = batch.standardize(batch.advantages) if cfg.norm_adv else batch.advantages
+        weighted = psi * policy.log_prob(batch.actions)  # [M]
+        entropy = policy.entropy()
+        value_error = F.mse_loss(values, batch.returns, reduction="none")
+        value_loss = 0.5 * batch.step_mean(value_error)
+        loss = -batch.mean(weighted + cfg.ent_coef * entropy)
+        if self.needs_values:
+            loss = loss + cfg.vf_coef * value_loss
+        return loss, {
+            "policy_loss": -batch.mean(weighted),
+            "value_loss": value_loss,
+            "entropy": batch.step_mean(entropy),
+        }

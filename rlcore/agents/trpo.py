@@ -1,0 +1,107 @@
+"""Trust region policy optimisation (Schulman et al. 2015, arXiv:1502.05477).
+
+    maximise  L(θ) = E[ π_θ(a|s)/π_old(a|s) A ]   subject to   E[ KL(π_old ‖ π_θ) ] ≤ δ                    eq. 14
+
+The step is x = F⁻¹ g by conjugate gradient, with g = ∇L and F the Fisher information, the Hessian of the KL at θ_old,
+met only in products F v (appendix C). Its length is the longest for which ½ xᵀF x ≤ δ, shortened until the KL itself
+keeps the bound and L has improved. The critic is fitted apart, by gradient steps on (V − R)².
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlcore import estimators
+from rlcore.agents.agent import Agent
+from rlcore.agents.config import Config
+from rlcore.buffer import Batch, RolloutBuffer
+from rlcore.errors import UsageError
+from rlcore.networks import ActorCritic
+from rlcore.optim import assign, conjugate_gradient, flat
+
+
+@dataclass(frozen=True)
+class TRPOConfig(Config):
+    num_envs: int = 8  # N, environments stepped in parallel
+    learning_rate: float = 1e-3  # step size of the critic's optimiser
+    gae_lambda: float = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
+    norm_adv: bool = True  # standardise the advantages over the rollout
+    max_kl: float = 0.01  # δ, bound on the mean KL of a step, in nats
+    cg_iterations: int = 15  # of conjugate gradient
+    cg_damping: float = 0.1  # added to F's diagonal, for conjugate gradient only
+    fisher_fraction: float = 1.0  # share of the rollout from which F is computed
+    line_search_steps: int = 10  # tries at most
+    line_search_decay: float = 0.8  # factor of the step from one try to the next
+    num_minibatches: int = 4  # of the critic's updates
+    update_epochs: int = 10  # of the critic, over each rollout
+
+    def check(self) -> None:
+        super().check()
+        if self.shared:
+            raise UsageError("shared is true, but TRPO's critic must not move the policy; it needs torsos of their own")
+
+
+class TRPO(Agent):
+    Config = TRPOConfig
+    config: TRPOConfig
+
+    def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
+        b, cfg = buffer, self.config
+        advantages = estimators.gae(
+            b.rewards, b.values, b.next_values, b.terminated, b.truncated, cfg.gamma, cfg.gae_lambda, b.mask
+        )
+        return advantages, advantages + b.values  # [T, N]
+
+    def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        value_loss = 0.5 * batch.mean(F.mse_loss(network.value(batch.obs), batch.returns, reduction="none"))
+        return value_loss, {"value_loss": value_loss}
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        whole = batch.take(torch.arange(len(batch.mask), device=self.device))
+        metrics = self.policy_step(whole.replace(advantages=self._advantages(whole)))
+        return {**super().update(batch), **metrics}
+
+    def _advantages(self, batch: Batch) -> Tensor:
+        return batch.standardize(batch.advantages) if self.config.norm_adv else batch.advantages
+
+    def surrogate(self, batch: Batch) -> Tensor:
+        """L(θ), with the parameters as they are."""
+        policy = self.network.policy(batch.obs)
+        return batch.mean((policy.log_prob(batch.actions) - batch.logprobs).exp() * batch.advantages)
+
+    def policy_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Move the policy along the natural gradient, as far as the bound and the line search allow."""
+        cfg, parameters = self.config, self.network.policy_parameters()
+        before = self.surrogate(batch)
+        gradient = flat(torch.autograd.grad(before, parameters))
+        fisher = self.fisher_product(batch)
+        direction = conjugate_gradient(lambda v: fisher(v) + cfg.cg_damping * v, gradient, cfg.cg_iterations)
+        curvature = direction @ fisher(direction)
+        full = direction * torch.sqrt(2 * cfg.max_kl / curvature.clamp(min=1e-12))
+        kl, gain, scale = self._line_search(batch, parameters, full, before.detach())
+        entropy = batch.mean(self.network.policy(batch.obs).entropy()).detach()
+        return {"policy_loss": -gain, "kl": kl, "step_scale": scale, "entropy": entropy}
+
+    def fisher_product(self, batch: Batch):
+        """A function v -> F v with F the Hessian of the mean KL at the present parameters."""
+        part = batch.take(torch.arange(0, len(batch.mask), round(1 / self.config.fisher_fraction), device=self.device))
+        parameters, policy = self.network.policy_parameters(), self.network.policy(part.obs)
+        kl = part.mean(self.network.distribution(policy.params.detach()).kl(policy))
+        slope = flat(torch.autograd.grad(kl, parameters, create_graph=True))
+        return lambda v: flat(torch.autograd.grad(slope @ v, parameters, retain_graph=True))
+
+    @torch.no_grad()
+    def _line_search(self, batch: Batch, parameters: list[Tensor], full: Tensor, before: Tensor):
+        """Shorten the step until KL ≤ δ and L has grown; gives KL, gain in L and scale, zeros if it never does."""
+        start, old = flat(parameters).clone(), self.network.distribution(batch.dist_params)
+        for n in range(self.config.line_search_steps):
+            scale = self.config.line_search_decay**n
+            assign(parameters, start + scale * full)
+            kl = batch.mean(old.kl(self.network.policy(batch.obs)))
+            gain = self.surrogate(batch) - before
+            if kl <= self.config.max_kl and gain > 0:
+                return kl, gain, kl.new_tensor(scale)
+        assign(parameters, start)
+        return torch.zeros_like(before), torch.zeros_like(before), torch.zeros_like(before)

@@ -1,0 +1,58 @@
+"""Parameters as one vector, and what works on it: optimisers and conjugate gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def flatten_parameters(module: nn.Module) -> tuple[list[nn.Parameter], nn.Parameter]:
+    """Move the trainable parameters of `module` into one vector, of which they become views.
+
+    Clipping and the optimiser then work on one tensor instead of a dozen. Call it after the module is on its device.
+
+    Returns:
+        The parameters as before, and the vector.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+    for parameter, part in zip(parameters, vector.detach().split([p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view_as(parameter)
+    return parameters, vector
+
+
+def make_optimizer(
+    name: str, parameter: nn.Parameter, learning_rate: float, eps: float, alpha: float
+) -> torch.optim.Optimizer:
+    """Adam, or RMSprop with mean-square decay `alpha`, over one parameter vector."""
+    if name == "rmsprop":
+        return torch.optim.RMSprop([parameter], learning_rate, alpha, eps)
+    return torch.optim.Adam([parameter], learning_rate, eps=eps, fused=True)
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Tensors side by side as one vector."""
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@torch.no_grad()
+def assign(parameters: list[Tensor], vector: Tensor) -> None:
+    """The opposite of `flat`: write a vector into parameters."""
+    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """x with product(x) = b, for a symmetric positive definite product (Hestenes & Stiefel 1952)."""
+    x, residual = torch.zeros_like(b), b.clone()
+    direction, squared = residual, residual @ residual
+    for _ in range(iterations):
+        image = product(direction)
+        # A residual of 0 is the solution; the clamps then make every further step 0 instead of NaN.
+        step = squared / (direction @ image).clamp(min=1e-30)
+        x, residual = x + step * direction, residual - step * image
+        following = residual @ residual
+        direction, squared = residual + following / squared.clamp(min=1e-30) * direction, following
+    return x
