@@ -18,7 +18,7 @@ from rlcore.buffer import RolloutBuffer
 from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.state import NotCapturable, capture_state, restore_state
-from rlcore.errors import EnvironmentFault
+from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic
 from rlcore.spaces import map_parts
 
@@ -105,6 +105,9 @@ class Collector:
         buffer: what to fill; its device is where the network lives.
         generator: source of the action noise, on the buffer's device.
         whole_episodes: collect whole episodes instead of segments; `reset` before each rollout.
+        noise_correlation: ρ of an AR(1) process n_t = ρ n_{t−1} + √(1 − ρ²) ξ_t in each environment, whose every n_t
+            is still standard normal; actions that push one way for a while explore what white noise does not reach
+            (Hollenstein et al. 2024, "Colored noise in PPO"). For Gaussian policies.
         with_values: False leaves out the critic, for agents that have no use for it; values then stay 0.
     """
 
@@ -115,12 +118,16 @@ class Collector:
         generator: torch.Generator,
         whole_episodes: bool = False,
         with_values: bool = True,
+        noise_correlation: float = 0.0,
     ):
         self.envs, self.buffer, self.generator = envs, buffer, generator
         self.whole_episodes, self.with_values = whole_episodes, with_values
+        self.noise_correlation = noise_correlation
+        if noise_correlation and envs.action_spec.dtype != torch.float32:
+            raise UsageError(f"noise_correlation is {noise_correlation}, but is for Box actions alone")
         self.cut_episodes = 0  # whole-episode rollouts: how many were still running after T steps
         self.rows = HostRows(buffer)
-        self.draw_noise = distribution_class(envs.action_spec).noise_
+        self.fill_with_noise = distribution_class(envs.action_spec).noise_
         self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
         # Views of every row, made once: indexing a tensor costs more than a small layer.
         self.noise_rows = self.noise.unbind()
@@ -157,7 +164,7 @@ class Collector:
         """
         if self.next_obs is None:
             self.reset()
-        self.draw_noise(self.noise, self.generator)
+        self._draw_noise()
         finals = self._play(network)
         self._check_finite(finals)
         self.rows.flush()
@@ -166,6 +173,17 @@ class Collector:
         self.rows_collected += self.buffer.length
         self.global_step += int(self.rows.mask.sum())
         return episodes
+
+    def _draw_noise(self) -> None:
+        last = self.noise_rows[-1].clone()
+        self.fill_with_noise(self.noise, self.generator)
+        if self.noise_correlation:
+            # The process begins in its stationary state: the first row of all is white.
+            first, fresh = self.rows_collected == 0, (1 - self.noise_correlation**2) ** 0.5
+            for t, row in enumerate(self.noise_rows):
+                if t > 0 or not first:
+                    row.mul_(fresh).add_(last, alpha=self.noise_correlation)
+                last = row
 
     def _play(self, network: ActorCritic) -> list[tuple[int, np.ndarray, Any]]:
         """The loop over T; returns (step, environments, observations) where episodes ended out of sight."""
@@ -304,6 +322,7 @@ class Collector:
             "pending": torch.from_numpy(self.envs.pending.copy()),
             "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs) if env is not None else None,
             "next_first": torch.from_numpy(self.next_first.copy()),
+            "noise": self.noise_rows[-1].clone(),
             "episode_returns": torch.from_numpy(self.episode_returns.copy()),
             "episode_lengths": torch.from_numpy(self.episode_lengths.copy()),
             "rows_collected": self.rows_collected,
@@ -315,6 +334,8 @@ class Collector:
         to be restored."""
         self.reset(seed)
         self.rows_collected, self.global_step = state["rows_collected"], state["global_step"]
+        if len(state["noise"]) == self.buffer.num_envs:
+            self.noise_rows[-1].copy_(state["noise"])
         if state["env"] is None or not restore_envs:
             return
         restore_state(self.envs.envs, state["env"])

@@ -160,7 +160,7 @@ def group_process_advantages(
 
 
 def groups_with_spread(advantages: Tensor, group_size: int) -> Tensor:
-    """Whether each environment's group compares anything: `[N]` bool, False where all advantages `[T, N]` of it are 0."""
+    """Whether each environment's group compares anything: `[N]` bool, False where all its advantages `[T, N]` are 0."""
     groups = _by_group((advantages != 0).any(0), group_size).any(-1)
     return groups.repeat_interleave(group_size)
 

@@ -224,3 +224,31 @@ def test_same_seed_same_rollout():
 
     (obs, weights), (again, same) = rollout(), rollout()
     assert torch.equal(obs, again) and all(torch.equal(weights[k], same[k]) for k in weights)
+
+
+def test_correlated_noise_is_standard_normal_and_goes_on_across_rollouts():
+    envs = vectorize(lambda n: Echo(action_space=spaces.Box(-1, 1, (2,))), 50, MODES[2])
+    adapter = VectorAdapter(envs)
+    buffer = RolloutBuffer(4, 50, envs.single_observation_space, adapter.action_spec)
+    play = Collector(adapter, buffer, torch.Generator().manual_seed(0), noise_correlation=0.9)
+    network, rows = ActorCritic(envs.single_observation_space, adapter.action_spec), []
+    for _ in range(100):
+        play.collect(network)
+        rows.append(play.noise.clone())
+        policy = network.policy(buffer.obs)
+        torch.testing.assert_close(buffer.actions, policy.mean + policy.log_std.exp() * play.noise)
+    noise = torch.cat(rows).flatten(1).double()  # [400, 100]
+    assert abs(noise.std().item() - 1) < 0.05 and abs(noise.mean().item()) < 0.1
+    for lag in (1, 3, 8):
+        assert (noise[lag:] * noise[:-lag]).mean().item() == pytest.approx(0.9**lag, abs=0.06)
+    with pytest.raises(UsageError, match="noise_correlation"):
+        PPO("CartPole-v1", noise_correlation=0.5)
+
+
+def test_a_reset_forgets_what_was_under_way():
+    play, network = collector(vectorize(lambda n: Scripted([(2, "t")]), 2, AutoresetMode.NEXT_STEP), 2)
+    play.collect(network)  # both environments have ended: their next row would be dead
+    play.reset()
+    episodes = play.collect(network)
+    assert play.buffer.mask.all() and not play.buffer.dones.any()
+    assert episodes.lengths == [2, 2]

@@ -102,7 +102,12 @@ class Agent:
         # A generator of its own, so that acting on the side does not change the course of training.
         self._actor = Actor(self.network, self.adapter, self._acting_generator(config.seed))
         self.collector = Collector(
-            self.adapter, self.buffer, self.generator, config.whole_episodes, with_values=self.needs_values
+            self.adapter,
+            self.buffer,
+            self.generator,
+            config.whole_episodes,
+            self.needs_values,
+            config.noise_correlation,
         )
         self.collector.reset(self.reset_seeds(0))
         if self.group_starts:

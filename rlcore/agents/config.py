@@ -36,6 +36,7 @@ class Config:
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
     shared: bool = False  # one torso for actor and critic instead of one each
     log_std_init: float = 0.0  # initial log standard deviation of Gaussian policies
+    noise_correlation: float = 0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
     state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters
     squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
     norm_obs: bool = False  # normalise observations by running mean and variance
@@ -81,6 +82,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     **dict.fromkeys(("cg_iterations", "line_search_steps", "reference_every"), (1, math.inf, True)),
     **dict.fromkeys(("max_kl", "clip_coef_high"), (0, math.inf, False)),
     "cg_damping": (0, math.inf, True),
+    "noise_correlation": (0, 0.9999, True),
     "line_search_decay": (0, 1, False),
     "fisher_fraction": (0, 1, False),
     "log_std_init": (-20, 2, True),

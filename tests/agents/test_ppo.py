@@ -171,8 +171,10 @@ def test_update_goes_through_every_transition_once_per_epoch_in_new_order():
 
 
 def test_target_kl_stops_the_epochs():
-    def steps(target):
-        agent = PPO("CartPole-v1", seed=0, backend="sync", learning_rate=0.05, update_epochs=8, target_kl=target)
+    def steps(target, **switches):
+        agent = PPO(
+            "CartPole-v1", seed=0, backend="sync", learning_rate=0.05, update_epochs=8, target_kl=target, **switches
+        )
         count, step = [0], agent.step
         agent.step = lambda batch: count.__setitem__(0, count[0] + 1) or step(batch)
         agent.learn(512)
@@ -180,6 +182,7 @@ def test_target_kl_stops_the_epochs():
 
     assert steps(None) == 32
     assert steps(1e-4) == 4
+    assert steps(1e-4, objective="kl") == 32  # there β holds the KL, and every epoch is gone through
 
 
 def test_adaptive_kl_coefficient_doubles_and_halves():
