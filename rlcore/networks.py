@@ -200,6 +200,10 @@ class ActorCritic(nn.Module):
         free_std = [self.log_std] if self.gaussian and not self.state_dependent_std else []
         return [*self.actor.torsos.parameters(), *self.policy_head.parameters(), *free_std]
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `value` depends on."""
+        return [*self.critic.torsos.parameters(), *self.value_head.parameters()]
+
     def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
         """Merge the real observations of a rollout, `[T, N, ...]` with `mask [T, N]`, into the running statistics."""
         for pre, x in zip(self.preprocess, obs.values() if isinstance(obs, dict) else [obs], strict=True):

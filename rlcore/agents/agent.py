@@ -121,6 +121,12 @@ class Agent:
             config.optimizer_eps,
             config.rmsprop_alpha,
         )
+        self.critic_optimizer = None
+        if config.critic_updates:
+            parameters = self.network.critic_parameters()
+            self.critic_optimizer = torch.optim.Adam(
+                parameters, config.learning_rate, eps=config.optimizer_eps, fused=True
+            )
         self.coefs: dict[str, float] = {}
         self.reference: ActorCritic | None = None
         self.iteration = 0
@@ -215,8 +221,9 @@ class Agent:
     def anneal(self, remaining: float) -> None:
         """Set what changes over a run; `remaining` goes from 1 at its start to 0 at its end."""
         if self.config.anneal_lr:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * remaining
+            for optimizer in filter(None, (self.optimizer, self.critic_optimizer)):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate * remaining
 
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """Estimate and update on the rollout in the buffer; returns the iteration's mean metrics."""
@@ -267,6 +274,20 @@ class Agent:
         self.parameter_vector.grad = gradient
         self.optimizer.step()
         return {"loss": loss, **metrics, "grad_norm": norm}
+
+    def fit_critic(self, batch: Batch) -> Tensor:
+        """`critic_updates` steps on (V − R)² alone, each over the whole rollout; returns the last loss.
+
+        The critic has an optimiser of its own here: momentum of the policy's last step must not go on moving it.
+        """
+        parameters = self.network.critic_parameters()
+        batch = batch.take(self.rows_to_learn_from(batch))
+        for _ in range(self.config.critic_updates):
+            loss = 0.5 * batch.step_mean((self.network.value(batch.obs) - batch.returns) ** 2)
+            self.critic_optimizer.zero_grad()
+            loss.backward(inputs=parameters)
+            self.critic_optimizer.step()
+        return loss.detach()
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
         bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics.get(name, 0.0))]
@@ -342,6 +363,7 @@ class Agent:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict() if self.critic_optimizer else None,
             "generator": self.generator.get_state(),
             "collector": self.collector.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict() if self.reward_scaler else None,
@@ -359,6 +381,8 @@ class Agent:
         """
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic_optimizer:
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         if len(state["generator"]) == len(self.generator.get_state()):
             self.generator.set_state(state["generator"])
         else:  # saved on another kind of device, whose generator has a state of another form

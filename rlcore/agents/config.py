@@ -19,6 +19,7 @@ class Config:
     """What every agent has; each algorithm adds its own and sets other defaults."""
 
     whole_episodes: ClassVar[bool] = False  # rollouts of whole episodes instead of segments
+    critic_updates: ClassVar[int] = 0  # steps of the critic apart from the policy's
 
     num_envs: int = 4  # N, environments stepped in parallel
     num_steps: int = 128  # T, steps of each environment per rollout
@@ -80,6 +81,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "rmsprop_alpha": (0, 1, True),
     "baseline_decay": (0, 1, True),
     **dict.fromkeys(("cg_iterations", "line_search_steps", "reference_every"), (1, math.inf, True)),
+    "critic_updates": (0, math.inf, True),
     **dict.fromkeys(("max_kl", "clip_coef_high"), (0, math.inf, False)),
     "cg_damping": (0, math.inf, True),
     "noise_correlation": (0, 0.9999, True),

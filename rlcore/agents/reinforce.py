@@ -17,7 +17,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
@@ -40,13 +39,15 @@ class REINFORCEConfig(Config):
     baseline_decay: float = 0.9  # of the running mean, per iteration
     discount_steps: bool = False  # weight step t by γ^t, which makes the gradient that of the discounted return
     norm_adv: bool = False  # standardise ψ over the rollout; biased, but no longer sensitive to the scale of rewards
-    vf_coef: float = 0.5  # weight of the value loss
+    critic_updates: int = 20  # steps of the critic after each of the policy, where ψ asks for V
     ent_coef: float = 0.0  # weight of the entropy bonus
 
     def check(self) -> None:
         super().check()
-        if self.psi == "baseline" and self.baseline == "value" and self.vf_coef == 0:
-            raise UsageError("baseline is 'value', which needs a critic, but vf_coef is 0; baseline may be 'mean'")
+        if self.psi == "baseline" and self.baseline == "value" and not self.critic_updates:
+            raise UsageError("baseline is 'value', which needs a critic, but critic_updates is 0; it may be 'mean'")
+        if self.shared and self.critic_updates:
+            raise UsageError("shared is true, but the critic is fitted apart and must not move the policy")
 
 
 class REINFORCE(Agent):
@@ -78,17 +79,15 @@ class REINFORCE(Agent):
 
     def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         cfg = self.config
-        policy, values = network(batch.obs)
+        policy = network.policy(batch.obs)
         psi = batch.standardize(batch.advantages) if cfg.norm_adv else batch.advantages
         weighted = psi * policy.log_prob(batch.actions)  # [M]
         entropy = policy.entropy()
-        value_error = F.mse_loss(values, batch.returns, reduction="none")
-        value_loss = 0.5 * batch.step_mean(value_error)
         loss = -batch.mean(weighted + cfg.ent_coef * entropy)
+        return loss, {"policy_loss": -batch.mean(weighted), "entropy": batch.step_mean(entropy)}
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        metrics = super().update(batch)
         if self.needs_values:
-            loss = loss + cfg.vf_coef * value_loss
-        return loss, {
-            "policy_loss": -batch.mean(weighted),
-            "value_loss": value_loss,
-            "entropy": batch.step_mean(entropy),
-        }
+            metrics["value_loss"] = self.fit_critic(batch)
+        return metrics
