@@ -165,7 +165,9 @@ def fixed_values(algo: str, pairs: list[str]) -> dict[str, Any]:
 
 
 def toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else f"{value:.4g}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
 if __name__ == "__main__":

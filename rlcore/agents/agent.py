@@ -59,6 +59,7 @@ class Agent:
     """
 
     Config: ClassVar[type[Config]] = Config
+    critic_apart: ClassVar[bool] = False  # whether the critic is fitted in steps of its own
     group_starts: ClassVar[bool] = False  # whether each `group_size` environments start an episode alike
 
     def __init__(
@@ -134,7 +135,7 @@ class Agent:
 
     def _build_network(self, torso: Torso | None) -> ActorCritic:
         config = self.config
-        return ActorCritic(
+        network = ActorCritic(
             self.envs.single_observation_space,
             self.adapter.action_spec,
             hidden_sizes=config.hidden_sizes,
@@ -145,6 +146,12 @@ class Agent:
             state_dependent_std=config.state_dependent_std,
             norm_obs=config.norm_obs,
         )
+        if network.shared and self.critic_apart:
+            raise UsageError(
+                f"actor and critic share a torso (shared is true, or torso is one module), but {type(self).__name__} "
+                "fits its critic apart, which would move the policy; torso may be a function that makes one for each"
+            )
+        return network
 
     # What an algorithm provides.
 

@@ -20,6 +20,7 @@ class Config:
 
     whole_episodes: ClassVar[bool] = False  # rollouts of whole episodes instead of segments
     critic_updates: ClassVar[int] = 0  # steps of the critic apart from the policy's
+    target_kl: ClassVar[float | None] = None  # for agents whose epochs can stop early
 
     num_envs: int = 4  # N, environments stepped in parallel
     num_steps: int = 128  # T, steps of each environment per rollout
@@ -32,7 +33,6 @@ class Config:
     num_minibatches: int = 1  # parts into which a rollout is split for the updates
     update_epochs: int = 1  # times each rollout is gone through
     max_grad_norm: float | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
-    target_kl: float | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the MLP torso
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
     shared: bool = False  # one torso for actor and critic instead of one each

@@ -60,6 +60,7 @@ class GRPOConfig(Config):
     reference_every: int | None = None  # iterations after which π_ref becomes the present policy; none: never
     update_epochs: int = 4  # epochs over each rollout
     num_minibatches: int = 4  # minibatches per epoch
+    target_kl: float | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
     ent_coef: float = 0.0  # weight of the entropy bonus
 
     @classmethod

@@ -29,6 +29,7 @@ class PPOConfig(Config):
     gae_lambda: float = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
     num_minibatches: int = 4  # minibatches per epoch, reshuffled each epoch
     update_epochs: int = 4  # K, epochs over each rollout
+    target_kl: float | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
     norm_adv: bool = True  # standardise the advantages of each minibatch
     objective: Literal["clip", "kl"] = "clip"  # clipped surrogate (eq. 7) or adaptive KL penalty (eq. 8)
     clip_coef: float = 0.2  # ε, how far the ratio may leave 1; of the value clipping too

@@ -46,8 +46,6 @@ class REINFORCEConfig(Config):
         super().check()
         if self.psi == "baseline" and self.baseline == "value" and not self.critic_updates:
             raise UsageError("baseline is 'value', which needs a critic, but critic_updates is 0; it may be 'mean'")
-        if self.shared and self.critic_updates:
-            raise UsageError("shared is true, but the critic is fitted apart and must not move the policy")
 
 
 class REINFORCE(Agent):
@@ -57,6 +55,10 @@ class REINFORCE(Agent):
     @property
     def needs_values(self) -> bool:
         return self.config.psi == "baseline" and self.config.baseline == "value"
+
+    @property
+    def critic_apart(self) -> bool:
+        return self.needs_values
 
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
         cfg, b = self.config, buffer

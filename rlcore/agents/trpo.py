@@ -17,7 +17,6 @@ from rlcore import estimators
 from rlcore.agents.agent import Agent
 from rlcore.agents.config import Config
 from rlcore.buffer import Batch, RolloutBuffer
-from rlcore.errors import UsageError
 from rlcore.networks import ActorCritic
 from rlcore.optim import assign, conjugate_gradient, flat
 
@@ -37,15 +36,11 @@ class TRPOConfig(Config):
     num_minibatches: int = 4  # of the critic's updates
     update_epochs: int = 10  # of the critic, over each rollout
 
-    def check(self) -> None:
-        super().check()
-        if self.shared:
-            raise UsageError("shared is true, but TRPO's critic must not move the policy; it needs torsos of their own")
-
 
 class TRPO(Agent):
     Config = TRPOConfig
     config: TRPOConfig
+    critic_apart = True
 
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
         b, cfg = buffer, self.config
