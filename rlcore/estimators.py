@@ -196,15 +196,16 @@ def _by_group(x: Tensor, group_size: int) -> Tensor:
 
 
 def _centred(x: Tensor, real: Tensor) -> Tensor:
-    """x minus its mean over the last axis, both over real entries; exactly 0 where these are all equal.
+    """x minus its mean over the last axis, both over real entries; exactly 0 where these are equal up to rounding.
 
-    Rounding of the mean would leave equal scores a tiny spread, which dividing by it would blow up.
+    Rounding would leave equal scores a tiny spread, which dividing by it would blow up.
     """
     count = real.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(real, x, 0.0).sum(-1, keepdim=True) / count
     highest = torch.where(real, x, -torch.inf).amax(-1, keepdim=True)
     lowest = torch.where(real, x, torch.inf).amin(-1, keepdim=True)
-    return torch.where(real & (highest > lowest), x - mean, 0.0)
+    differ = highest - lowest > 1e-6 * torch.maximum(highest.abs(), lowest.abs())
+    return torch.where(real & differ, x - mean, 0.0)
 
 
 def _reverse_scan(x: Tensor, decay: Tensor) -> Tensor:

@@ -221,3 +221,10 @@ def test_spread_is_asked_group_by_group():
     assert estimators.groups_with_spread(advantages, 2).tolist() == [False] * 4 + [True] * 2
     assert estimators.groups_with_spread(advantages, 3).tolist() == [False] * 3 + [True] * 3
     assert estimators.groups_with_spread(advantages, 6).all()
+
+
+def test_scores_that_differ_by_rounding_alone_count_as_equal():
+    rewards = torch.tensor([[0.1, 0.3], [0.2, 0.0]], dtype=torch.float64)  # 0.1 + 0.2 is not 0.3
+    mask = torch.tensor([[True, True], [True, False]])
+    assert rewards.sum(0)[0] != rewards.sum(0)[1]
+    assert estimators.group_outcome_advantages(rewards, mask, 2).abs().max() == 0

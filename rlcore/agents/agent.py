@@ -21,6 +21,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
+from rlcore.agents.setup import check_group_starts, resolve_device, time_limit, with_num_envs_of
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.collect import Collector, Episodes
@@ -71,7 +72,7 @@ class Agent:
         **hyperparameters: Any,
     ):
         if isinstance(env, VectorEnv):
-            hyperparameters = _num_envs_of(env, hyperparameters)
+            hyperparameters = with_num_envs_of(env, hyperparameters)
         config = make_config(self.Config, hyperparameters)
         if config.seed is None:
             config = dataclasses.replace(config, seed=secrets.randbelow(2**31))
@@ -442,31 +443,6 @@ class Agent:
         self.adapter.close()
 
 
-def check_group_starts(obs: Any, group_size: int) -> None:
-    """Refuse environments that do not start alike from the same seed."""
-    for part in obs.values() if isinstance(obs, dict) else [obs]:
-        part = np.asarray(part)
-        first = part[::group_size].repeat(group_size, 0)
-        if not np.array_equal(part, first):
-            raise UsageError(
-                "members of a group were reset with the same seed but their first observations differ; "
-                "this environment does not reproduce a start from a seed, so its groups would share nothing"
-            )
-
-
-def time_limit(envs: VectorEnv) -> int:
-    """The environment's own longest episode, or a UsageError where it has none."""
-    single = getattr(envs.unwrapped, "envs", None)  # a SyncVectorEnv of one's own has no spec, its environments may
-    spec = single[0].spec if envs.spec is None and single else envs.spec
-    limit = getattr(spec, "max_episode_steps", None)
-    if limit is None:
-        raise UsageError(
-            "num_steps is none, which means the environment's time limit, but this environment has none; "
-            "give num_steps, the longest episode to collect"
-        )
-    return int(limit)
-
-
 def mean_metrics(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each metric over gradient steps."""
     flat = torch.stack([value.detach() for step in steps for value in step.values()])
@@ -497,30 +473,3 @@ def load_agent(
         agent.close()
         raise CheckpointError(f"the checkpoint {path} does not fit this network or environment: {error}") from error
     return agent
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device for cpu, cuda, cuda:K or auto, or a UsageError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device is '{name}', but may be cpu, cuda, cuda:K or auto")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device is '{name}', but no CUDA device is available here; it may be cpu or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device is '{name}', but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    return device
-
-
-def _num_envs_of(envs: VectorEnv, hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    given = hyperparameters.get("num_envs", envs.num_envs)
-    if given != envs.num_envs:
-        raise UsageError(f"num_envs is {given}, but the VectorEnv has {envs.num_envs} environments")
-    return {**hyperparameters, "num_envs": envs.num_envs}
-
-
-__all__ = ["Agent", "load_agent", "resolve_device"]
