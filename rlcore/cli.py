@@ -286,7 +286,8 @@ def _train_from_config(arguments: list[str]) -> int:
         "env_kwargs": {**config.get("env_kwargs", {}), **_env_kwargs(values.get("env_arg", []))},
     }
     values.setdefault("checkpoint_every", config.get("checkpoint_every"))
-    return _launch(settings, {**stored, **_hyperparameters(algo, values)}, values, f"config {known.config}")
+    merged = {**stored, **AGENTS[algo].Config.implied(values), **_hyperparameters(algo, values)}
+    return _launch(settings, merged, values, f"config {known.config}")
 
 
 def _launch(settings: dict[str, Any], hyperparameters: dict[str, Any], values: dict[str, Any], note: str) -> int:

@@ -88,12 +88,11 @@ class GRPO(Agent):
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
         cfg, b, G = self.config, buffer, self.config.group_size
         if cfg.supervision == "outcome":
-            advantages = estimators.group_outcome_advantages(
-                b.rewards, b.mask, G, cfg.gamma, cfg.scale_std, cfg.leave_one_out
-            )
+            switches = cfg.gamma, cfg.scale_std, cfg.leave_one_out
+            advantages = estimators.group_outcome_advantages(b.rewards, b.mask, G, *switches)
         else:
-            aligned = cfg.supervision == "aligned"
-            advantages = estimators.group_process_advantages(b.rewards, b.mask, G, cfg.scale_std, aligned, cfg.gamma)
+            switches = cfg.scale_std, cfg.supervision == "aligned", cfg.gamma
+            advantages = estimators.group_process_advantages(b.rewards, b.mask, G, *switches)
         spread = estimators.groups_with_spread(advantages, G)  # [N]
         self.equal_groups = 1 - spread.float().mean()
         if cfg.correct_equal_groups:
@@ -113,24 +112,24 @@ class GRPO(Agent):
             surrogate = logprobs * advantages
         entropy = policy.entropy()
         objective = surrogate + cfg.ent_coef * entropy
-        metrics = {"policy_loss": -batch.mean(surrogate), "entropy": batch.step_mean(entropy)}
+        metrics = {
+            "policy_loss": -batch.mean(surrogate), "entropy": batch.step_mean(entropy),
+            "approx_kl": batch.step_mean(approx_kl(logratio)),
+            "clip_fraction": batch.step_mean(clip_fraction(logratio, cfg.clip_coef)),
+        }  # fmt: skip
         if cfg.kl_coef:
             reference_kl = approx_kl(batch.extras["reference_logprobs"] - logprobs)
             objective = objective - cfg.kl_coef * reference_kl
             metrics["reference_kl"] = batch.mean(reference_kl)
-        metrics["approx_kl"] = batch.step_mean(approx_kl(logratio))
-        metrics["clip_fraction"] = batch.step_mean(clip_fraction(logratio, cfg.clip_coef))
         return -batch.mean(objective), metrics
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         if self.config.kl_coef:
             batch = batch.replace(extras={"reference_logprobs": self._reference_logprobs(batch)})
-        metrics = super().update(batch)
-        return {**metrics, "equal_groups": self.equal_groups}
+        return {**super().update(batch), "equal_groups": self.equal_groups}
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Tensor:
-        every = self.config.reference_every
-        if every is not None and self.iteration and self.iteration % every == 0:
+        if self.config.reference_every and self.iteration and self.iteration % self.config.reference_every == 0:
             self.reference.load_state_dict(self.network.state_dict())
         return self.reference.policy(batch.obs).log_prob(batch.actions)
