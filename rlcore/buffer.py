@@ -141,9 +141,9 @@ class Batch:
         whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
         """
         mask = self.mask[indices]
-        # Given weights are scaled up by how many real transitions were left out: a minibatch stands for the whole.
-        scale = self.mask.sum() / mask.sum().clamp(min=1)
-        weight = self.weight[indices] * scale if self.weighted else _weight(mask)
+        weight = _weight(mask)
+        if self.weighted:  # a minibatch stands for the whole: scale up by how many real transitions were left out
+            weight = self.weight[indices] * (self.mask.sum() / mask.sum().clamp(min=1))
         indices = indices if self.source is None else self.source[indices]
         return Batch(
             obs=map_parts(lambda x: x[indices], self.obs),
