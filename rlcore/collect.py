@@ -299,9 +299,8 @@ class Collector:
             episodes.returns.append(float(returns[t + 1, n] - base_returns[n]))
             episodes.lengths.append(int(lengths[t + 1, n] - base_lengths[n]))
             base_returns[n], base_lengths[n] = returns[t + 1, n], lengths[t + 1, n]
-        going_on = not self.whole_episodes
-        self.episode_returns = (returns[-1] - base_returns) * going_on
-        self.episode_lengths = (lengths[-1] - base_lengths) * going_on
+        self.episode_returns = returns[-1] - base_returns
+        self.episode_lengths = lengths[-1] - base_lengths
         return episodes
 
     def is_capturable(self) -> bool:

@@ -188,3 +188,10 @@ def test_importing_rlcore_imports_no_extras():
     )
     after = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True)
     assert after.stdout == before.stdout
+
+
+def test_the_run_says_how_its_environments_are_really_stepped(capsys, tmp_path):
+    """GRPO needs a seed for each environment, so it cannot take CartPole's own vector implementation."""
+    settings = ("--total-steps", "50", "--eval-episodes", "0", "--no-progress", "--num-envs", "4", "--group-size", "2")
+    code, out, _ = run(capsys, "train", "grpo", "CartPole-v1", *settings, "--run-dir", str(tmp_path / "g"))
+    assert code == 0 and "backend sync (groups need a seed for each environment)" in out

@@ -27,6 +27,7 @@ from rlcore.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.collect import Collector, Episodes
 from rlcore.diagnostics import explained_variance
 from rlcore.envs import VectorAdapter, make_vec
+from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.errors import CheckpointError, DivergenceError, UsageError
 from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
 from rlcore.networks import ActorCritic, Torso
@@ -81,9 +82,11 @@ class Agent:
             raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
         self.env_id = env if isinstance(env, str) else None
         self.env_kwargs = dict(env_kwargs or {})
+        self.backend: str | None = None  # how environments made from an id are stepped
         if isinstance(env, str):
-            backend = "sync" if config.backend == "auto" and self.group_starts else config.backend
-            env = make_vec(env, config.num_envs, backend, **self.env_kwargs)
+            asked = "sync" if config.backend == "auto" and self.group_starts else config.backend
+            self.backend = resolve_backend(find_spec(env), asked)
+            env = make_vec(env, config.num_envs, self.backend, **self.env_kwargs)
         elif self.env_kwargs:
             raise UsageError(
                 "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"

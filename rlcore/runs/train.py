@@ -18,10 +18,9 @@ import gymnasium
 import numpy as np
 import torch
 
-from rlcore.agents import AGENTS, Agent, load
+from rlcore.agents import Agent, load
 from rlcore.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from rlcore.collect import Episodes
-from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.errors import DivergenceError, RlcoreError, UsageError
 from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
 from rlcore.runs.progress import Progress
@@ -308,14 +307,15 @@ def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
 
 def describe_environment(agent: Agent) -> str:
     """One line: how the environments are stepped and why."""
-    spec, asked = find_spec(agent.env_id), agent.config.backend
-    backend = resolve_backend(spec, asked)
+    asked, backend = agent.config.backend, agent.backend
     why = f"asked for with --backend {asked}"
-    if asked == "auto":
+    if asked == "auto" and agent.group_starts:
+        why = "groups need a seed for each environment"
+    elif asked == "auto":
         why = (
             "the environment's own vector implementation" if backend == "vector" else "it has no vector implementation"
         )
     return f"{agent.config.num_envs} × {agent.env_id}, backend {backend} ({why}), on {agent.device}"
 
 
-__all__ = ["AGENTS", "Interrupted", "Run", "describe_environment", "evaluation_report", "evaluation_seed", "open_agent"]
+__all__ = ["Interrupted", "Run", "describe_environment", "evaluation_report", "evaluation_seed", "open_agent"]
