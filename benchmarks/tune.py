@@ -42,7 +42,14 @@ SPACES: dict[str, dict[str, list[Any]]] = {
         "clip_coef": [0.1, 0.2, 0.3],
         **SEGMENTS,
     },
-    "a2c": {"num_envs": [4, 8, 16], "num_steps": [5, 8, 16, 32], "ent_coef": [0.0, 0.001, 0.01], **SEGMENTS},
+    "a2c": {
+        "num_envs": [4, 8, 16],
+        "num_steps": [5, 8, 16, 32],
+        "optimizer": ["rmsprop", "adam"],
+        "norm_adv": [False, True],
+        "ent_coef": [0.0, 0.001, 0.01],
+        **SEGMENTS,
+    },
     "trpo": {
         "num_envs": [2, 4, 8],
         "num_steps": [128, 256, 512, 1024],
@@ -104,8 +111,11 @@ def search(options: argparse.Namespace, seeds: list[int], fixed: dict[str, Any])
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=8)
     )
-    start = {k: v for k, v in (find_preset(options.algo, options.env_id) or {}).items() if k in space}
-    study.enqueue_trial({name: value for name, value in start.items() if value in space[name]})
+    defaults = {field.name: field.default for field in dataclasses.fields(AGENTS[options.algo].Config)}
+    start = {**defaults, **(find_preset(options.algo, options.env_id) or {})}
+    study.enqueue_trial(
+        {name: value for name, value in start.items() if name == "learning_rate" or value in space.get(name, [])}
+    )
     deadline = time.monotonic() + 60 * options.minutes
     with ProcessPoolExecutor(options.jobs) as pool:
         while time.monotonic() < deadline and len(study.trials) < options.trials:
