@@ -2,5 +2,6 @@
 
 from rlcore.envs.adapter import Step, VectorAdapter
 from rlcore.envs.make import make_vec
+from rlcore.envs.rock_paper_scissors import RockPaperScissors
 
-__all__ = ["Step", "VectorAdapter", "make_vec"]
+__all__ = ["RockPaperScissors", "Step", "VectorAdapter", "make_vec"]
