@@ -126,7 +126,8 @@ def _train_overview() -> str:
 
 
 def _summary(agent: type) -> str:
-    return sys.modules[agent.__module__].__doc__.splitlines()[0]
+    text = agent.__doc__ or sys.modules[agent.__module__].__doc__ or "no description"
+    return text.strip().splitlines()[0]
 
 
 def _algorithm(name: str) -> str:
@@ -184,7 +185,7 @@ def _add_hyperparameters(parser: Parser, algo: str) -> None:
         flag, default = "--" + field.name.replace("_", "-"), _shown(field.default)
         choices = typing.get_args(kinds[field.name]) if typing.get_origin(kinds[field.name]) is typing.Literal else ()
         one_of = f"one of {', '.join(choices)}; " if choices else ""
-        text = f"{helps[field.name]} ({one_of}default: {default})".replace("%", "%%")
+        text = f"{helps.get(field.name, '')} ({one_of}default: {default})".lstrip().replace("%", "%%")
         if inner_type(kinds[field.name]) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
@@ -451,5 +452,5 @@ def list_all(arguments: list[str]) -> int:
             print(f"    {env_id}: {preset['total_steps']:,} steps; {rest}")
         print("\n  defaults:")
         for field in dataclasses.fields(agent.Config):
-            print(f"    {field.name:<20} {_shown(field.default):<10} {helps[field.name]}")
+            print(f"    {field.name:<20} {_shown(field.default):<10} {helps.get(field.name, '')}")
     return 0

@@ -1,5 +1,8 @@
-"""The agents, by name."""
+"""The agents, by name: those of rlcore and those that other installed packages offer."""
 
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,84 @@ from rlcore.agents.grpo import GRPO, GRPOConfig
 from rlcore.agents.ppo import PPO, PPOConfig
 from rlcore.agents.reinforce import REINFORCE, REINFORCEConfig
 from rlcore.agents.trpo import TRPO, TRPOConfig
+from rlcore.errors import UsageError
 from rlcore.networks import Torso
 
-AGENTS: dict[str, type[Agent]] = {"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "trpo": TRPO, "grpo": GRPO}
+ENTRY_POINTS = "rlcore.agents"  # the group under which a package names its agents
+
+
+class AgentTable(Mapping[str, type[Agent]]):
+    """Agent classes by their lower-case names, rlcore's own first, then those of installed packages.
+
+    A package offers an agent by an entry point `name = "module:Class"` in the group `rlcore.agents`. It is imported
+    when it is asked for. Going through the table leaves out one that cannot be loaded, with a warning; asking for it
+    by name raises.
+
+    Args:
+        own: the agents that need no entry point; no package can take their names.
+
+    Raises:
+        UsageError: where the agent asked for cannot be imported or is no agent.
+        KeyError: where there is none of that name.
+    """
+
+    def __init__(self, own: dict[str, type[Agent]]):
+        self._own = own
+        self._loaded: dict[str, type[Agent]] = {}
+        self._found: dict[str, EntryPoint] | None = None
+
+    def __getitem__(self, name: str) -> type[Agent]:
+        if name in self._own:
+            return self._own[name]
+        if name not in self._loaded:
+            self._loaded[name] = _load_entry_point(self._entry_points()[name])
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._own
+        for name in self._entry_points():
+            try:
+                self[name]
+            except UsageError as error:
+                warnings.warn(str(error), stacklevel=2)
+            else:
+                yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        """Those found when first needed, by name; a name that is taken already is left to who has it."""
+        if self._found is None:
+            self._found = {}
+            for point in entry_points(group=ENTRY_POINTS):
+                if point.name in self._own or point.name in self._found:
+                    warnings.warn(f"{_described(point)} is left out, because its name is taken", stacklevel=3)
+                else:
+                    self._found[point.name] = point
+        return self._found
+
+
+def _load_entry_point(point: EntryPoint) -> type[Agent]:
+    try:
+        agent = point.load()
+    except Exception as error:  # whatever the import of foreign code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{_described(point)} cannot be loaded: {reason}") from error
+    if not (isinstance(agent, type) and issubclass(agent, Agent)):
+        raise UsageError(f"{_described(point)} is no agent: {point.value} must be a subclass of rlcore.agents.Agent")
+    if agent.__name__.lower() != point.name:  # checkpoints and run folders name the class
+        raise UsageError(
+            f"{_described(point)} must bear the name of its class in lower case, '{agent.__name__.lower()}'"
+        )
+    return agent
+
+
+def _described(point: EntryPoint) -> str:
+    return f"agent '{point.name}' of package {point.dist.name if point.dist else point.value}"
+
+
+AGENTS = AgentTable({"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "trpo": TRPO, "grpo": GRPO})
 
 
 def load(path: str | Path, env: str | VectorEnv | None = None, torso: Torso | None = None, **overrides: Any) -> Agent:
@@ -42,6 +120,7 @@ __all__ = [
     "TRPO",
     "A2CConfig",
     "Agent",
+    "AgentTable",
     "Config",
     "GRPOConfig",
     "PPOConfig",

@@ -83,6 +83,7 @@ class Run:
         self.checkpoint_every: int = settings["checkpoint_every"]
         self.log_every = max(self.total_steps // TENSORBOARD_POINTS, 1)
         self.resumed = resumed is not None
+        self.last_checkpoint = agent.global_step if self.resumed else -1  # the step of the newest
         self.seconds_before = resumed["seconds"] if resumed else 0.0
         self.recent_returns: deque[float] = deque(resumed["recent_returns"] if resumed else (), maxlen=RECENT_EPISODES)
         self.began = time.perf_counter()
