@@ -42,6 +42,9 @@ class RolloutBuffer:
         observation_space: of a single environment.
         action_space: of a single environment, or an ActionSpec.
         device: where all fields live.
+
+    Raises:
+        UsageError: where a size is below 1 or a space has no tensor form.
     """
 
     def __init__(
@@ -110,9 +113,11 @@ class RolloutBuffer:
 
 @dataclass(frozen=True)
 class Batch:
-    """B transitions, as a loss sees them; fields as in RolloutBuffer, with `[T, N]` flattened to `[B]`.
+    """B transitions, as a loss sees them: the `[T, N]` of a RolloutBuffer flattened to `[B]`.
 
     Attributes:
+        obs, actions, dist_params: `[B, ...]`, as in RolloutBuffer.
+        logprobs, values, mask: `[B]`, as there.
         advantages, returns: `[B]` from the agent's estimator.
         weight: `[B]` share of each transition in the loss, 0 for padding. 1/(number of real transitions) for each of
             them, unless the estimator gave other weights; see `mean`.

@@ -109,6 +109,9 @@ class Collector:
             is still standard normal; actions that push one way for a while explore what white noise does not reach
             (Hollenstein et al. 2024, "Colored noise in PPO"). For Gaussian policies.
         with_values: False leaves out the critic, for agents that have no use for it; values then stay 0.
+
+    Raises:
+        UsageError: for correlated noise where actions are not real numbers.
     """
 
     def __init__(

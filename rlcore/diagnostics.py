@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the slots where `mask` is True (shape of x, or broadcast to it); 0 where there is none."""
+    """Mean of `x [...]` over the slots where `mask [...]` is True (broadcast to x); 0 where there is none."""
     if mask is None:
         return x.mean()
     mask = mask.expand_as(x)
@@ -15,18 +15,23 @@ def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def masked_var(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Population variance over the slots where `mask` is True; 0 where there is none."""
+    """Population variance of `x [...]` over the slots where `mask [...]` is True; 0 where there is none."""
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
-    """1 − Var[returns − values] / Var[returns]: 1 is perfect, 0 as good as a constant, NaN where returns are equal."""
+    """1 − Var[returns − values] / Var[returns]: 1 is perfect, 0 as good as a constant, NaN where returns are equal.
+
+    Args:
+        values, returns: `[T, N]`.
+        mask: `[T, N]` of bool, False for padding; None where every slot counts.
+    """
     total = masked_var(returns, mask)
     return torch.where(total > 0, 1 - masked_var(returns - values, mask) / total, torch.nan)
 
 
 def approx_kl(logratio: Tensor) -> Tensor:
-    """Elementwise k3 estimate of KL(old ‖ new) from log(new/old) at actions of the old policy.
+    """Elementwise k3 estimate of KL(old ‖ new) from `logratio [...]`, log(new/old) at actions of the old policy.
 
     (r − 1) − log r is unbiased and never negative (Schulman 2020, "Approximating KL divergence").
     """
@@ -34,5 +39,5 @@ def approx_kl(logratio: Tensor) -> Tensor:
 
 
 def clip_fraction(logratio: Tensor, clip_coef: float | Tensor) -> Tensor:
-    """Elementwise 1 where the probability ratio lies outside [1 − ε, 1 + ε], else 0."""
+    """Elementwise 1 where the ratio exp(`logratio [...]`) lies outside 1 ± ε, else 0."""
     return (logratio.expm1().abs() > clip_coef).to(logratio.dtype)

@@ -30,7 +30,7 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def gumbel_noise(out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Fill `out` with standard Gumbel noise: adding it to logits and taking the argmax draws from the softmax."""
+    """Fill `out [...]` with standard Gumbel noise: adding it to logits and taking the argmax draws from the softmax."""
     return out.exponential_(generator=generator).log_().neg_()
 
 
@@ -161,7 +161,7 @@ class TanhGaussian(Gaussian):
 
     The buffer keeps u, where nothing is lost to rounding near the bounds; `log_prob` takes u and gives the log-density
     of a, the change of variables included (Haarnoja et al. 2018, appendix C). KL needs no correction: it does not
-    change under a bijection. `mode` is that of u.
+    change under a bijection. `mode` is that of u. `params [..., P]` are those of u, `half_range [P/2]` is (high − low)/2.
     """
 
     def __init__(self, params: Tensor, half_range: Tensor):

@@ -39,6 +39,15 @@ def gae(
 
     Returns:
         Advantages `[T, N]`, 0 where masked.
+
+    Two steps of one environment, the second of which ends the episode, by termination and by truncation:
+
+    >>> reward, value, next_value = torch.ones(2, 1), torch.zeros(2, 1), torch.full((2, 1), 10.0)
+    >>> over, never = torch.tensor([[False], [True]]), torch.zeros(2, 1, dtype=torch.bool)
+    >>> gae(reward, value, next_value, over, never, gamma=0.5, lam=0.0).flatten()
+    tensor([6., 1.])
+    >>> gae(reward, value, next_value, never, over, gamma=0.5, lam=0.0).flatten()
+    tensor([6., 6.])
     """
     delta = rewards + gamma * torch.where(terminated, 0.0, next_values) - values  # [T, N]
     decay = torch.where(terminated | truncated, 0.0, torch.full_like(delta, gamma * lam))
@@ -58,12 +67,17 @@ def reward_to_go(
     """Discounted sum of the rewards from each step to the end of its episode (Sutton & Barto 2018, eq. 3.8).
 
     Args:
-        rewards, terminated, truncated, gamma, mask: as in `gae`.
+        rewards, terminated, truncated, mask: `[T, N]`, as in `gae`.
+        gamma: discount γ in [0, 1].
         next_values: `[T, N]`; where given, an episode that was cut (truncated, or still running at the end of the
             buffer) goes on with V of the true successor. Where None, it counts as over.
 
     Returns:
         Returns `[T, N]`, 0 where masked.
+
+    >>> rewards, ends = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[False], [True], [False]])
+    >>> reward_to_go(rewards, ends, torch.zeros_like(ends), gamma=0.5).flatten()
+    tensor([2., 2., 4.])
     """
     last = terminated | truncated
     decay = torch.where(last, 0.0, torch.full_like(rewards, gamma))
@@ -81,7 +95,8 @@ def total_return(rewards: Tensor, gamma: float, mask: Tensor | None = None) -> T
 
     Args:
         rewards: `[T, N]` of one episode per environment, from row 0 on.
-        gamma, mask: as in `gae`.
+        gamma: discount γ in [0, 1].
+        mask: `[T, N]` of bool, False for padding; None where every slot is a transition.
 
     Returns:
         Σ_t γ^t r_t `[T, N]`, 0 where masked.
@@ -116,6 +131,10 @@ def group_outcome_advantages(
 
     Returns:
         Advantages `[T, N]`, 0 where masked and in groups whose scores are all equal.
+
+    >>> scores, mask = torch.tensor([[1.0, 3.0, 5.0, 5.0]]), torch.ones(1, 4, dtype=torch.bool)
+    >>> group_outcome_advantages(scores, mask, group_size=2)
+    tensor([[-1.,  1.,  0.,  0.]])
     """
     outcome = total_return(rewards, gamma, mask)[0]  # row 0 is real in every episode
     scores = _by_group(outcome, group_size)  # [groups, G]
@@ -137,7 +156,8 @@ def group_process_advantages(
     each step t, the reward-to-go of the members that are still playing at t, normalised over them.
 
     Args:
-        rewards, mask, group_size, scale: as in `group_outcome_advantages`.
+        rewards, mask: `[T, N]`, as in `group_outcome_advantages`.
+        group_size, scale: as there.
         aligned: the step-aligned form.
         gamma: discount of the reward-to-go, in the aligned form only.
 
@@ -160,7 +180,10 @@ def group_process_advantages(
 
 
 def groups_with_spread(advantages: Tensor, group_size: int) -> Tensor:
-    """Whether each environment's group compares anything: `[N]` bool, False where all its advantages `[T, N]` are 0."""
+    """Whether each environment's group compares anything: `[N]` bool, False where all its `advantages [T, N]` are 0.
+
+    DAPO samples others in place of groups without spread (Yu et al. 2025, section 3.2, "dynamic sampling").
+    """
     groups = _by_group((advantages != 0).any(0), group_size).any(-1)
     return groups.repeat_interleave(group_size)
 

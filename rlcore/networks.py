@@ -124,6 +124,9 @@ class ActorCritic(nn.Module):
         log_std_init: initial log standard deviation of a Gaussian policy.
         state_dependent_std: log standard deviation from a head of the network instead of free parameters.
         norm_obs: running normalisation of the real-valued observation parts.
+
+    Raises:
+        UsageError: for an unknown activation, a space without tensor form, or a torso that does not fit.
     """
 
     def __init__(
@@ -205,7 +208,7 @@ class ActorCritic(nn.Module):
         return [*self.critic.torsos.parameters(), *self.value_head.parameters()]
 
     def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
-        """Merge the real observations of a rollout, `[T, N, ...]` with `mask [T, N]`, into the running statistics."""
+        """Merge the real observations of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
         for pre, x in zip(self.preprocess, obs.values() if isinstance(obs, dict) else [obs], strict=True):
             if pre.norm is not None:
                 pre.norm.update(x, mask)

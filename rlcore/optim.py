@@ -39,13 +39,13 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def assign(parameters: list[Tensor], vector: Tensor) -> None:
-    """The opposite of `flat`: write a vector into parameters."""
+    """The opposite of `flat`: write `vector [P]` into parameters."""
     for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
         parameter.copy_(part.view_as(parameter))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """x with product(x) = b, for a symmetric positive definite product (Hestenes & Stiefel 1952)."""
+    """x `[P]` with product(x) = `b [P]`, for a symmetric positive definite product (Hestenes & Stiefel 1952)."""
     x, residual = torch.zeros_like(b), b.clone()
     direction, squared = residual, residual @ residual
     for _ in range(iterations):

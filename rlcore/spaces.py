@@ -139,7 +139,7 @@ class ActionSpec:
         return self.kind == "tanh_gaussian"
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as stored, [N, ...], as the environment takes them: shifted by `start`, squashed or clipped.
+        """Stored `actions [N, ...]` as the environment takes them: shifted by `start`, squashed or clipped.
 
         The buffer keeps what the policy drew; only the copy at the environment's door is bounded.
         """

@@ -169,7 +169,11 @@ class Agent:
         raise NotImplementedError
 
     def frozen_copy(self, source: str = "initial") -> ActorCritic:
-        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file."""
+        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file.
+
+        Raises:
+            CheckpointError: where the file's weights do not fit.
+        """
         network = copy.deepcopy(self.network).requires_grad_(False)
         if source != "initial":
             try:
@@ -340,6 +344,9 @@ class Agent:
 
         Returns:
             Evaluation: returns and lengths, the environment's own rewards without scaling.
+
+        Raises:
+            UsageError: where `env` is needed or does not fit, or `episodes` is not a whole number of at least 1.
         """
         check_episodes(episodes)
         if env is None and self.env_id is None:

@@ -58,6 +58,7 @@ class REINFORCE(Agent):
 
     @property
     def critic_apart(self) -> bool:
+        """Whether there is a critic, which is then fitted in steps of its own."""
         return self.needs_values
 
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,7 +76,11 @@ class VectorAdapter:
         return self.mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | list[int] | None = None) -> Any:
-        """First observations `[N, ...]` of all environments."""
+        """First observations `[N, ...]` of all environments.
+
+        Raises:
+            UsageError: where `seed` is a list and the environments take one number only.
+        """
         self.pending = np.zeros(self.num_envs, dtype=bool)
         if isinstance(seed, list) and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             seed = np.array(seed)  # what vector environments in C++ take
@@ -111,7 +115,11 @@ class VectorAdapter:
         return Step(obs, rewards, terminated, truncated, real, final_envs, final_obs)
 
     def restart(self, which: np.ndarray, after: int) -> Any:
-        """Begin a new episode in the environments `which [N]`, whose episodes were cut `after` so many steps."""
+        """Begin a new episode in the environments `which [N]`, whose episodes were cut `after` so many steps.
+
+        Raises:
+            EnvironmentFault: where the autoreset mode does not allow that.
+        """
         if self.mode is not AutoresetMode.DISABLED:
             raise EnvironmentFault(
                 f"an episode runs on after {after:,} steps, and autoreset mode {self.mode.name} cannot begin a new one "
@@ -124,6 +132,7 @@ class VectorAdapter:
         return self.split(obs)
 
     def split(self, obs: Any) -> Any:
+        """Observations `[N, ...]` of the environment as the buffer takes them: in parts, indices counted from 0."""
         if self._composite:
             obs = split_observation(self.observation_space, obs)
         return map_parts(np.subtract, obs, self._starts) if self._shifted else obs
@@ -145,6 +154,7 @@ class VectorAdapter:
         return map_parts(np.asarray, self.split(obs))
 
     def close(self) -> None:
+        """Close the environments."""
         self.envs.close()
 
 
