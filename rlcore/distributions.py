@@ -161,7 +161,7 @@ class TanhGaussian(Gaussian):
 
     The buffer keeps u, where nothing is lost to rounding near the bounds; `log_prob` takes u and gives the log-density
     of a, the change of variables included (Haarnoja et al. 2018, appendix C). KL needs no correction: it does not
-    change under a bijection. `mode` is that of u. `params [..., P]` are those of u, `half_range [P/2]` is (high − low)/2.
+    change under a bijection. `mode` is that of u. `params [..., P]` are its own; `half_range [P/2]`.
     """
 
     def __init__(self, params: Tensor, half_range: Tensor):
