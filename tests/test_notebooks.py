@@ -1,5 +1,6 @@
 """The notebooks as they are stored, and their exercises; `.ci/run` executes them whole, from a clean kernel."""
 
+import base64
 import contextlib
 import io
 import json
@@ -73,6 +74,12 @@ def test_its_outputs_hold_no_warnings_and_no_paths_of_the_machine(path):
     assert all(output.get("name") != "stderr" for output in outputs(path))
     for text in texts(path):
         assert not re.search(r"/(tmp|work|home|root|usr|opt|Users|private)/|Warning", text), text[:200]
+
+
+def test_the_readmes_picture_is_the_one_that_the_ppo_notebook_draws():
+    shown = "".join("".join(output.get("data", {}).get("text/html", "")) for output in outputs(FOLDER / "03_ppo.ipynb"))
+    drawn = re.search(r'src="data:image/gif;base64,([^"]+)"', shown)[1]
+    assert base64.b64decode(drawn) == (FOLDER.parent / "docs" / "pages" / "rollout.gif").read_bytes()
 
 
 @each_notebook
