@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rlcore"
 # Each layer may import itself (but see the agents) and what stands below it.
 LAYERS = [
-    {"errors", "version", "optim"},
+    {"errors", "version", "optim", "tracing"},
     {"spaces", "checkpoint", "presets"},
     {"buffer", "distributions", "envs"},
     {"normalize", "estimators", "diagnostics"},
@@ -66,5 +66,6 @@ def test_an_agent_file_imports_no_other_agent_and_no_infrastructure():
             "distributions",
             "errors",
             "optim",
+            "tracing",
         }
         assert {m.removeprefix("rlcore.") for m in imported(path)} <= allowed, path.name

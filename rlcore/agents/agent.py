@@ -249,6 +249,27 @@ class Agent:
         return metrics
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from a rollout; returns the iteration's mean metrics."""
+        batch, before = self.before_steps(batch)
+        metrics = {**self.gradient_steps(batch), **before}
+        if self.fits_critic:
+            metrics["value_loss"] = self.fit_critic(batch)
+        return {**metrics, **self.after_steps(batch)}
+
+    @property
+    def fits_critic(self) -> bool:
+        """Whether the critic takes `critic_updates` steps of its own after those of the loss."""
+        return self.config.critic_updates > 0 and self.needs_values
+
+    def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """What an algorithm does with the whole rollout before the gradient steps; may add to the batch."""
+        return batch, {}
+
+    def after_steps(self, batch: Batch) -> dict[str, Tensor]:
+        """What an algorithm does with the whole rollout after the gradient steps."""
+        return {}
+
+    def gradient_steps(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
         config = self.config
         rows = self.rows_to_learn_from(batch)
