@@ -272,22 +272,32 @@ class Agent:
     def gradient_steps(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
         config = self.config
-        rows = self.rows_to_learn_from(batch)
+        rows = self.rows_to_learn_from(batch.mask)
         steps: list[dict[str, Tensor]] = []
         for _ in range(config.update_epochs):
-            order = rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
-            for indices in order.tensor_split(min(config.num_minibatches, len(rows))):
+            for indices in self.shuffled(rows).tensor_split(min(config.num_minibatches, len(rows))):
                 steps.append(self.step(batch.take(indices)))
             if self.stops_after(steps[-config.num_minibatches :]):
                 break
         return mean_metrics(steps)
 
-    def rows_to_learn_from(self, batch: Batch) -> Tensor:
-        """Indices into a rollout's batch. Segments are all but full; whole episodes may be mostly padding, which a
-        program of free shapes can leave out."""
+    def rows_to_learn_from(self, mask: Tensor) -> Tensor:
+        """Indices into a rollout's batch, whose `mask [B]` this is. Segments are all but full; whole episodes may be
+        mostly padding, which is left out."""
         if self.config.whole_episodes:
-            return torch.nonzero(batch.mask).squeeze(-1)
-        return torch.arange(len(batch.mask), device=self.device)
+            return torch.nonzero(mask).squeeze(-1)
+        return torch.arange(len(mask), device=self.device)
+
+    def shuffled(self, rows: Tensor) -> Tensor:
+        """The rows in a random order."""
+        return rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
+
+    def minibatches(self, rows: Tensor, padding: int) -> Tensor:
+        """All epochs' minibatches at once, as `gradient_steps` draws them: [update_epochs · num_minibatches, M], those
+        that are a row shorter filled up with the index `padding`."""
+        count = min(self.config.num_minibatches, len(rows))
+        parts = [part for _ in range(self.config.update_epochs) for part in self.shuffled(rows).tensor_split(count)]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
 
     def stops_after(self, epoch: list[dict[str, Tensor]]) -> bool:
         """Whether an epoch with these metrics is an iteration's last, because the policy has moved far enough."""
@@ -307,15 +317,19 @@ class Agent:
         self.optimizer.step()
         return {"loss": loss, **metrics, "grad_norm": norm}
 
+    def critic_loss(self, network: ActorCritic, batch: Batch) -> Tensor:
+        """The loss of a critic that is fitted apart: mean of (V − R)²/2 over transitions."""
+        return 0.5 * batch.step_mean((network.value(batch.obs) - batch.returns) ** 2)
+
     def fit_critic(self, batch: Batch) -> Tensor:
         """`critic_updates` steps on (V − R)² alone, each over the whole rollout; returns the last loss.
 
         The critic has an optimiser of its own here: momentum of the policy's last step must not go on moving it.
         """
         parameters = self.network.critic_parameters()
-        batch = batch.take(self.rows_to_learn_from(batch))
+        batch = batch.take(self.rows_to_learn_from(batch.mask))
         for _ in range(self.config.critic_updates):
-            loss = 0.5 * batch.step_mean((self.network.value(batch.obs) - batch.returns) ** 2)
+            loss = self.critic_loss(self.network, batch)
             self.critic_optimizer.zero_grad()
             loss.backward(inputs=parameters)
             self.critic_optimizer.step()
