@@ -73,6 +73,11 @@ class LearningProgram(Program):
         state, metrics["after"] = self.finish(state, fixed, rollout, batch, returns)
         return state, metrics
 
+    def shapes_of(self, inputs: tuple) -> list[Any]:
+        if not self.agent.config.whole_episodes:
+            return super().shapes_of(inputs)
+        return super().shapes_of(inputs[:3])
+
     def free_dimensions(self, *inputs: Any) -> Any:
         if not self.agent.config.whole_episodes:
             return None
@@ -222,13 +227,34 @@ class Learner:
         self.program = LearningProgram(agent)
         self.run: Any = self.program
 
+    def is_cached(self, key: dict[str, Any]) -> bool:
+        """Whether the disk cache has this program."""
+        return self.program.is_cached(self._example(), {**key, "part": "learn"})
+
     def build(self, key: dict[str, Any]) -> None:
         """Compile, or take from the disk cache; the program then runs without Python."""
-        inputs = self.inputs()
+        inputs = self._example()
         self.program.forward(*inputs)  # names the metrics
         self.run = self.program.make_runner(inputs, {**key, "part": "learn"})
 
-    def inputs(self) -> tuple:
+    def _example(self) -> tuple:
+        """Inputs of the right shapes, for the compiler; draws nothing from the agent's generator."""
+        mask = self.agent.buffer.mask
+        rows = torch.arange(mask.numel(), device=mask.device)
+        if self.agent.config.whole_episodes:
+            rows = rows[: max(len(rows) - 3, 2)]
+        config = self.agent.config
+        count = config.update_epochs * config.num_minibatches
+        orders = rows[: -(-len(rows) // config.num_minibatches)].expand(count, -1).contiguous()
+        return *self._state(), orders, rows
+
+    def _inputs(self) -> tuple:
+        """What the program learns from in this iteration."""
+        mask = self.agent.buffer.mask.flatten()
+        rows = self.agent.rows_to_learn_from(mask)
+        return *self._state(), self.agent.minibatches(rows, padding=len(mask)), rows
+
+    def _state(self) -> tuple[Tree, Tree, Tree]:
         agent, device = self.agent, self.agent.device
         moments = [x[0] for x in optimizer_state(agent.optimizer, [agent.parameter_vector])]
         state = {
@@ -247,14 +273,15 @@ class Learner:
             "reference": [x.detach() for x in held(self.program.reference_slots)],
         }
         rollout = {name: getattr(agent.buffer, name) for name in FIELDS}
-        mask = agent.buffer.mask.flatten()
-        rows = agent.rows_to_learn_from(mask)
-        return state, fixed, rollout, agent.minibatches(rows, padding=len(mask)), rows
+        return state, fixed, rollout
 
     @torch.no_grad()
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """As `Agent.learn_from_buffer`."""
-        state, metrics = self.run(*self.inputs())
+        inputs = self._inputs()
+        complete = len(inputs[-2]) == self.agent.config.update_epochs * self.agent.config.num_minibatches
+        run = self.run if complete else self.program  # fewer transitions than minibatches: Python, which fits all
+        state, metrics = run(*inputs)
         self._write_back(state)
         named: dict[str, Tensor] = {}
         for part in ("steps", "before", "critic", "after"):

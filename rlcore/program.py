@@ -10,6 +10,7 @@ The same program also runs as plain Python, piece by piece, which is what tests 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -110,7 +111,7 @@ class Piece(nn.Module):
 def _faster_tanh(graph: torch.fx.GraphModule) -> None:
     """tanh x = 2 σ(2x) − 1: equal up to rounding, and inductor vectorises the logistic function better."""
     for node in list(graph.graph.nodes):
-        if node.target is torch.ops.aten.tanh.default and not node.args[0].meta["val"].dtype == torch.float64:
+        if node.target is torch.ops.aten.tanh.default and node.meta["val"].dtype != torch.float64:
             with graph.graph.inserting_before(node):
                 doubled = graph.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], 2.0))
                 logistic = graph.graph.call_function(torch.ops.aten.sigmoid.default, (doubled,))
@@ -124,7 +125,7 @@ def _fuse_small_layers(graph: torch.fx.GraphModule) -> None:
     """Write x W + b for a handful of rows as Σ x · W, which fuses with its neighbours into one kernel."""
     aten = torch.ops.aten
     for node in list(graph.graph.nodes):
-        if node.target is not aten.addmm.default or node.args[1].meta["val"].shape[0] > SMALL_BATCH:
+        if node.target is not aten.addmm.default or node.meta["val"].shape[0] > SMALL_BATCH:
             continue
         bias, x, weight = node.args
         with graph.graph.inserting_before(node):
@@ -177,12 +178,25 @@ class Program(nn.Module):
         """Which dimensions may differ between calls, as torch.export's `dynamic_shapes`; None: none."""
         return None
 
-    def make_runner(self, inputs: tuple, key: dict[str, Any]) -> Runner:
-        """A compiled runner for inputs of these shapes, from the disk cache where it is there."""
-        folder = cache_folder() / fingerprint(key, inputs)
-        if not (folder / "program.pt2").exists():
-            _build(self, inputs, folder)
-        return Runner(folder)
+    def shapes_of(self, inputs: tuple) -> list[Any]:
+        """The shapes that a built program is for."""
+        return [(str(x.dtype), list(x.shape), str(x.device)) for x in pytree.tree_leaves(inputs)]
+
+    def is_cached(self, inputs: tuple, key: dict[str, Any]) -> bool:
+        """Whether the disk cache has this program for inputs of these shapes."""
+        return (self._folder(inputs, key) / "program.pt2").exists()
+
+    def make_runner(self, inputs: tuple, key: dict[str, Any]) -> Any:
+        """The program for inputs of these shapes without Python: on the CPU compiled, or taken from the disk cache
+        where `key` (all else that the program depends on) is there already; on CUDA captured as a graph."""
+        if any(x.is_cuda for x in pytree.tree_leaves(inputs)):
+            return CapturedRunner(self, inputs)
+        if not self.is_cached(inputs, key):
+            _build(self, inputs, self._folder(inputs, key))
+        return Runner(self._folder(inputs, key))
+
+    def _folder(self, inputs: tuple, key: dict[str, Any]) -> Path:
+        return cache_folder() / fingerprint([key, self.shapes_of(inputs)])
 
 
 class Runner:
@@ -198,6 +212,40 @@ class Runner:
         return pytree.tree_unflatten(self.loader.run(pytree.tree_leaves(inputs)), self.structure)
 
 
+class CapturedRunner:
+    """A program captured as one CUDA graph: its Python runs once, its kernels are launched all at once from then on.
+
+    Args:
+        program: of fixed shapes.
+        inputs: an example; each call copies its inputs over these.
+        graph: False calls the program as it is, which is how this class is tested without a card.
+    """
+
+    def __init__(self, program: Program, inputs: tuple, graph: bool = True):
+        self.inputs = pytree.tree_map(torch.clone, inputs)
+        self.run = lambda: program(*self.inputs)
+        self.graph = None
+        if not graph:
+            return
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels choose their workspaces before they are captured
+            for _ in range(3):
+                self.run()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = self.run()
+
+    def __call__(self, *inputs: Any) -> Any:
+        for mine, new in zip(pytree.tree_leaves(self.inputs), pytree.tree_leaves(inputs), strict=True):
+            mine.copy_(new)
+        if self.graph is None:
+            return self.run()
+        self.graph.replay()
+        return self.outputs
+
+
 def cache_folder() -> Path:
     """Where built programs are kept: RLCORE_CACHE, or rlcore in the user's cache folder."""
     named = os.environ.get("RLCORE_CACHE")
@@ -205,19 +253,16 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(base) / "rlcore"
 
 
-def fingerprint(key: dict[str, Any], inputs: tuple) -> str:
-    """One name for everything a built program depends on: shapes, hyperparameters, sources, torch, processor."""
-    shapes = [(str(x.dtype), list(x.shape), str(x.device)) for x in pytree.tree_leaves(inputs)]
-    parts = [key, shapes, torch.__version__, torch.get_num_threads(), platform.machine(), _instructions(), _sources()]
+def fingerprint(key: Any) -> str:
+    """One name for a program: what its maker says of it, the package's sources, torch, threads and processor."""
+    machine = platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    parts = [key, torch.__version__, machine, _sources()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def _instructions() -> str:
-    return torch.backends.cpu.get_cpu_capability()
-
-
+@functools.cache
 def _sources() -> str:
-    """A hash over the sources a program is made from; tens of small files, about a millisecond."""
+    """A hash over the sources a program is made from; tens of small files, a few milliseconds."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

@@ -17,7 +17,7 @@ from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.native import NativeTask
 from rlcore.networks import ActorCritic
-from rlcore.program import Piece, Program, Runner, buffer_slots, held, holding, parameter_slots
+from rlcore.program import Piece, Program, buffer_slots, held, holding, parameter_slots
 
 Tree = dict[str, Any]
 
@@ -153,8 +153,9 @@ class RolloutProgram(Program):
 
 
 def _transposed(weight: Tensor) -> Tensor:
-    """Layers of a handful of rows read their weights column by column; laid out so once per rollout."""
-    return weight.t().contiguous() if weight.ndim == 2 else weight
+    """Layers of a handful of rows read their weights column by column; laid out so once per rollout. A copy in any
+    case, since a loop may not close over several views of one tensor."""
+    return weight.t().contiguous() if weight.ndim == 2 else weight.clone()
 
 
 def _packed(*parts: Tensor) -> Tensor:
@@ -204,11 +205,8 @@ class NativeCollector:
         """Start all environments afresh; equal seeds in a list give equal starts."""
         N, device = self.buffer.num_envs, self.buffer.device
         seeds = seed if isinstance(seed, list) else [seed]
-        starts = {s: self._uniform(N // len(seeds) or 1, s) for s in dict.fromkeys(seeds)}
-        if isinstance(seed, list):
-            uniform = torch.stack([starts[s][0] for s in seeds])
-        else:
-            uniform = starts[seed]
+        starts = {s: self._uniform(N if len(seeds) == 1 else 1, s) for s in dict.fromkeys(seeds)}
+        uniform = starts[seeds[0]] if len(seeds) == 1 else torch.cat([starts[s] for s in seeds])
         self.carry = {
             "state": self.task.initial(uniform.to(device)),
             "elapsed": torch.zeros(N, dtype=torch.int64, device=device),
@@ -226,13 +224,23 @@ class NativeCollector:
         """The correlated noise begins in its stationary state."""
         return self.fill_with_noise(torch.empty_like(self.noise[0]), self.generator)
 
-    def build(self, network: ActorCritic, key: dict[str, Any]) -> Runner:
+    def is_cached(self, network: ActorCritic, key: dict[str, Any]) -> bool:
+        """Whether the disk cache has this program."""
+        program = self._program(network)
+        return program.is_cached(self._example(program), {**key, "part": "rollout"})
+
+    def build(self, network: ActorCritic, key: dict[str, Any]) -> None:
         """Compile, or take from the disk cache."""
         program = self._program(network)
-        self.run = program.make_runner(
-            self._inputs(program, *self._draw(torch.Generator())), {**key, "part": "rollout"}
-        )
-        return self.run
+        self.run = program.make_runner(self._example(program), {**key, "part": "rollout"})
+
+    def _example(self, program: RolloutProgram) -> tuple:
+        """Inputs of the right shapes, for the compiler; draws nothing from the agent's generator."""
+        own = NativeCollector.__new__(NativeCollector)
+        own.__dict__.update(self.__dict__, generator=torch.Generator(self.buffer.device), carry={})
+        own.counter = EpisodeCounter(self.buffer.num_envs)
+        own.reset(0)
+        return own._inputs(program, *own._draw(own.generator))
 
     def _program(self, network: ActorCritic) -> RolloutProgram:
         if self.program is None or self.program.network is not network:
@@ -250,6 +258,29 @@ class NativeCollector:
     def _inputs(self, program: RolloutProgram, noise: Tensor, starts: Tensor) -> tuple:
         weights = [x.detach() for x in held(program.parameter_slots)]
         return weights, held(program.buffer_slots), self.carry, {"noise": noise, "start": starts}
+
+    def is_capturable(self) -> bool:
+        """Native environments are tensors, so their state can always be stored."""
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where collection stands, environments included."""
+        return {
+            "carry": {name: x.clone() for name, x in self.carry.items()},
+            **self.counter.state_dict(),
+            "rows_collected": self.rows_collected,
+            "global_step": self.global_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
+        """Go on where `state_dict` was taken, or from new episodes (`seed`) where it is of another kind of environment
+        or none is to be restored."""
+        self.rows_collected, self.global_step = state["rows_collected"], state["global_step"]
+        if "carry" in state and restore_envs:
+            self.carry = {name: x.to(self.buffer.device) for name, x in state["carry"].items()}
+            self.counter.load_state_dict(state)
+        else:
+            self.reset(seed or 0)
 
     @torch.inference_mode()
     def collect(self, network: ActorCritic) -> Episodes:

@@ -90,8 +90,9 @@ class PPO(Agent):
             }
         return loss, metrics
 
-    def stops_after(self, epoch: list[dict[str, Tensor]]) -> bool:
-        return self.config.objective == "clip" and super().stops_after(epoch)  # "kl" has β to hold KL near its target
+    @property
+    def stops_early(self) -> bool:
+        return self.config.objective == "clip" and super().stops_early  # "kl" has β to hold KL near its target
 
     def after_steps(self, batch: Batch) -> dict[str, Tensor]:
         adapts = self.config.objective == "kl" and self.config.target_kl is not None
