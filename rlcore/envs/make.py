@@ -28,11 +28,11 @@ def make_vec(
         env_id: a registered id such as "CartPole-v1" or "module:Name-v0".
         num_envs: N, at least 1.
         backend: "sync" steps the copies one after the other, "async" each in a process of its own, "vector" takes the
-            environment's own vector implementation; "auto" takes that where there is one and "sync" where not. "native"
-            takes rlcore's own implementation in tensors, which some environments have (see `rlcore.envs.native`).
+            environment's own vector implementation; "auto" takes that where there is one and "sync" where not.
+            "native" takes rlcore's implementation in tensors, which some environments have (`rlcore.envs.native`).
         seed: where given, the environments are reset with it once, so that a later reset without a seed is determined.
-        autoreset_mode: of "native", "sync" and "async"; None takes DISABLED, with which every row of a rollout is a real
-            transition and the final observation of an episode is known without searching for it.
+        autoreset_mode: of "native", "sync" and "async"; None takes DISABLED, with which every row of a rollout is a
+            real transition and the final observation of an episode is known without searching for it.
         env_kwargs: passed to the environment's constructor; native environments take none.
 
     Raises:

@@ -90,7 +90,7 @@ class CartPole(NativeTask):
         return _float32(state)
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, x_dot, theta, theta_dot = state.unbind(1)
+        _, x_dot, theta, theta_dot = state.unbind(1)
         force = action.to(state.dtype) * (2 * self.FORCE) - self.FORCE
         cos, sin = theta.cos(), theta.sin()
         pole = self.MASS_POLE * self.LENGTH
@@ -98,9 +98,8 @@ class CartPole(NativeTask):
         inertia = self.LENGTH * (4.0 / 3.0 - self.MASS_POLE * cos.square() / self.MASS)
         theta_acc = (self.GRAVITY * sin - cos * push) / inertia
         x_acc = push - pole * theta_acc * cos / self.MASS
-        x = x + self.TAU * x_dot
-        theta = theta + self.TAU * theta_dot
-        state = torch.stack((x, x_dot + self.TAU * x_acc, theta, theta_dot + self.TAU * theta_acc), 1)
+        state = state + self.TAU * torch.stack((x_dot, x_acc, theta_dot, theta_acc), 1)
+        x, _, theta, _ = state.unbind(1)
         terminated = (x.abs() > self.MAX_X) | (theta.abs() > self.MAX_THETA)
         return state, torch.ones_like(x, dtype=torch.float32), terminated
 
@@ -306,7 +305,7 @@ class Catch(NativeTask):
         paddle = (paddle + action.to(state.dtype) - 1).clamp(0, self.cells - 1)
         ball_y = ball_y + 1
         terminated = ball_y >= self.cells - 1
-        reward = _float32(terminated) * (2 * _float32(paddle == ball_x) - 1)
+        reward = 2 * _float32(terminated & (paddle == ball_x)) - _float32(terminated)
         return torch.stack((ball_x, ball_y, paddle), 1), reward, terminated
 
 
