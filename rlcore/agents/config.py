@@ -42,9 +42,7 @@ class Config:
     squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
     norm_obs: bool = False  # normalise observations by running mean and variance
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
-    backend: Literal["auto", "native", "sync", "async", "vector"] = (
-        "auto"  # how the environments are stepped, see make_vec
-    )
+    backend: Literal["auto", "native", "sync", "async", "vector"] = "auto"  # how environments are stepped, see make_vec
     compile: Literal["auto", True, False] = "auto"  # run iterations as compiled programs; auto: where that saves time
     device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
     seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run

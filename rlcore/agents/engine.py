@@ -141,14 +141,20 @@ class Engine:
     def _build(self) -> None:
         start, key, learner = time.perf_counter(), self._key(), Learner(self.agent)
         was_cached = self._is_cached()
-        learner.build(key)
-        if self.agent.backend == "native":
-            self.agent.collector.build(self.agent.network, key)
+        try:
+            learner.build(key)
+            if self.agent.backend == "native":
+                self.agent.collector.build(self.agent.network, key)
+        except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
+            what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UsageError(f"this agent could not be compiled ({what[:200]}); compile may be false") from error
         self.learn = learner.learn_from_buffer
         self.seconds = 0.0 if was_cached else time.perf_counter() - start
 
     def describe(self) -> str:
         """One line for the run's first lines."""
         if not self.compiled:
-            return f"run as Python ({self.reason})"
-        return f"compiled ({self.reason})" + (f" in {self.seconds:.0f} s" if self.seconds else "")
+            return f"iterations run as Python: {self.reason}"
+        return f"iterations are compiled programs: {self.reason}" + (
+            f"; built in {self.seconds:.0f} s, kept for the next run" if self.seconds else ""
+        )
