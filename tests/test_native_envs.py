@@ -42,16 +42,21 @@ def sample_actions(task, n, seed=0):
 
 
 def step_one(task, state, action):
-    """One step of one environment from gymnasium's state, as numpy."""
+    """Next state, observation, reward and terminated of one environment from gymnasium's state."""
     state = torch.from_numpy(np.asarray(state, np.float64))[None]
     state, reward, terminated = task.step(state, torch.from_numpy(np.asarray(action))[None])
-    return task.observe(state)[0].numpy(), reward.item(), terminated.item()
+    return state[0].numpy(), task.observe(state)[0].numpy(), reward.item(), terminated.item()
 
 
 def same_single_step(task, env, action):
     """Both step from gymnasium's state and must agree; whether the episode is over."""
-    ours = step_one(task, env.unwrapped.state, action)
+    state, *ours = step_one(task, env.unwrapped.state, action)
     obs, reward, terminated, truncated, _ = env.step(action)
+    if task.id == "MountainCarContinuous-v0":  # keeps its state in float32
+        np.testing.assert_allclose(state, env.unwrapped.state, **FLOAT32)
+        np.testing.assert_array_equal(state, state.astype(np.float32))
+    else:
+        np.testing.assert_allclose(state, env.unwrapped.state, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(ours[0], obs, **FLOAT32)
     np.testing.assert_allclose(ours[1], reward, **FLOAT32)
     assert ours[2] == terminated
@@ -112,6 +117,8 @@ def test_spaces_and_limits_are_gymnasiums(env_id):
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
         assert getattr(envs, name) == getattr(theirs, name), name
     assert envs.spec.id == env_id and envs.spec.max_episode_steps == env.spec.max_episode_steps
+    assert NativeVectorEnv(env_id, 3, max_episode_steps=7).spec.max_episode_steps == 7
+    assert gym.spec(env_id).max_episode_steps == env.spec.max_episode_steps
 
 
 def ks_distance(a, b):
@@ -270,16 +277,27 @@ def test_a_stored_state_goes_on_identically(env_id, way):
 
 
 def test_a_stored_state_does_not_change_with_the_environment():
-    envs = NativeVectorEnv("Pendulum-v1", 2)
+    envs, action = NativeVectorEnv("Pendulum-v1", 2), np.ones((2, 1), np.float32)
     envs.reset(seed=0)
+    envs.step(action)
     state = envs.get_state()
-    before = state["state"].clone()
-    envs.step(np.ones((2, 1), np.float32))
+    before = {name: state[name].clone() for name in ("state", "elapsed", "pending")}
+
+    def is_as_it_was():
+        return all(torch.equal(state[name], x) for name, x in before.items())
+
     envs.reset()
-    assert torch.equal(state["state"], before) and not state["elapsed"].any()
+    assert is_as_it_was()
+    for _ in range(2):  # the environment it came from, and one that goes on from it
+        envs.set_state(state)
+        envs.step(action)
+        assert is_as_it_was()
+        envs.reset()
+        assert is_as_it_was()
     envs.set_state(state)
-    envs.step(np.ones((2, 1), np.float32))
-    assert torch.equal(state["state"], before) and not state["elapsed"].any()
+    state = envs.get_state()
+    envs.step(action)
+    assert is_as_it_was()
 
 
 def test_a_state_of_a_never_reset_environment_is_one_too():
@@ -431,6 +449,7 @@ def test_backend_native_makes_them():
     envs = make_vec("CartPole-v1", 8, "native", seed=0)
     assert isinstance(envs, NativeVectorEnv) and envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
     np.testing.assert_array_equal(envs.reset(seed=4)[0], make_vec("CartPole-v1", 8, "sync").reset(seed=4)[0])
+    assert envs.max_episode_steps == 500
     envs = make_vec("CartPole-v1", 2, "native", autoreset_mode="SameStep")
     assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert isinstance(NativeVectorEnv(Catch("my/Catch", cells=5), 2).reset(seed=0)[0], np.ndarray)
