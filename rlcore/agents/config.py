@@ -42,7 +42,8 @@ class Config:
     squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
     norm_obs: bool = False  # normalise observations by running mean and variance
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
-    backend: Literal["auto", "sync", "async", "vector"] = "auto"  # how the environments are stepped, see make_vec
+    backend: Literal["auto", "native", "sync", "async", "vector"] = "auto"  # how environments are stepped, see make_vec
+    compile: Literal["auto", True, False] = "auto"  # run iterations as compiled programs; auto: where that saves time
     device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
     seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
 
@@ -132,10 +133,12 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
     base = inner_type(kind)
     if typing.get_origin(base) is Literal:
         choices = typing.get_args(base)
-        if value not in choices:
-            hint = did_you_mean(str(value), choices)
-            raise UsageError(f"{name} is {value!r}, but may be one of {', '.join(choices)}{hint}")
-        return value
+        for choice in choices:
+            if value == choice and type(value) is type(choice):
+                return choice
+        words = [choice_word(choice) for choice in choices]
+        hint = did_you_mean(str(value), words)
+        raise UsageError(f"{name} is {value!r}, but may be one of {', '.join(words)}{hint}")
     if typing.get_origin(base) is tuple:
         if isinstance(value, list | tuple) and all(_is_number(v, int) for v in value):
             return tuple(value)
@@ -145,6 +148,11 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
     if (base is int and _is_number(value, int)) or (base in (bool, str) and isinstance(value, base)):
         return value
     raise UsageError(f"{name} is {value!r}, but must be {describe_type(kind)}")
+
+
+def choice_word(choice: Any) -> str:
+    """A choice as it is written on the command line."""
+    return str(choice).lower() if isinstance(choice, bool) else choice
 
 
 def _is_number(value: Any, kind: Any) -> bool:
@@ -177,6 +185,8 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
     if is_optional(kind) and text.lower() == "none":
         return None
     base = inner_type(kind)
+    if typing.get_origin(base) is Literal:
+        return {choice_word(choice): choice for choice in typing.get_args(base)}.get(text, text)
     try:
         if typing.get_origin(base) is tuple:
             return tuple(int(part) for part in re.split(r"[\s,]+", text.strip("()[] ")) if part)
