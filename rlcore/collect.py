@@ -135,6 +135,7 @@ class Collector:
         self.value_rows = buffer.values.unbind()
         self.obs_rows = self._obs_rows()
         self.next_obs: Any = None  # [N, ...] to act on next, as the environment gave it
+        self.life_lost = np.zeros((buffer.num_steps, buffer.num_envs), dtype=bool)  # ends for learning alone
         self.next_first = np.zeros(buffer.num_envs, dtype=bool)  # whether it is the first of an episode after another
         self.episode_returns = np.zeros(buffer.num_envs)
         self.episode_lengths = np.zeros(buffer.num_envs, dtype=np.int64)
@@ -203,6 +204,8 @@ class Collector:
             rows.terminated[t] = step.terminated
             rows.truncated[t] = step.truncated
             rows.mask[t] = step.real & playing
+            self.life_lost[t] = False if step.life_lost is None else step.life_lost
+            rows.terminated[t] |= self.life_lost[t]
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
@@ -212,6 +215,7 @@ class Collector:
                     break
             # The observation after a dead row starts an episode; without dead rows, the one after the end does.
             first = ~step.real if envs.has_dead_rows else step.terminated | step.truncated
+            first = first | self.life_lost[t]
         self.buffer.length = t + 1
         rows.mask[t + 1 :] = False
         if self.whole_episodes:
@@ -283,7 +287,7 @@ class Collector:
     def _count_episodes(self) -> Episodes:
         """Returns and lengths of the episodes that ended in this rollout, from its rows all at once."""
         rows, episodes = self.rows, Episodes()
-        ends = (rows.terminated | rows.truncated) & rows.mask
+        ends = (rows.terminated | rows.truncated) & rows.mask & ~self.life_lost
         # One row of zeros in front, so that the sum over an episode is a difference of two rows.
         returns = np.zeros((len(ends) + 1, ends.shape[1]))
         lengths = np.zeros((len(ends) + 1, ends.shape[1]), dtype=np.int64)

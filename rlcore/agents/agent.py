@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
-from rlcore.agents.setup import check_group_starts, resolve_device, time_limit, with_num_envs_of
+from rlcore.agents.setup import check_group_starts, resolve_device, shares_torso, time_limit, with_num_envs_of
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.collect import Collector, Episodes
@@ -43,7 +43,7 @@ class Agent:
     Args:
         env: an environment id, of which `num_envs` copies are made, or a `gymnasium.vector.VectorEnv`.
         env_kwargs: passed to the environment's constructor; only with an id.
-        torso: a torso of your own in place of the MLP, see `ActorCritic`.
+        torso: a name (the hyperparameter), or a torso of your own, see `ActorCritic`.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:
@@ -69,9 +69,11 @@ class Agent:
         env: str | VectorEnv,
         *,
         env_kwargs: dict[str, Any] | None = None,
-        torso: Torso | None = None,
+        torso: Torso | str | None = None,
         **hyperparameters: Any,
     ):
+        if isinstance(torso, str):  # the hyperparameter of that name
+            torso, hyperparameters = None, {**hyperparameters, "torso": torso}
         if isinstance(env, VectorEnv):
             hyperparameters = with_num_envs_of(env, hyperparameters)
         config = make_config(self.Config, hyperparameters)
@@ -93,9 +95,12 @@ class Agent:
             )
         if config.num_steps is None:
             config = dataclasses.replace(config, num_steps=time_limit(env))
-        self.config = config
         self.envs = env
         self.adapter = VectorAdapter(env, config.squash)
+        self.config = config
+        if config.shared is None:
+            shared = shares_torso(self.adapter.parts, torso or config.torso) and not self.critic_apart
+            self.config = config = dataclasses.replace(config, shared=shared)
 
         with torch.random.fork_rng(devices=[]):  # the same weights on every device, and nobody else's generator moved
             torch.manual_seed(config.seed)
@@ -145,7 +150,7 @@ class Agent:
             hidden_sizes=config.hidden_sizes,
             activation=config.activation,
             shared=config.shared,
-            torso=torso,
+            torso=config.torso if torso is None else torso,
             log_std_init=config.log_std_init,
             state_dependent_std=config.state_dependent_std,
             norm_obs=config.norm_obs,
@@ -239,6 +244,8 @@ class Agent:
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """Estimate and update on the rollout in the buffer; returns the iteration's mean metrics."""
         buffer = self.buffer
+        if self.config.clip_reward:
+            buffer.rewards.sign_()
         if self.reward_scaler is not None:
             self.reward_scaler.scale_(buffer)
         estimate = self.estimate(buffer)
@@ -469,6 +476,8 @@ def load_agent(
     if isinstance(env, VectorEnv):
         config["num_envs"] = env.num_envs
     kwargs = {} if isinstance(env, VectorEnv) else payload["env_kwargs"]
+    named = config.pop("torso", None)
+    torso = named if torso is None else torso
     agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
     try:
         agent.load_state_dict(payload["agent"], restore_envs=env is None)

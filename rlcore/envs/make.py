@@ -7,9 +7,10 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from rlcore.envs import atari, envpool
 from rlcore.errors import UsageError, did_you_mean
 
-BACKENDS = ("auto", "sync", "async", "vector")
+BACKENDS = ("auto", "sync", "async", "vector", "envpool")
 
 
 def make_vec(
@@ -26,7 +27,8 @@ def make_vec(
         env_id: a registered id such as "CartPole-v1" or "module:Name-v0".
         num_envs: N, at least 1.
         backend: "sync" steps the copies one after the other, "async" each in a process of its own, "vector" takes the
-            environment's own vector implementation; "auto" takes that where there is one and "sync" where not.
+            environment's own vector implementation, "envpool" EnvPool's (Atari, Google Football); "auto" takes the
+            environment's own where there is one and "sync" where not.
         seed: where given, the environments are reset with it once, so that a later reset without a seed is determined.
         autoreset_mode: of "sync" and "async"; None takes DISABLED, with which every row of a rollout is a real
             transition and the final observation of an episode is known without searching for it.
@@ -62,6 +64,10 @@ def make_vec(
 
 def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """The registered specification of `env_id`, or a UsageError that names the nearest id."""
+    if atari.is_atari(env_id):
+        atari.register_games()
+    elif env_id.startswith(envpool.FOOTBALL):
+        envpool.register_football(env_id)
     try:
         return gymnasium.spec(env_id)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
@@ -75,12 +81,20 @@ def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "a
     """The backend that "auto" stands for; refuses "vector" where the environment has no vector implementation."""
     if backend == "auto":
         return "vector" if spec.vector_entry_point else "sync"
+    if backend == "envpool" and not atari.is_atari(spec.id) and not spec.id.startswith(envpool.FOOTBALL):
+        raise UsageError(f"backend envpool is for Atari and Google Football; {spec.id} may take auto, sync or async")
+    if spec.entry_point is None and backend not in ("vector", "envpool"):
+        raise UsageError(f"{spec.id} comes as a vector environment alone; backend may be auto or envpool")
     if backend == "vector" and not spec.vector_entry_point:
         raise UsageError(f"{spec.id} has no vector implementation of its own; backend may be auto, sync or async")
     return backend
 
 
 def _make(spec, num_envs: int, backend: str, mode: AutoresetMode, env_kwargs: dict[str, Any]) -> VectorEnv:
+    if atari.is_atari(spec.id):
+        return atari.make_atari(spec, num_envs, backend, mode, dict(env_kwargs))
+    if spec.id.startswith(envpool.FOOTBALL):
+        return envpool.make_football(num_envs, spec, **env_kwargs)
     if backend == "vector":
         return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
 
