@@ -22,6 +22,7 @@ from rlcore.normalize import RunningNorm
 from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
 from rlcore.torsos import ACTIVATIONS, TorsoName, check_torso, is_channels_last, is_image, make_torso, orthogonal
 
+
 class Preprocess(nn.Module):
     """One observation part [B, *shape] as float [B, *out_shape]: normalised, scaled from bytes, or one-hot."""
 
@@ -29,7 +30,7 @@ class Preprocess(nn.Module):
         super().__init__()
         self.part = part
         self.norm = RunningNorm(part.shape) if norm and part.floating else None
-        # Convolutions are faster with the channels innermost, and the copy is cheaper while it changes the dtype anyway.
+        # Convolutions are faster with the channels innermost, and reordering is cheap while the dtype changes anyway.
         reorder = is_image(part) and not is_channels_last(part.shape)
         self.layout = torch.channels_last if reorder else torch.preserve_format
 

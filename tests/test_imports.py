@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "rlcore"
 LAYERS = [
     {"errors", "version", "optim"},
     {"spaces", "checkpoint", "presets"},
-    {"buffer", "distributions", "envs"},
+    {"frames", "torsos", "distributions", "envs"},
+    {"buffer"},
     {"normalize", "estimators", "diagnostics"},
     {"networks"},
     {"collect", "evaluation"},

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal
 from rlcore.errors import UsageError, did_you_mean
 from rlcore.torsos import TorsoName
 
+BackendName = Literal["auto", "sync", "async", "vector", "envpool"]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -45,7 +47,7 @@ class Config:
     norm_obs: bool = False  # normalise observations by running mean and variance
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
-    backend: Literal["auto", "sync", "async", "vector", "envpool"] = "auto"  # how the environments are stepped, see make_vec
+    backend: BackendName = "auto"  # how the environments are stepped, see make_vec
     device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
     seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
 

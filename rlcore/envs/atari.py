@@ -81,9 +81,7 @@ def register_games() -> None:
     gymnasium.register_envs(ale_py)
 
 
-def make_atari(
-    spec: EnvSpec, num_envs: int, backend: str, mode: AutoresetMode, kwargs: dict[str, Any]
-) -> VectorEnv:
+def make_atari(spec: EnvSpec, num_envs: int, backend: str, mode: AutoresetMode, kwargs: dict[str, Any]) -> VectorEnv:
     """A vector environment of one game; see `make_vec`."""
     render_mode = kwargs.pop("render_mode", None)
     options = AtariOptions.of(spec.id, kwargs)
