@@ -1,8 +1,8 @@
 """Atari games with the preprocessing of Mnih et al. 2015, the same from three implementations.
 
 An observation is the latest 4 frames `[4, 84, 84]` uint8, oldest first, each the brighter of the last two screens of an
-action held for 4 frames, in grey and resized by area. An episode begins with up to 30 no-ops and, where the game has
-the action, FIRE; frames before its first are zeros. Rewards are the game's own, unclipped (agents clip what they learn
+action held for 4 frames, in grey and resized by area. An episode begins with FIRE, where the game has
+the action, and up to 30 no-ops; frames before its first are zeros. Rewards are the game's own, unclipped (agents clip what they learn
 from, `clip_reward`), and an episode is a whole game. Backends:
 
     vector   ale-py's own vector environment in C++ (the default)
@@ -32,7 +32,7 @@ class AtariOptions:
 
     Attributes:
         noop_max: most no-ops at the beginning of an episode.
-        fire_reset: press FIRE after them, in games that have the action.
+        fire_reset: press FIRE before them, in games that have the action.
         frameskip: frames for which an action is held.
         stack_num: frames in an observation.
         screen_size: height and width of a frame.
@@ -142,7 +142,7 @@ def make_game(spec: EnvSpec, o: AtariOptions, render_mode: str | None = None) ->
 
 
 class AtariReset(gymnasium.Wrapper):
-    """No-ops and FIRE at the beginning of an episode, frame by frame and from the same random numbers as ale-py's
+    """FIRE and no-ops at the beginning of an episode, frame by frame and from the same random numbers as ale-py's
     vector environment, so that one seed gives one game in both."""
 
     def __init__(self, env: gymnasium.Env, noop_max: int, fire_reset: bool):
@@ -159,7 +159,7 @@ class AtariReset(gymnasium.Wrapper):
             game.ale.setInt("random_seed", seed)
             game.load_game()
             game.ale.reset_game()
-        actions = [0] * self._draw_noops() + ([] if self.fire is None else [self.fire])
+        actions = ([] if self.fire is None else [self.fire]) + [0] * self._draw_noops()
         for action in actions:
             obs, _, terminated, truncated, info = self.env.step(action)
             if terminated or truncated:
