@@ -1,13 +1,19 @@
 """Atari through its three backends, and learning from pixels."""
 
+import sys
+
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
 
 import rlcore
 from rlcore import make_vec
+from rlcore.agents import AGENTS
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import UsageError
+from rlcore.frames import FrameStacks
+from rlcore.presets import find_preset
 
 pytest.importorskip("ale_py", reason="extra 'atari' is not installed")
 pytest.importorskip("cv2", reason="extra 'atari' is not installed")
@@ -58,3 +64,151 @@ def test_vector_and_wrapper_backends_play_the_same_game(game, steps, options):
         assert sum(rewards) > 0 and any(terminated for terminated, _ in ends)
     if game == "Freeway":
         assert ends[99] == (False, True)
+
+
+@pytest.mark.parametrize("backend", ["vector", "sync", "envpool"])
+def test_backends_agree_on_spaces_and_rewards(backend):
+    if backend == "envpool":
+        pytest.importorskip("envpool")
+    envs = make_vec("ALE/Breakout-v5", 2, backend, seed=3)
+    obs, rewards = envs.reset(seed=3)[0], []
+    assert obs.shape == (2, 4, 84, 84) and obs.dtype == np.uint8 and envs.single_action_space.n == 4
+    assert not obs[:, :3].any() and obs[:, 3].any(), "frames before the first are zeros"
+    adapter, rng = VectorAdapter(envs), np.random.default_rng(0)
+    before, begun = np.array(adapter.reset(3)), np.zeros(2, bool)
+    for _ in range(400):
+        step = adapter.step(rng.integers(0, 4, 2))
+        begun = (step.terminated | step.truncated) & step.real
+        now = np.array(step.obs)
+        np.testing.assert_array_equal(now[~begun, :3], before[~begun, 1:])
+        assert not now[begun, :3].any()
+        before = now
+        rewards += list(step.rewards[step.real])
+    assert set(rewards) <= {0, 1, 4, 7}, "the game's own rewards, unclipped"
+    assert sum(rewards) > 0
+    envs.close()
+
+
+@pytest.mark.parametrize("backend", ["vector", "sync", "envpool"])
+def test_a_lost_life_ends_an_episode_for_learning_alone(backend):
+    if backend == "envpool":
+        pytest.importorskip("envpool")
+    agents = [
+        rlcore.A2C(
+            "ALE/Breakout-v5", env_kwargs={"episodic_life": lives, "screen_size": 36}, backend=backend, num_envs=2,
+            num_steps=300, seed=1, device="cpu",
+        )
+        for lives in (True, False)
+    ]  # fmt: skip
+    episodes = [agent.collector.collect(agent.network) for agent in agents]
+    with_lives, without = (agent.buffer for agent in agents)
+    assert torch.equal(with_lives.obs[torch.arange(300)], without.obs[torch.arange(300)]), "the games are the same"
+    assert torch.equal(with_lives.rewards, without.rewards)
+    ends = int(without.terminated.sum())
+    assert ends == len(episodes[0]) > 0, "reported are whole games"
+    assert episodes[0] == episodes[1]
+    assert with_lives.terminated.sum() >= 4 * ends  # five lives, of which the last is the end of the game
+    assert torch.equal(with_lives.dones[1:], with_lives.terminated[:-1] | with_lives.truncated[:-1])
+    for agent in agents:
+        agent.close()
+
+
+def test_learning_from_frames_stored_once_is_learning_from_stacks():
+    weights = []
+    for once in (True, False):
+        envs = make_vec("ALE/Breakout-v5", 2, seed=1, episodic_life=True, screen_size=36)
+        if not once:
+            envs.unwrapped.metadata = {**envs.unwrapped.metadata, "frame_stack": 0}
+        agent = rlcore.PPO(envs, num_steps=64, num_minibatches=2, seed=1, device="cpu")
+        assert isinstance(agent.buffer.obs, FrameStacks) is once
+        agent.learn(4 * 128)
+        weights.append(agent.parameter_vector.detach().clone())
+        agent.close()
+    assert torch.equal(*weights)
+
+
+def test_learning_clips_rewards_and_reports_them_whole():
+    agent = rlcore.PPO("ALE/Breakout-v5", num_envs=2, num_steps=8, clip_reward=True, seed=1, device="cpu")
+    agent.buffer.rewards[:] = torch.tensor([7.0, -3.0])
+    agent.buffer.mask[:] = True
+    agent.learn_from_buffer()
+    assert torch.equal(agent.buffer.rewards.unique(), torch.tensor([-1.0, 1.0]))
+    agent.close()
+
+
+TINY = {
+    "ppo": dict(num_steps=8, update_epochs=1),
+    "a2c": {},
+    "trpo": dict(num_steps=8, update_epochs=1, cg_iterations=3),
+    "grpo": dict(num_envs=4, group_size=2, num_steps=8, update_epochs=1, num_minibatches=2),
+    "reinforce": dict(num_envs=2, num_steps=8, num_minibatches=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut there")
+@pytest.mark.parametrize("algo", TINY)
+def test_every_agent_learns_from_pixels(algo):
+    preset = find_preset(algo, "ALE/Pong-v5")
+    del preset["total_steps"]
+    agent = AGENTS[algo](
+        "ALE/Pong-v5", env_kwargs={"screen_size": 36}, device="cpu", seed=1, **{**preset, **TINY[algo]}
+    )
+    before = agent.parameter_vector.detach().clone()
+    metrics = [m for m, _ in agent.iterations(2 * agent.config.num_envs * agent.config.num_steps)]
+    assert agent.network.shared is (algo != "trpo")  # which fits its critic apart
+    # GRPO learns nothing from equal scores, which Pong's first steps give.
+    assert algo == "grpo" or not torch.equal(before, agent.parameter_vector)
+    assert len(metrics) == 2 and all(np.isfinite(list(m.values())).all() for m in metrics)
+    agent.close()
+
+
+def test_torsos_by_name(tmp_path):
+    agent = rlcore.A2C("ALE/Pong-v5", torso="impala", num_envs=1, env_kwargs={"screen_size": 36}, seed=1, device="cpu")
+    agent.learn(10)
+    agent.save(tmp_path / "agent.pt")
+    again = rlcore.load(tmp_path / "agent.pt")
+    assert again.config.torso == "impala" and torch.equal(agent.parameter_vector, again.parameter_vector)
+    agent.close()
+    again.close()
+
+
+def test_bad_input():
+    with pytest.raises(UsageError, match=r"'ALE/Pongg-v5' is not registered.*did you mean 'ALE/Pong-v5'"):
+        make_vec("ALE/Pongg-v5")
+    with pytest.raises(UsageError, match=r"'noopmax' is not an option of ALE/Pong-v5, did you mean 'noop_max'"):
+        make_vec("ALE/Pong-v5", noopmax=3)
+    with pytest.raises(UsageError, match=r"torso is 'nature', which needs an image .* float32 of shape \[4\]"):
+        rlcore.PPO("CartPole-v1", torso="nature")
+    with pytest.raises(UsageError, match="backend envpool is for Atari and Google Football"):
+        make_vec("CartPole-v1", backend="envpool")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend", "package", "extra"),
+    [
+        ("ALE/Pong-v5", "auto", "ale_py", "atari"),
+        ("ALE/Pong-v5", "sync", "cv2", "atari"),
+        ("ALE/Pong-v5", "envpool", "envpool", "envpool"),
+        ("gfootball/academy_empty_goal_close-v1", "auto", "envpool", "envpool"),
+    ],
+)
+def test_a_missing_extra_is_named(monkeypatch, env_id, backend, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"pip install 'rlcore\[{extra}\]'"):
+        make_vec(env_id, 1, backend)
+
+
+def test_football_scores_and_ends():
+    pytest.importorskip("envpool", reason="extra 'envpool' is not installed")
+    agent = rlcore.PPO("gfootball/academy_empty_goal_close-v1", num_envs=2, num_steps=100, seed=1, device="cpu")
+    assert agent.network.shared and agent.envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    first = agent.collector.next_obs.copy()
+    episodes = agent.collector.collect(agent.network)
+    assert agent.buffer.mask.all() and len(episodes) >= 1
+    assert set(episodes.returns) <= {-1.0, 0.0, 1.0}
+    np.testing.assert_array_equal(agent.adapter.reset(agent.reset_seeds(0)), first)  # a seed gives the same start
+    agent.close()
+    with pytest.raises(UsageError, match="comes as a vector environment alone"):
+        make_vec("gfootball/academy_empty_goal_close-v1", backend="sync")
+    with pytest.raises(UsageError, match="did you mean 'gfootball/academy_corner-v1'"):
+        make_vec("gfootball/academy_corners-v1")

@@ -86,8 +86,7 @@ class Agent:
         self.env_kwargs = dict(env_kwargs or {})
         self.backend: str | None = None  # how environments made from an id are stepped
         if isinstance(env, str):
-            asked = "sync" if config.backend == "auto" and self.group_starts else config.backend
-            self.backend = resolve_backend(find_spec(env), asked)
+            self.backend = resolve_backend(find_spec(env), config.backend, self.group_starts)
             env = make_vec(env, config.num_envs, self.backend, **self.env_kwargs)
         elif self.env_kwargs:
             raise UsageError(
@@ -106,8 +105,9 @@ class Agent:
             torch.manual_seed(config.seed)
             self.network = self._build_network(torso).to(self.device)
         self.buffer = RolloutBuffer(
-            config.num_steps, config.num_envs, env.single_observation_space, self.adapter.action_spec, self.device
-        )
+            config.num_steps, config.num_envs, env.single_observation_space, self.adapter.action_spec, self.device,
+            self.adapter.frame_stack,
+        )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # A generator of its own, so that acting on the side does not change the course of training.
         self._actor = Actor(self.network, self.adapter, self._acting_generator(config.seed))

@@ -73,6 +73,11 @@ class VectorAdapter:
         )
 
     @property
+    def frame_stack(self) -> int:
+        """S where an observation `[S, H, W]` is the latest S frames, zeros before an episode's first; 0 elsewhere."""
+        return (self.envs.metadata or {}).get("frame_stack", 0)
+
+    @property
     def has_dead_rows(self) -> bool:
         """Whether a row that is no transition follows each episode."""
         return self.mode is AutoresetMode.NEXT_STEP

@@ -1,8 +1,8 @@
 """Atari games with the preprocessing of Mnih et al. 2015, the same from three implementations.
 
 An observation is the latest 4 frames `[4, 84, 84]` uint8, oldest first, each the brighter of the last two screens of an
-action held for 4 frames, in grey and resized by area. An episode begins with FIRE, where the game has
-the action, and up to 30 no-ops; frames before its first are zeros. Rewards are the game's own, unclipped (agents clip what they learn
+action held for 4 frames, in grey and resized by area. An episode begins with FIRE, where the game has the action, and
+up to 30 no-ops; frames before its first are zeros. Rewards are the game's own, unclipped (agents clip what they learn
 from, `clip_reward`), and an episode is a whole game. Backends:
 
     vector   ale-py's own vector environment in C++ (the default)
@@ -127,6 +127,12 @@ def _envpool(spec: EnvSpec, num_envs: int, o: AtariOptions) -> VectorEnv:
 
 def make_game(spec: EnvSpec, o: AtariOptions, render_mode: str | None = None) -> gymnasium.Env:
     """One game behind gymnasium's wrappers."""
+    try:
+        import cv2  # noqa: F401  which gymnasium's preprocessing takes
+    except ImportError as error:
+        raise UsageError(
+            "Atari behind gymnasium's wrappers needs the package opencv: pip install 'rlcore[atari]'"
+        ) from error
     from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 
     env = gymnasium.make(

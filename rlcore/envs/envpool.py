@@ -105,17 +105,15 @@ def import_envpool() -> Any:
     return envpool
 
 
-def register_football(env_id: str) -> None:
-    """Make an academy or match of Google Football known to gymnasium.
+def register_football() -> None:
+    """Make the academies and matches of Google Football known to gymnasium.
 
     Raises:
-        UsageError: where EnvPool is not installed or has no such scenario.
+        UsageError: where EnvPool is not installed.
     """
-    if env_id in gymnasium.registry:
-        return
-    known = [task for task in import_envpool().list_all_envs() if task.startswith(FOOTBALL)]
-    if env_id in known:
-        gymnasium.register(env_id, vector_entry_point="rlcore.envs.envpool:make_football", max_episode_steps=None)
+    for task in import_envpool().list_all_envs():
+        if task.startswith(FOOTBALL) and task not in gymnasium.registry:
+            gymnasium.register(task, vector_entry_point="rlcore.envs.envpool:make_football")
 
 
 def make_football(num_envs: int, spec: EnvSpec, **settings: Any) -> VectorEnv:

@@ -53,6 +53,8 @@ def make_vec(
     mode = AutoresetMode.DISABLED if autoreset_mode is None else AutoresetMode(autoreset_mode)
     try:
         envs = _make(spec, num_envs, backend, mode, env_kwargs)
+    except UsageError:
+        raise
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(f"{env_id} needs a package that is not installed: {_one_line(error)}") from error
     except (gymnasium.error.Error, TypeError, ValueError) as error:
@@ -67,7 +69,7 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     if atari.is_atari(env_id):
         atari.register_games()
     elif env_id.startswith(envpool.FOOTBALL):
-        envpool.register_football(env_id)
+        envpool.register_football()
     try:
         return gymnasium.spec(env_id)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
@@ -77,10 +79,17 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         ) from error
 
 
-def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto") -> str:
-    """The backend that "auto" stands for; refuses "vector" where the environment has no vector implementation."""
+def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto", own_seeds: bool = False) -> str:
+    """The backend that "auto" stands for; refuses "vector" where the environment has no vector implementation.
+
+    Args:
+        spec: of the environment.
+        backend: what was asked for.
+        own_seeds: whether each environment needs a seed of its own, which gymnasium's vector environments do not take.
+    """
     if backend == "auto":
-        return "vector" if spec.vector_entry_point else "sync"
+        takes_seeds = atari.is_atari(spec.id) or spec.id.startswith(envpool.FOOTBALL) or not own_seeds
+        return "vector" if spec.vector_entry_point and takes_seeds else "sync"
     if backend == "envpool" and not atari.is_atari(spec.id) and not spec.id.startswith(envpool.FOOTBALL):
         raise UsageError(f"backend envpool is for Atari and Google Football; {spec.id} may take auto, sync or async")
     if spec.entry_point is None and backend not in ("vector", "envpool"):
