@@ -5,7 +5,7 @@
     python benchmarks/speed_atari.py --repetitions 5
 
 As in speed.py, the peer lives in a virtual environment of its own, each repetition is a fresh process that first trains
-one unmeasured iteration, and the libraries alternate. Same work for both: Nature CNN shared by actor and critic, 84 × 84
+one unmeasured iteration, and the libraries alternate. Same work for both: Nature CNN shared by actor and critic, 84×84
 grey, 4 frames, no logging, no evaluation. SB3 steps its environments one after the other (DummyVecEnv, its default) or
 in processes (sb3-subproc). Beside the speeds stand the shares of rlcore's time and the floor: what the bare
 convolutions of this work cost here, forward and backward in minibatches and forward while acting.

@@ -2,6 +2,7 @@
 
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,8 @@ from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import UsageError
 from rlcore.frames import FrameStacks
 from rlcore.presets import find_preset
+from rlcore.runs.atari_scores import human_normalized, table
+from rlcore.runs.video import _play, record_video
 
 pytest.importorskip("ale_py", reason="extra 'atari' is not installed")
 pytest.importorskip("cv2", reason="extra 'atari' is not installed")
@@ -196,6 +199,26 @@ def test_a_missing_extra_is_named(monkeypatch, env_id, backend, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf"pip install 'rlcore\[{extra}\]'"):
         make_vec(env_id, 1, backend)
+
+
+def test_human_normalized_scores():
+    assert len(table()) == 57
+    make_vec("ALE/Pong-v5")  # registers the games
+    assert all(f"ALE/{game}-v5" in gymnasium.registry for game in table())
+    assert human_normalized("ALE/Pong-v5", -20.7) == 0 and human_normalized("ALE/Pong-v5", 14.6) == 1
+    assert human_normalized("ALE/Breakout-v5", 30.5 + (30.5 - 1.7)) == pytest.approx(2)
+    assert human_normalized("CartPole-v1", 500) is None and human_normalized("Pong-v5", 1) is None
+
+
+def test_the_film_shows_the_colour_screen(tmp_path):
+    pytest.importorskip("imageio")
+    agent = rlcore.PPO("ALE/Breakout-v5", env_kwargs={"screen_size": 36}, num_envs=1, seed=1, device="cpu")
+    film = record_video(agent, tmp_path / "a.gif", seed=1, max_steps=20)
+    frames, rewards, fps = _play(agent, 1, True, 20)
+    assert film["frames"] == len(frames) == 21 and len(rewards) == 20 and fps == 15
+    assert frames[0].shape == (210, 160, 3)
+    assert (np.ptp(frames[0].astype(int), axis=-1) > 100).any(), "colour, not grey"
+    agent.close()
 
 
 def test_football_scores_and_ends():

@@ -143,7 +143,7 @@ def make_game(spec: EnvSpec, o: AtariOptions, render_mode: str | None = None) ->
     env = AtariPreprocessing(env, noop_max=0, frame_skip=o.frameskip, screen_size=o.screen_size)
     env = TimeLimit(env, o.max_frames // o.frameskip)
     env = FrameStackObservation(env, o.stack_num, padding_type="zero")
-    env.metadata = {**env.metadata, "frame_stack": o.stack_num}
+    env.metadata = {**env.metadata, "frame_stack": o.stack_num, "render_fps": 60 / o.frameskip}
     return env
 
 
