@@ -24,9 +24,17 @@ class FrameStacks:
         num_envs: N.
         shape: (S, H, W).
         device: where the frames live.
+        staged: whether frames go through host memory of their own; by default, where the device is not the host.
     """
 
-    def __init__(self, num_steps: int, num_envs: int, shape: tuple[int, ...], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        num_steps: int,
+        num_envs: int,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        staged: bool | None = None,
+    ):
         self.num_envs, self.depth = num_envs, shape[0]
         count = (num_steps + self.depth - 1) * num_envs
         # The S − 1 rows before row 0 stand first, then a row per step; last comes a frame of zeros.
@@ -36,7 +44,7 @@ class FrameStacks:
         self._whole = (newest + torch.arange(self.depth) * num_envs).numpy()  # [T, N, S], oldest first
         self.table = torch.from_numpy(self._whole.copy()).to(device)  # [T, N, S] where to find each frame
         self._ages = np.zeros(num_envs, dtype=np.int64)  # frames of the same episode before the newest, at most S − 1
-        staged = self.frames.device.type != "cpu"
+        staged = self.frames.device.type != "cpu" if staged is None else staged
         size = (num_steps, num_envs, *shape[1:])
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available()) if staged else None
 

@@ -58,8 +58,16 @@ class Trunk(nn.Module):
         self.preprocess, self.torsos = preprocess, nn.ModuleList(torsos)
         self._branches = list(zip(preprocess, torsos, strict=True))  # a plain list is faster to go through
         self.features = sum(_features(torso, pre.out_shape()) for pre, torso in zip(preprocess, torsos, strict=True))
+        self.bfloat16 = False  # whether the torsos work in bfloat16; features are float32 either way
 
     def forward(self, obs: Obs) -> Tensor:
+        if not self.bfloat16:
+            return self._forward(obs)
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
+            features = self._forward(obs)
+        return features.float()
+
+    def _forward(self, obs: Obs) -> Tensor:
         if not isinstance(obs, dict):
             ((preprocess, torso),) = self._branches
             return torso(preprocess(obs))
@@ -97,6 +105,7 @@ class ActorCritic(nn.Module):
         log_std_init: initial log standard deviation of a Gaussian policy.
         state_dependent_std: log standard deviation from a head of the network instead of free parameters.
         norm_obs: running normalisation of the real-valued observation parts.
+        precision: float32, or bfloat16 for the torsos' arithmetic; weights, heads and losses stay float32.
     """
 
     def __init__(
@@ -110,6 +119,7 @@ class ActorCritic(nn.Module):
         log_std_init: float = 0.0,
         state_dependent_std: bool = False,
         norm_obs: bool = False,
+        precision: str = "float32",
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -130,6 +140,7 @@ class ActorCritic(nn.Module):
             check_torso(torso, parts)
         self.actor = self._trunk(torso, hidden_sizes, activation)
         self.critic = self.actor if self.shared else self._trunk(torso, hidden_sizes, activation)
+        self.actor.bfloat16 = self.critic.bfloat16 = precision == "bfloat16"
 
         # A small last layer makes the first policy nearly uniform (Andrychowicz et al. 2021, section 3.2).
         self.gaussian = spec.kind in ("gaussian", "tanh_gaussian")

@@ -21,11 +21,12 @@ def games(steps, num_envs, depth, rng, ends):
     return obs, begun
 
 
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize(("depth", "ends"), [(4, 0.3), (4, 0.0), (3, 0.9), (2, 0.2), (1, 0.3)])
-def test_stacks_read_back_as_they_were_written(depth, ends):
+def test_stacks_read_back_as_they_were_written(depth, ends, staged):
     rng = np.random.default_rng(depth)
     obs, begun = games(25, 3, depth, rng, ends)
-    stacks = FrameStacks(10, 3, obs.shape[2:])
+    stacks = FrameStacks(10, 3, obs.shape[2:], staged=staged)
     for first in (0, 10):  # the second rollout goes on where the first stopped
         for t in range(10):
             row = stacks.write(t, obs[first + t], begun[first + t])

@@ -154,6 +154,7 @@ class Agent:
             log_std_init=config.log_std_init,
             state_dependent_std=config.state_dependent_std,
             norm_obs=config.norm_obs,
+            precision=config.precision,
         )
         if network.shared and self.critic_apart:
             raise UsageError(
