@@ -75,7 +75,7 @@ def settings(options: argparse.Namespace, base: dict[str, Any]) -> dict[str, Any
 
 def standard_speed(game: str, options: argparse.Namespace, iterations: int = 10) -> dict[str, Any]:
     """Steps per second of 8 environments × 128 steps, 4 epochs × 4 minibatches, after two iterations unmeasured."""
-    agent = rlcore.PPO(f"ALE/{game}-v5", **settings(options, STANDARD))
+    agent = rlcore.PPO(f"ALE/{game}-v5", **STANDARD, seed=1, device=options.device, precision=options.precision)
     size = agent.config.num_envs * agent.config.num_steps
     agent.learn(2 * size)
     start, first = time.perf_counter(), agent.global_step
