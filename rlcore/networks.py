@@ -40,7 +40,7 @@ class Preprocess(nn.Module):
             columns = x.reshape(len(x), -1).unbind(1)
             return torch.cat([F.one_hot(c, n) for c, n in zip(columns, part.categories, strict=True)], 1).float()
         if part.image:
-            x = x.to(torch.float32, memory_format=self.layout) * (1 / 255)
+            x = x.to(torch.float32, memory_format=self.layout).mul_(1 / 255)  # bytes, so `to` has made a copy
         x = x if x.is_floating_point() else x.float()
         x = x if self.norm is None else self.norm(x)
         return x if part.shape else x.unsqueeze(-1)

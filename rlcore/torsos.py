@@ -66,10 +66,10 @@ class NatureCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2) if self.channels_last else x
-        x = F.relu(self.conv1(x))
-        x = F.relu(self.conv2(x))
-        x = F.relu(self.conv3(x))
-        return F.relu(self.linear(x.flatten(1)))
+        x = self.conv1(x).relu_()  # in place: a convolution's backward does not read its output
+        x = self.conv2(x).relu_()
+        x = self.conv3(x).relu_()
+        return self.linear(x.flatten(1)).relu_()
 
 
 class ImpalaCNN(nn.Module):
