@@ -230,6 +230,7 @@ def test_football_scores_and_ends():
     assert agent.buffer.mask.all() and len(episodes) >= 1
     assert set(episodes.returns) <= {-1.0, 0.0, 1.0}
     np.testing.assert_array_equal(agent.adapter.reset(agent.reset_seeds(0)), first)  # a seed gives the same start
+    assert len(agent.evaluate(3, seed=1).returns) == 3
     agent.close()
     with pytest.raises(UsageError, match="comes as a vector environment alone"):
         make_vec("gfootball/academy_empty_goal_close-v1", backend="sync")

@@ -355,7 +355,9 @@ class Agent:
         if isinstance(env, VectorEnv):
             return self._play(env, episodes, seed, deterministic, max_steps)
         kwargs = self.env_kwargs if env in (None, self.env_id) else {}
-        most = self.config.num_envs if self.config.backend == "async" else MAX_ENVS  # a process each
+        # A process each, or much memory each: no more than in training.
+        heavy = self.config.backend == "async" or (self.envs.metadata or {}).get("heavy", False)
+        most = self.config.num_envs if heavy else MAX_ENVS
         envs = make_vec(env or self.env_id, min(episodes, most), self.config.backend, **kwargs)
         try:
             return self._play(envs, episodes, seed, deterministic, max_steps)

@@ -1,6 +1,6 @@
 """EnvPool's environments as a gymnasium vector environment with masked resets.
 
-EnvPool takes its seeds when it is made and ignores those of `reset`; a masked reset gives back only the rows that were
+EnvPool takes its seeds when a pool is made and ignores those of `reset`; a masked reset gives back only the rows that were
 reset. Here a seed makes a new pool, and an observation always has all rows. The autoreset mode is DISABLED, so every
 row of a rollout is a real transition.
 """
@@ -118,5 +118,11 @@ def register_football() -> None:
 
 def make_football(num_envs: int, spec: EnvSpec, **settings: Any) -> VectorEnv:
     """A vector environment of one scenario: the super mini map `[72, 96, 4]` (own team, other team, ball, the active
-    player), 19 actions, +1 for a goal and −1 for one against."""
-    return EnvPoolVectorEnv(spec.id, num_envs, spec, **settings)
+    player), 19 actions, +1 for a goal and −1 for one against.
+
+    A game engine takes some 45 MB, which EnvPool 1.2.5 does not give back when a pool is closed: resets with a seed,
+    which make a new pool, are for the start of a run and its checkpoints.
+    """
+    envs = EnvPoolVectorEnv(spec.id, num_envs, spec, **settings)
+    envs.metadata["heavy"] = True
+    return envs
