@@ -1,8 +1,8 @@
 """EnvPool's environments as a gymnasium vector environment with masked resets.
 
-EnvPool takes its seeds when a pool is made and ignores those of `reset`; a masked reset gives back only the rows that were
-reset. Here a seed makes a new pool, and an observation always has all rows. The autoreset mode is DISABLED, so every
-row of a rollout is a real transition.
+EnvPool takes its seeds when a pool is made and ignores those of `reset`; a masked reset gives back only the rows that
+were reset. Here a seed makes a new pool, and an observation always has all rows. The autoreset mode is DISABLED, so
+every row of a rollout is a real transition.
 """
 
 from __future__ import annotations
