@@ -12,13 +12,14 @@ import rlcore
 from rlcore import make_vec
 from rlcore.agents import AGENTS
 from rlcore.envs.adapter import VectorAdapter
+from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.errors import UsageError
 from rlcore.frames import FrameStacks
 from rlcore.presets import find_preset
 from rlcore.runs.atari_scores import human_normalized, table
 from rlcore.runs.video import _play, record_video
 
-pytest.importorskip("ale_py", reason="extra 'atari' is not installed")
+AtariVectorEnv = pytest.importorskip("ale_py.vector_env", reason="extra 'atari' is not installed").AtariVectorEnv
 pytest.importorskip("cv2", reason="extra 'atari' is not installed")
 
 
@@ -116,15 +117,15 @@ def test_a_lost_life_ends_an_episode_for_learning_alone(backend):
         agent.close()
 
 
-def test_learning_from_frames_stored_once_is_learning_from_stacks():
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_learning_from_frames_stored_once_is_learning_from_stacks(mode):
     weights = []
-    for once in (True, False):
-        envs = make_vec("ALE/Breakout-v5", 2, seed=1, episodic_life=True, screen_size=36)
-        if not once:
-            envs.unwrapped.metadata = {**envs.unwrapped.metadata, "frame_stack": 0}
+    for depth in (4, 0):
+        envs = AtariVectorEnv("breakout", 2, autoreset_mode=mode, img_height=36, img_width=36)
+        envs.metadata = {"autoreset_mode": mode, "frame_stack": depth}
         agent = rlcore.PPO(envs, num_steps=64, num_minibatches=2, seed=1, device="cpu")
-        assert isinstance(agent.buffer.obs, FrameStacks) is once
-        agent.learn(4 * 128)
+        assert isinstance(agent.buffer.obs, FrameStacks) is (depth == 4)
+        agent.learn(6 * 128)
         weights.append(agent.parameter_vector.detach().clone())
         agent.close()
     assert torch.equal(*weights)
@@ -236,3 +237,8 @@ def test_football_scores_and_ends():
         make_vec("gfootball/academy_empty_goal_close-v1", backend="sync")
     with pytest.raises(UsageError, match="did you mean 'gfootball/academy_corner-v1'"):
         make_vec("gfootball/academy_corners-v1")
+
+
+def test_groups_step_in_what_takes_a_seed_for_each():
+    assert resolve_backend(find_spec("CartPole-v1"), "auto", own_seeds=True) == "sync"
+    assert resolve_backend(find_spec("ALE/Pong-v5"), "auto", own_seeds=True) == "vector"
