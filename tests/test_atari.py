@@ -229,6 +229,7 @@ def test_football_scores_and_ends():
     first = agent.collector.next_obs.copy()
     episodes = agent.collector.collect(agent.network)
     assert agent.buffer.mask.all() and len(episodes) >= 1
+    assert not agent.collector.is_capturable(), "a game engine is no plain data"
     assert set(episodes.returns) <= {-1.0, 0.0, 1.0}
     np.testing.assert_array_equal(agent.adapter.reset(agent.reset_seeds(0)), first)  # a seed gives the same start
     assert len(agent.evaluate(3, seed=1).returns) == 3
