@@ -63,8 +63,10 @@ def _cpu() -> str:
 
 
 def _gpu() -> str | None:
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:  # in a peer's environment
+        return None
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 

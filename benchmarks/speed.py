@@ -1,13 +1,22 @@
-"""Steps per second of whole training, against Stable-Baselines3 in the same run.
+"""Steps per second of whole training, every way of running it and the peers, in one run.
 
-    python benchmarks/speed.py                       PPO on CartPole-v1, 4 environments × 128 steps
-    python benchmarks/speed.py --repetitions 7       medians and ranges of so many
-    python benchmarks/speed.py --threads 2           torch threads of both (default 1)
+    python benchmarks/speed.py                                   PPO on CartPole-v1, 4 environments × 128 steps
+    python benchmarks/speed.py --env-id Pendulum-v1 --num-envs 64
+    python benchmarks/speed.py --algo grpo                       compiled against Python; peers only where they have it
+    python benchmarks/speed.py --threads 2                       threads of torch (default 1; JAX takes all there are)
 
-The peer lives in a virtual environment of its own, benchmarks/.venvs/sb3, which the first run makes. Each repetition is
-a fresh process that trains, unmeasured, for a tenth of the steps and then, measured, for all of them; ours and theirs
-alternate, because these machines are shared and their speed drifts. Same work for both: 4 epochs × 4 minibatches of
-128, separate 64-64 tanh networks for actor and critic, no logging, no evaluation.
+Peers live in virtual environments of their own (benchmarks/.venvs), which the first run makes. Each repetition is a
+fresh process that trains, unmeasured, for a few iterations and then, measured, for some seconds; the techniques
+alternate, because these machines are shared and their speed drifts, and ratios are taken within a repetition. Same work
+for all: PPO of 4 epochs × 4 minibatches, separate 64-64 tanh networks for actor and critic, no logging, no evaluation
+(rejax's is replaced by nothing). The other agents run with their defaults.
+
+Techniques:
+    python           rlcore as Python on the environment's own vector implementation, or else on single environments
+    python-sync      rlcore as Python on gymnasium's single environments, where every user starts
+    compiled-host    learning compiled, on the environments of `python`
+    compiled         everything compiled, on the native twin of the environment
+    sb3, rejax       the peers
 """
 
 from __future__ import annotations
@@ -18,6 +27,8 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from pathlib import Path
 from typing import Any
@@ -25,155 +36,273 @@ from typing import Any
 import machine
 
 HERE = Path(__file__).parent
-SB3 = ("stable-baselines3==2.9.2",)
-WORK = dict(num_envs=4, num_steps=128, minibatches=4, epochs=4, learning_rate=2.5e-4, ent_coef=0.01)
+PEERS = {
+    "sb3": ("stable-baselines3==2.9.2",),
+    "rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2"),
+}
+PPO = dict(num_steps=128, num_minibatches=4, update_epochs=4, learning_rate=2.5e-4, ent_coef=0.01)
+WARM_UP = 4  # iterations
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", choices=("ppo", "a2c", "trpo", "reinforce", "grpo"), default="ppo")
     parser.add_argument("--env-id", default="CartPole-v1")
-    parser.add_argument("--steps", type=int, default=51_200, help="measured steps per repetition")
+    parser.add_argument("--num-envs", type=int, help="default: 4 for ppo, each other agent's own")
+    parser.add_argument("--seconds", type=float, default=4.0, help="measured time per repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--techniques", nargs="+", choices=WORKERS, help="default: all that there are for the agent")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(WORKERS[options.worker](options.env_id, options.steps, options.threads)))
+        print(json.dumps(WORKERS[options.worker](options)))
         return
-    interpreters = {"rlcore": sys.executable, "rlcore-sync": sys.executable, "sb3": str(peer_interpreter())}
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in interpreters}
-    for repetition in range(options.repetitions):
-        for name, interpreter in interpreters.items():
-            rows[name].append(measure(name, interpreter, options))
-            print(
-                f"{repetition + 1}/{options.repetitions} {name:12} {rows[name][-1]['steps_per_second']:10,.0f} steps/s"
-            )
+    techniques = options.techniques or techniques_for(options.algo)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in techniques}
+    with tempfile.TemporaryDirectory() as programs:  # an empty cache: the first repetition compiles, the others load
+        for repetition in range(options.repetitions):
+            for name in techniques:
+                rows[name].append(measure(name, options, programs))
+                row = rows[name][-1]
+                print(
+                    f"{repetition + 1}/{options.repetitions} {name:14}{row['steps_per_second']:12,.0f} steps/s, "
+                    f"ready after {row['ready_seconds']:.1f} s",
+                    flush=True,
+                )
     report(rows, options)
 
 
-def measure(name: str, interpreter: str, options: argparse.Namespace) -> dict[str, Any]:
+def techniques_for(algo: str) -> list[str]:
+    own = ["python", "python-sync", "compiled-host", "compiled"]
+    return own + {"ppo": ["sb3", "rejax"], "a2c": ["sb3"]}.get(algo, [])
+
+
+def measure(name: str, options: argparse.Namespace, programs: str) -> dict[str, Any]:
     """One repetition in a process of its own."""
-    command = [interpreter, __file__, "--worker", name, "--env-id", options.env_id]
-    command += ["--steps", str(options.steps), "--threads", str(options.threads)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(HERE.parent)}
-    if interpreter != sys.executable:
-        del env["PYTHONPATH"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
-    return json.loads(output.splitlines()[-1])
+    interpreter = str(peer_interpreter(name)) if name in PEERS else sys.executable
+    command = [interpreter, __file__, "--worker", name, "--algo", options.algo, "--env-id", options.env_id]
+    command += ["--seconds", str(options.seconds), "--threads", str(options.threads)]
+    command += ["--num-envs", str(options.num_envs)] if options.num_envs else []
+    env = {**os.environ, "RLCORE_CACHE": programs}
+    if name != "rejax":
+        env["OMP_NUM_THREADS"] = str(options.threads)
+    if name not in PEERS:
+        env["PYTHONPATH"] = str(HERE.parent)
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    if result.returncode:
+        raise SystemExit(f"{name} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
     speeds = {name: [row["steps_per_second"] for row in repetitions] for name, repetitions in rows.items()}
-    # Neighbours in time share the state of the machine, so the ratio is taken within each repetition.
-    table = {}
-    print(f"\n{'technique':14}{'median steps/s':>16}{'range':>22}{'ratio to SB3':>14}{'its range':>16}")
+    bases = [name for name in ("sb3", "rejax", "python") if name in rows]
+    table: dict[str, Any] = {}
+    head = "".join(f"{'× ' + base:>18}" for base in bases)
+    print(f"\n{'technique':14}{'median steps/s':>16}{'range':>22}{head}{'ready cold/warm':>18}")
     for name, values in speeds.items():
-        ratios = [ours / peer for ours, peer in zip(values, speeds["sb3"], strict=True)]
+        ratios = {base: [a / b for a, b in zip(values, speeds[base], strict=True)] for base in bases}
+        ready = [row["ready_seconds"] for row in rows[name]]
         table[name] = {
             "steps_per_second_median": statistics.median(values),
             "steps_per_second": values,
-            "ratio_to_sb3_median": statistics.median(ratios),
-            "ratio_to_sb3": ratios,
-            "seconds": {k: statistics.median(r["seconds"][k] for r in rows[name]) for k in rows[name][0]["seconds"]},
+            "ratio_median": {base: statistics.median(r) for base, r in ratios.items()},
+            "ratio": ratios,
+            "ready_seconds_cold": ready[0],
+            "ready_seconds_warm": statistics.median(ready[1:] or ready),
+            "shares": shares(rows[name]),
             "versions": rows[name][0]["versions"],
         }
-        spread, ratio_spread = f"{min(values):,.0f}-{max(values):,.0f}", f"{min(ratios):.2f}-{max(ratios):.2f}"
-        median, ratio = statistics.median(values), statistics.median(ratios)
-        print(f"{name:14}{median:>16,.0f}{spread:>22}{ratio:>14.2f}{ratio_spread:>16}")
-    parts = table["rlcore"]["seconds"]
-    print("\nwhere rlcore's time goes:", ", ".join(f"{k} {v / sum(parts.values()):.0%}" for k, v in parts.items()))
+        shown = "".join(f"{f'{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})':>18}" for r in ratios.values())
+        spread = f"{min(values):,.0f}-{max(values):,.0f}"
+        warm = f"{ready[0]:.1f}/{table[name]['ready_seconds_warm']:.1f} s"
+        print(f"{name:14}{statistics.median(values):>16,.0f}{spread:>22}{shown}{warm:>18}")
+    for name in table:
+        if table[name]["shares"]:
+            print(f"{name}: " + ", ".join(f"{part} {share:.0%}" for part, share in table[name]["shares"].items()))
+    num_envs = rows[next(iter(rows))][0]["num_envs"]
     machine.write(
-        f"speed_{options.env_id}_{options.threads}thread",
-        {"env_id": options.env_id, "work": WORK, "threads": options.threads, "measured_steps": options.steps}
-        | {"techniques": table},
+        f"speed_{options.algo}_{options.env_id.replace('/', '-')}_{num_envs}envs_{options.threads}thread",
+        {"algo": options.algo, "env_id": options.env_id, "num_envs": num_envs, "threads": options.threads}
+        | {"work": rows[next(iter(rows))][0]["work"], "techniques": table},
     )
 
 
-def train_rlcore(env_id: str, steps: int, threads: int, backend: str = "auto") -> dict[str, Any]:
-    import time
+def shares(repetitions: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the time of an iteration, the median over repetitions."""
+    if not repetitions[0]["seconds"]:
+        return {}
+    totals = [sum(row["seconds"].values()) for row in repetitions]
+    return {
+        part: statistics.median(row["seconds"][part] / t for row, t in zip(repetitions, totals, strict=True))
+        for part in repetitions[0]["seconds"]
+    }
 
+
+def train_rlcore(options: argparse.Namespace, **how: Any) -> dict[str, Any]:
     import torch
 
-    import rlcore
+    from rlcore.agents import AGENTS
 
-    torch.set_num_threads(threads)
-    agent = rlcore.PPO(
-        env_id, num_envs=WORK["num_envs"], num_steps=WORK["num_steps"], num_minibatches=WORK["minibatches"],
-        update_epochs=WORK["epochs"], learning_rate=WORK["learning_rate"], ent_coef=WORK["ent_coef"],
-        seed=1, device="cpu", backend=backend,
-    )  # fmt: skip
-    agent.learn(steps // 10)
-    seconds = dict.fromkeys(("environment", "act", "estimate", "update"), 0.0)
-    start, first = time.perf_counter(), agent.global_step
-    agent.learn(first + steps)
-    speed = (agent.global_step - first) / (time.perf_counter() - start)
-    # The shares are measured apart, since the clock itself costs time.
-    for name, owner, method in (
-        ("environment", agent.adapter, "step"), ("act", agent.collector, "_act"),
-        ("rollout", agent.collector, "collect"), ("estimate", agent, "estimate"), ("update", agent, "update"),
-    ):  # fmt: skip
-        _time_calls(seconds, name, owner, method)
+    torch.set_num_threads(options.threads)
+    work = dict(PPO) if options.algo == "ppo" else {}
+    count = options.num_envs or (4 if options.algo == "ppo" else None)
+    if count:
+        work["num_envs"] = count
     start = time.perf_counter()
-    agent.learn(agent.global_step + steps // 5)
-    total = time.perf_counter() - start
-    rollout = seconds.pop("rollout")
-    seconds["rest of rollout"] = rollout - seconds["environment"] - seconds["act"]
-    seconds["rest"] = total - rollout - seconds["estimate"] - seconds["update"]
-    return {"steps_per_second": speed, "seconds": seconds, "versions": machine.describe()["versions"]}
+    agent = AGENTS[options.algo](options.env_id, seed=1, device="cpu", **work, **how)
+    far = 10**12  # the learning rate stays where it is
+    iterations = agent.iterations(far)
+    for _ in range(WARM_UP):
+        next(iterations)
+    ready = time.perf_counter() - start
+    steps, elapsed = run_for(options.seconds, iterations, agent)
+    seconds = time_parts(agent, iterations, options.seconds / 4)
+    config = agent.config
+    work = {name: getattr(config, name) for name in ("num_envs", "num_steps", "update_epochs", "num_minibatches")}
+    return {
+        "steps_per_second": steps / elapsed, "ready_seconds": ready, "seconds": seconds, "work": work,
+        "num_envs": config.num_envs, "versions": machine.describe()["versions"],
+    }  # fmt: skip
+
+
+def run_for(seconds: float, iterations: Any, agent: Any) -> tuple[int, float]:
+    start, first = time.perf_counter(), agent.global_step
+    while time.perf_counter() - start < seconds:
+        next(iterations)
+    return agent.global_step - first, time.perf_counter() - start
+
+
+def time_parts(agent: Any, iterations: Any, seconds: float) -> dict[str, float]:
+    """Where the time goes; measured apart from the speed, since the clock itself costs time."""
+    parts: dict[str, float] = {}
+    compiled_rollout = agent.backend == "native"
+    _time_calls(parts, "rollout", agent.collector, "collect")
+    if compiled_rollout:
+        _time_calls(parts, "rollout program", agent.collector, "run")
+    else:
+        _time_calls(parts, "environment", agent.adapter, "step")
+        _time_calls(parts, "act", agent.collector, "_act")
+    if agent.engine.compiled:
+        learner = agent.engine.learn.__self__
+        _time_calls(parts, "learn", agent.engine, "learn")
+        _time_calls(parts, "learning program", learner, "run")
+    else:
+        _time_calls(parts, "estimate", agent, "estimate")
+        _time_calls(parts, "update", agent, "update")
+    _, total = run_for(seconds, iterations, agent)
+    rollout, learn = parts.pop("rollout"), parts.pop("learn", None)
+    inside = parts["rollout program"] if compiled_rollout else parts["environment"] + parts["act"]
+    rest = {"rest of rollout": rollout - inside}
+    if learn is not None:
+        rest["rest of learning"] = learn - parts["learning program"]
+    learning = learn if learn is not None else parts["estimate"] + parts["update"]
+    return {**parts, **rest, "rest": total - rollout - learning}
 
 
 def _time_calls(seconds: dict[str, float], name: str, owner: Any, method: str) -> None:
-    import time
-
     function = getattr(owner, method)
+    seconds[name] = 0.0
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         result = function(*args, **kwargs)
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        seconds[name] += time.perf_counter() - start
         return result
 
     setattr(owner, method, timed)
 
 
-def train_sb3(env_id: str, steps: int, threads: int) -> dict[str, Any]:
-    import time
-
+def train_sb3(options: argparse.Namespace) -> dict[str, Any]:
+    import stable_baselines3
     import torch
-    from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
-    torch.set_num_threads(threads)
-    model = PPO(
-        "MlpPolicy", make_vec_env(env_id, n_envs=WORK["num_envs"], seed=1), n_steps=WORK["num_steps"],
-        batch_size=WORK["num_envs"] * WORK["num_steps"] // WORK["minibatches"], n_epochs=WORK["epochs"],
-        learning_rate=WORK["learning_rate"], ent_coef=WORK["ent_coef"], seed=1, device="cpu",
-        policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[64, 64])),
-    )  # fmt: skip
-    model.learn(steps // 10)
+    torch.set_num_threads(options.threads)
+    start = time.perf_counter()
+    nets = dict(net_arch=dict(pi=[64, 64], vf=[64, 64]))
+    if options.algo == "ppo":
+        count = options.num_envs or 4
+        work = dict(
+            n_steps=PPO["num_steps"], batch_size=count * PPO["num_steps"] // PPO["num_minibatches"],
+            n_epochs=PPO["update_epochs"], learning_rate=PPO["learning_rate"], ent_coef=PPO["ent_coef"],
+        )  # fmt: skip
+    else:
+        count, work = options.num_envs or 8, dict(n_steps=5)
+    kind = getattr(stable_baselines3, options.algo.upper())
+    envs = make_vec_env(options.env_id, n_envs=count, seed=1)
+    model = kind("MlpPolicy", envs, seed=1, device="cpu", policy_kwargs=nets, **work)
+    model.learn(work["n_steps"] * count * WARM_UP)
+    ready = time.perf_counter() - start
+    guess = time_learning(model, work["n_steps"] * count * WARM_UP)
+    steps = max(int(guess * options.seconds), 1)
+    return {
+        "steps_per_second": time_learning(model, steps), "ready_seconds": ready, "seconds": {}, "work": work,
+        "num_envs": count, "versions": machine.describe()["versions"],
+    }  # fmt: skip
+
+
+def time_learning(model: Any, steps: int) -> float:
     start = time.perf_counter()
     model.learn(steps)
+    return model.num_timesteps / (time.perf_counter() - start)
+
+
+def train_rejax(options: argparse.Namespace) -> dict[str, Any]:
+    from importlib import metadata
+
+    import jax
+    from rejax import get_algo
+
+    count = options.num_envs or 4
+    per_iteration = count * PPO["num_steps"]
+    steps = per_iteration * max(int(100_000 * options.seconds) // per_iteration, 1)
+    start = time.perf_counter()
+    agent = get_algo("ppo").create(
+        env=options.env_id, num_envs=count, num_steps=PPO["num_steps"], num_epochs=PPO["update_epochs"],
+        num_minibatches=PPO["num_minibatches"], learning_rate=PPO["learning_rate"], ent_coef=PPO["ent_coef"],
+        max_grad_norm=0.5, total_timesteps=steps, eval_freq=steps, skip_initial_evaluation=True,
+        agent_kwargs=dict(activation="tanh", hidden_layer_sizes=(64, 64)),
+    )  # fmt: skip
+    agent = agent.replace(eval_callback=lambda *_: ())
+    train = jax.jit(agent.train).lower(jax.random.PRNGKey(0)).compile()
+    ready = time.perf_counter() - start
+    jax.block_until_ready(train(jax.random.PRNGKey(0)))
+    start = time.perf_counter()
+    jax.block_until_ready(train(jax.random.PRNGKey(1)))
     elapsed = time.perf_counter() - start
-    versions = machine.describe()["versions"]
-    return {"steps_per_second": model.num_timesteps / elapsed, "seconds": {"all": elapsed}, "versions": versions}
+    return {
+        "steps_per_second": steps / elapsed, "ready_seconds": ready, "seconds": {}, "work": PPO, "num_envs": count,
+        "versions": {name: metadata.version(name) for name in ("rejax", "jax", "gymnax", "numpy")},
+    }  # fmt: skip
 
 
 WORKERS = {
-    "rlcore": train_rlcore,
-    "rlcore-sync": lambda *work: train_rlcore(*work, backend="sync"),
+    "python": lambda options: train_rlcore(options, compile=False),
+    "python-sync": lambda options: train_rlcore(options, compile=False, backend="sync"),
+    "compiled-host": lambda options: train_rlcore(options, compile=True, backend=host_backend(options.env_id)),
+    "compiled": lambda options: train_rlcore(options, compile=True, backend="native"),
     "sb3": train_sb3,
+    "rejax": train_rejax,
 }
 
 
-def peer_interpreter() -> Path:
-    """The interpreter of the peer's virtual environment, made where it is missing."""
-    folder = HERE / ".venvs" / "sb3"
+def host_backend(env_id: str) -> str:
+    from rlcore.envs.make import find_spec, resolve_backend
+
+    return resolve_backend(find_spec(env_id))
+
+
+def peer_interpreter(name: str) -> Path:
+    """The interpreter of a peer's virtual environment, made where it is missing."""
+    folder = HERE / ".venvs" / name
     python = folder / "bin" / "python"
     if not python.exists():
         print(f"making {machine._relative(str(folder))} ...")
         venv.create(folder, with_pip=True)
-        pins = str(HERE.parent / "constraints.txt")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", pins, *SB3], check=True)
+        pins = ["-c", str(HERE.parent / "constraints.txt")] if name == "sb3" else []
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, *PEERS[name]], check=True)
     return python
 
 

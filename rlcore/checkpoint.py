@@ -14,7 +14,7 @@ import torch
 from rlcore.errors import CheckpointError
 
 FORMAT = "rlcore-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 def write_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:

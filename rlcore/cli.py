@@ -175,7 +175,7 @@ def _add_common_flags(group: Any) -> None:
 
 def _add_hyperparameters(parser: Parser, algo: str) -> None:
     from rlcore.agents import AGENTS
-    from rlcore.agents.config import field_help, field_types, inner_type
+    from rlcore.agents.config import choice_word, field_help, field_types, inner_type
 
     config = AGENTS[algo].Config
     helps, kinds = field_help(config), field_types(config)
@@ -183,7 +183,7 @@ def _add_hyperparameters(parser: Parser, algo: str) -> None:
     for field in dataclasses.fields(config):
         flag, default = "--" + field.name.replace("_", "-"), _shown(field.default)
         choices = typing.get_args(kinds[field.name]) if typing.get_origin(kinds[field.name]) is typing.Literal else ()
-        one_of = f"one of {', '.join(choices)}; " if choices else ""
+        one_of = f"one of {', '.join(map(choice_word, choices))}; " if choices else ""
         text = f"{helps[field.name]} ({one_of}default: {default})".replace("%", "%%")
         if inner_type(kinds[field.name]) is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
@@ -307,8 +307,10 @@ def _launch(settings: dict[str, Any], hyperparameters: dict[str, Any], values: d
     try:
         run_dir = values.get("run_dir") or _default_run_dir(settings, agent.config.seed)
         set_threads(agent, threads)
+        agent.engine.prepare(total)
         run = Run.start(run_dir, agent, settings)
         print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
+        print(agent.engine.describe(), flush=True)
         return _finish(run, episodes, values.get("progress", True))
     finally:
         agent.close()
@@ -343,7 +345,9 @@ def _resume(arguments: list[str]) -> int:
         episodes = _whole_number("--eval-episodes", values.get("eval_episodes", 100), lowest=0)
         step = run.agent.global_step
         set_threads(run.agent, threads)
+        run.agent.engine.prepare(run.total_steps)
         print(f"resuming {run.settings['algo']} on {describe_environment(run.agent)} at step {step:,}", flush=True)
+        print(run.agent.engine.describe(), flush=True)
         return _finish(run, episodes, values.get("progress", True))
     finally:
         run.agent.close()

@@ -44,6 +44,64 @@ class Episodes:
         return len(self.returns)
 
 
+class EpisodeCounter:
+    """Returns and lengths of episodes that run across rollouts, from the rows of a rollout all at once.
+
+    Attributes:
+        returns, lengths: `[N]` of the episodes under way.
+        steps: real transitions in the rollout counted last.
+    """
+
+    def __init__(self, num_envs: int):
+        self.returns, self.lengths, self.steps = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64), 0
+
+    def reset(self) -> None:
+        """All environments begin new episodes."""
+        self.returns[:], self.lengths[:] = 0, 0
+
+    def count(self, rewards: np.ndarray, ends: np.ndarray, mask: np.ndarray, first_step: int) -> Episodes:
+        """The episodes that ended in a rollout.
+
+        Args:
+            rewards, ends, mask: `[T, N]`; rows where `mask` is False count for nothing.
+            first_step: environment steps before this rollout.
+        """
+        ends = ends & mask
+        # One row in front, so that the sum over an episode is a difference of two rows.
+        returns = np.zeros((len(ends) + 1, ends.shape[1]))
+        lengths = np.zeros((len(ends) + 1, ends.shape[1]), dtype=np.int64)
+        np.cumsum(np.where(mask, rewards, 0.0), axis=0, dtype=np.float64, out=returns[1:])
+        np.cumsum(mask, axis=0, out=lengths[1:])
+        steps = mask.sum(1)
+        self.steps = int(steps.sum())
+        if not ends.any():
+            self.returns += returns[-1]
+            self.lengths += lengths[-1]
+            return Episodes()
+        returns += self.returns
+        lengths += self.lengths
+        n, t = np.nonzero(ends.T)  # environment by environment, each in the order of time
+        totals, sizes = returns[t + 1, n], lengths[t + 1, n]
+        last = np.append(n[1:] != n[:-1], True)  # of its environment
+        begin = np.append(True, last[:-1])
+        own_returns = totals - np.where(begin, 0.0, np.append(0.0, totals[:-1]))
+        own_lengths = sizes - np.where(begin, 0, np.append(0, sizes[:-1]))
+        self.returns, self.lengths = returns[-1], lengths[-1]
+        self.returns[n[last]] -= totals[last]
+        self.lengths[n[last]] -= sizes[last]
+        order = np.lexsort((n, t))
+        at = (first_step + np.cumsum(steps))[t]
+        return Episodes(*(x[order].tolist() for x in (at, n, own_returns, own_lengths)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"episode_returns": torch.from_numpy(self.returns.copy()),
+                "episode_lengths": torch.from_numpy(self.lengths.copy())}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.returns = state["episode_returns"].numpy().copy()
+        self.lengths = state["episode_lengths"].numpy().copy()
+
+
 class HostRows:
     """The buffer's rows as numpy arrays, for environments that live in host memory.
 
@@ -151,8 +209,7 @@ class Collector:
         self.next_obs: Any = None  # [N, ...] to act on next, as the environment gave it
         self.life_lost = np.zeros((buffer.num_steps, buffer.num_envs), dtype=bool)  # ends for learning alone
         self.next_first = np.zeros(buffer.num_envs, dtype=bool)  # whether it is the first of an episode after another
-        self.episode_returns = np.zeros(buffer.num_envs)
-        self.episode_lengths = np.zeros(buffer.num_envs, dtype=np.int64)
+        self.counter = EpisodeCounter(buffer.num_envs)
         self.rows_collected = 0
         self.global_step = 0  # real transitions so far, over all environments
 
@@ -160,8 +217,7 @@ class Collector:
         """Start all environments afresh; episodes under way are dropped."""
         self.next_obs = self.envs.reset(seed)
         self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
-        self.episode_returns[:] = 0
-        self.episode_lengths[:] = 0
+        self.counter.reset()
 
     @torch.inference_mode()
     def collect(self, network: ActorCritic) -> Episodes:
@@ -177,9 +233,11 @@ class Collector:
         self._check_finite(finals)
         self.rows.flush()
         self._complete(network, finals)
-        episodes = self._count_episodes()
+        rows = self.rows
+        ends = (rows.terminated | rows.truncated) & ~self.life_lost
+        episodes = self.counter.count(rows.rewards, ends, rows.mask, self.global_step)
         self.rows_collected += self.buffer.length
-        self.global_step += int(self.rows.mask.sum())
+        self.global_step += self.counter.steps
         return episodes
 
     def _draw_noise(self) -> None:
@@ -299,29 +357,6 @@ class Collector:
             f"at vector step {self.rows_collected + t + offset:,}"
         )
 
-    def _count_episodes(self) -> Episodes:
-        """Returns and lengths of the episodes that ended in this rollout, from its rows all at once."""
-        rows, episodes = self.rows, Episodes()
-        ends = (rows.terminated | rows.truncated) & rows.mask & ~self.life_lost
-        # One row of zeros in front, so that the sum over an episode is a difference of two rows.
-        returns = np.zeros((len(ends) + 1, ends.shape[1]))
-        lengths = np.zeros((len(ends) + 1, ends.shape[1]), dtype=np.int64)
-        np.cumsum(np.where(rows.mask, rows.rewards, 0.0), axis=0, dtype=np.float64, out=returns[1:])
-        np.cumsum(rows.mask, axis=0, out=lengths[1:])
-        returns += self.episode_returns
-        lengths += self.episode_lengths
-        base_returns, base_lengths = np.zeros(ends.shape[1]), np.zeros(ends.shape[1], dtype=np.int64)
-        steps = self.global_step + np.cumsum(rows.mask.sum(1))
-        for t, n in np.argwhere(ends):
-            episodes.step.append(int(steps[t]))
-            episodes.env.append(int(n))
-            episodes.returns.append(float(returns[t + 1, n] - base_returns[n]))
-            episodes.lengths.append(int(lengths[t + 1, n] - base_lengths[n]))
-            base_returns[n], base_lengths[n] = returns[t + 1, n], lengths[t + 1, n]
-        self.episode_returns = returns[-1] - base_returns
-        self.episode_lengths = lengths[-1] - base_lengths
-        return episodes
-
     def is_capturable(self) -> bool:
         """Whether the environments' state can be stored; where not, a resumed run begins new episodes."""
         return self._captured() is not None
@@ -341,8 +376,7 @@ class Collector:
             "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs) if env is not None else None,
             "next_first": torch.from_numpy(self.next_first.copy()),
             "noise": self.noise_rows[-1].clone(),
-            "episode_returns": torch.from_numpy(self.episode_returns.copy()),
-            "episode_lengths": torch.from_numpy(self.episode_lengths.copy()),
+            **self.counter.state_dict(),
             "rows_collected": self.rows_collected,
             "global_step": self.global_step,
         }
@@ -360,8 +394,7 @@ class Collector:
         self.envs.pending = state["pending"].numpy().copy()
         self.next_obs = map_parts(lambda x: x.numpy().copy(), state["next_obs"])
         self.next_first = state["next_first"].numpy().copy()
-        self.episode_returns = state["episode_returns"].numpy().copy()
-        self.episode_lengths = state["episode_lengths"].numpy().copy()
+        self.counter.load_state_dict(state)
 
 
-__all__ = ["Collector", "Episodes"]
+__all__ = ["Collector", "EpisodeCounter", "Episodes"]

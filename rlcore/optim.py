@@ -32,6 +32,44 @@ def make_optimizer(
     return torch.optim.Adam([parameter], learning_rate, eps=eps, fused=True)
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
+    """What the optimiser remembers of each parameter, made where it has not begun: first moments, second moments, and
+    the number of steps, each a list over parameters; RMSprop has second moments and steps."""
+    adam = isinstance(optimizer, torch.optim.Adam)
+    names = ["exp_avg", "exp_avg_sq", "step"] if adam else ["square_avg", "step"]
+    for parameter in parameters:
+        if not optimizer.state[parameter]:
+            state = {name: torch.zeros_like(parameter.detach()) for name in names[:-1]}
+            optimizer.state[parameter] = {**state, "step": torch.zeros((), device=parameter.device if adam else "cpu")}
+    return [[optimizer.state[parameter][name] for parameter in parameters] for name in names]
+
+
+def adam_update(
+    vector: Tensor, state: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of Adam (Kingma & Ba 2015, algorithm 1) as a pure function: the new vector and the new state.
+
+    Args:
+        vector, gradient: `[P]`.
+        state: first moments `[P]`, second moments `[P]`, steps taken `[]`.
+        learning_rate: `[]`.
+        eps: ε beside the root of the corrected second moment.
+    """
+    first, second, steps = state
+    first, second, steps = first.lerp(gradient, 0.1), second.lerp(gradient * gradient, 0.001), steps + 1
+    root = (second / (1 - 0.999**steps)).sqrt() + eps
+    return vector - learning_rate / (1 - 0.9**steps) * first / root, [first, second, steps]
+
+
+def rmsprop_update(
+    vector: Tensor, state: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, alpha: float
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of RMSprop (Tieleman & Hinton 2012) as a pure function, like `adam_update`; `alpha` is its decay."""
+    square, steps = state
+    square = alpha * square + (1 - alpha) * gradient * gradient
+    return vector - learning_rate * gradient / (square.sqrt() + eps), [square, steps + 1]
+
+
 def flat(tensors: Iterable[Tensor]) -> Tensor:
     """Tensors side by side as one vector."""
     return torch.cat([t.flatten() for t in tensors])

@@ -155,6 +155,15 @@ class ActionSpec:
             return (actions + _start(space)).astype(space.dtype, copy=False)
         return actions.astype(space.dtype, copy=False)
 
+    def to_env_tensor(self, actions: Tensor) -> Tensor:
+        """`to_env` for environments that are tensor functions; choices are handed over as counted here, from 0."""
+        if not isinstance(self.space, spaces.Box):
+            return actions
+        low, high = (torch.from_numpy(bound.ravel()).to(actions) for bound in (self.space.low, self.space.high))
+        if self.squash:
+            actions = low + (high - low) * (torch.tanh(actions) + 1) / 2
+        return actions.clamp(low, high)
+
 
 def action_spec(space: spaces.Space, squash: bool = False) -> ActionSpec:
     """The storage and distribution of an action space; `squash` chooses a tanh instead of clipping for a Box.

@@ -243,3 +243,10 @@ def test_football_scores_and_ends():
 def test_groups_step_in_what_takes_a_seed_for_each():
     assert resolve_backend(find_spec("CartPole-v1"), "auto", own_seeds=True) == "sync"
     assert resolve_backend(find_spec("ALE/Pong-v5"), "auto", own_seeds=True) == "vector"
+
+
+def test_frames_stored_once_are_not_compiled():
+    agent = rlcore.PPO("ALE/Pong-v5", env_kwargs={"screen_size": 36}, num_envs=1, num_steps=8, compile=True, seed=1)
+    with pytest.raises(UsageError, match="compile is true, but frames are stored once"):
+        agent.learn(8)
+    agent.close()

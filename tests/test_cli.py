@@ -47,7 +47,7 @@ TRAIN = ("train", "ppo", "CartPole-v1")
         ((*TRAIN, "--preset", "CartPole-v0"), "did you mean 'CartPole-v1'?"),
         ((*TRAIN, "--device", "cuda:77"), "device is 'cuda:77', but"),
         ((*TRAIN, "--device", "gpu"), "device is 'gpu', but may be cpu, cuda, cuda:K or auto"),
-        ((*TRAIN, "--backend", "fast"), "backend is 'fast', but may be one of auto, sync, async, vector"),
+        ((*TRAIN, "--backend", "fast"), "backend is 'fast', but may be one of auto, native, sync, async, vector"),
         ((*TRAIN, "--env-arg", "wind"), "--env-arg is 'wind', but must be NAME=VALUE"),
         ((*TRAIN, "--env-arg", "wind=3"), "CartPole-v1 cannot be made with {'wind': 3}"),
         ((*TRAIN, "extra"), "argument 'extra' is not known"),

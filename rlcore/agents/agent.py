@@ -21,10 +21,11 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
+from rlcore.agents.engine import Engine, make_collector
 from rlcore.agents.setup import check_group_starts, resolve_device, shares_torso, time_limit, with_num_envs_of
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.checkpoint import read_checkpoint, write_checkpoint
-from rlcore.collect import Collector, Episodes
+from rlcore.collect import Episodes
 from rlcore.diagnostics import explained_variance
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.envs.make import find_spec, resolve_backend
@@ -111,15 +112,7 @@ class Agent:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # A generator of its own, so that acting on the side does not change the course of training.
         self._actor = Actor(self.network, self.adapter, self._acting_generator(config.seed))
-        self.collector = Collector(
-            self.adapter,
-            self.buffer,
-            self.generator,
-            config.whole_episodes,
-            self.needs_values,
-            config.noise_correlation,
-        )
-        self.collector.reset(self.reset_seeds(0))
+        self.use_backend(self.backend)
         if self.group_starts:
             check_group_starts(self.collector.next_obs, config.group_size)
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma).to(self.device) if config.norm_reward else None
@@ -140,7 +133,14 @@ class Agent:
         self.coefs: dict[str, float] = {}
         self.reference: ActorCritic | None = None
         self.iteration = 0
+        self.engine = Engine(self, custom_torso=torso is not None)
         self._told_cut_episodes = False
+
+    def use_backend(self, backend: str | None) -> None:
+        """Collect from environments stepped this way, from new episodes on."""
+        self.backend = backend
+        self.collector = make_collector(self)
+        self.collector.reset(self.reset_seeds(0))
 
     def _build_network(self, torso: Torso | None) -> ActorCritic:
         config = self.config
@@ -210,6 +210,8 @@ class Agent:
         """
         if not isinstance(total_steps, int) or total_steps < 1:
             raise UsageError(f"total_steps is {total_steps!r}, but must be a whole number of at least 1")
+        if self.global_step < total_steps:
+            self.engine.prepare(total_steps)
         while self.global_step < total_steps:
             start, first = time.perf_counter(), self.global_step
             self.anneal(1 - self.global_step / total_steps)
@@ -217,7 +219,7 @@ class Agent:
                 self.collector.reset(self.reset_seeds(self.iteration))
             episodes = self.collector.collect(self.network)
             self._tell_cut_episodes()
-            tensors = self.learn_from_buffer()
+            tensors = self.engine.learn()
             self.iteration += 1
             metrics = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
             self._check_finite(metrics)
@@ -257,30 +259,65 @@ class Agent:
         return metrics
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from a rollout; returns the iteration's mean metrics."""
+        batch, before = self.before_steps(batch)
+        metrics = {**self.gradient_steps(batch), **before}
+        if self.fits_critic:
+            metrics["value_loss"] = self.fit_critic(batch)
+        return {**metrics, **self.after_steps(batch)}
+
+    @property
+    def fits_critic(self) -> bool:
+        """Whether the critic takes `critic_updates` steps of its own after those of the loss."""
+        return self.config.critic_updates > 0 and self.needs_values
+
+    def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """What an algorithm does with the whole rollout before the gradient steps; may add to the batch."""
+        return batch, {}
+
+    def after_steps(self, batch: Batch) -> dict[str, Tensor]:
+        """What an algorithm does with the whole rollout after the gradient steps."""
+        return {}
+
+    def gradient_steps(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
         config = self.config
-        rows = self.rows_to_learn_from(batch)
+        rows = self.rows_to_learn_from(batch.mask)
         steps: list[dict[str, Tensor]] = []
         for _ in range(config.update_epochs):
-            order = rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
-            for indices in order.tensor_split(min(config.num_minibatches, len(rows))):
+            for indices in self.shuffled(rows).tensor_split(min(config.num_minibatches, len(rows))):
                 steps.append(self.step(batch.take(indices)))
             if self.stops_after(steps[-config.num_minibatches :]):
                 break
         return mean_metrics(steps)
 
-    def rows_to_learn_from(self, batch: Batch) -> Tensor:
-        """Indices into a rollout's batch. Segments are all but full; whole episodes may be mostly padding, which a
-        program of free shapes can leave out."""
+    def rows_to_learn_from(self, mask: Tensor) -> Tensor:
+        """Indices into a rollout's batch, whose `mask [B]` this is. Segments are all but full; whole episodes may be
+        mostly padding, which is left out."""
         if self.config.whole_episodes:
-            return torch.nonzero(batch.mask).squeeze(-1)
-        return torch.arange(len(batch.mask), device=self.device)
+            return torch.nonzero(mask).squeeze(-1)
+        return torch.arange(len(mask), device=self.device)
+
+    def shuffled(self, rows: Tensor) -> Tensor:
+        """The rows in a random order."""
+        return rows[torch.randperm(len(rows), generator=self.generator, device=self.device)]
+
+    def minibatches(self, rows: Tensor, padding: int) -> Tensor:
+        """All epochs' minibatches at once, as `gradient_steps` draws them: [update_epochs · num_minibatches, M], those
+        that are a row shorter filled up with the index `padding`."""
+        count = min(self.config.num_minibatches, len(rows))
+        parts = [part for _ in range(self.config.update_epochs) for part in self.shuffled(rows).tensor_split(count)]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether epochs may stop before `update_epochs`."""
+        return self.config.target_kl is not None
 
     def stops_after(self, epoch: list[dict[str, Tensor]]) -> bool:
         """Whether an epoch with these metrics is an iteration's last, because the policy has moved far enough."""
-        target = self.config.target_kl
         # Reading the KL waits for the device; only those who set a target pay for it.
-        return target is not None and bool(mean_metrics(epoch)["approx_kl"] > 1.5 * target)
+        return self.stops_early and bool(mean_metrics(epoch)["approx_kl"] > 1.5 * self.config.target_kl)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on a minibatch."""
@@ -294,15 +331,19 @@ class Agent:
         self.optimizer.step()
         return {"loss": loss, **metrics, "grad_norm": norm}
 
+    def critic_loss(self, network: ActorCritic, batch: Batch) -> Tensor:
+        """The loss of a critic that is fitted apart: mean of (V − R)²/2 over transitions."""
+        return 0.5 * batch.step_mean((network.value(batch.obs) - batch.returns) ** 2)
+
     def fit_critic(self, batch: Batch) -> Tensor:
         """`critic_updates` steps on (V − R)² alone, each over the whole rollout; returns the last loss.
 
         The critic has an optimiser of its own here: momentum of the policy's last step must not go on moving it.
         """
         parameters = self.network.critic_parameters()
-        batch = batch.take(self.rows_to_learn_from(batch))
+        batch = batch.take(self.rows_to_learn_from(batch.mask))
         for _ in range(self.config.critic_updates):
-            loss = 0.5 * batch.step_mean((self.network.value(batch.obs) - batch.returns) ** 2)
+            loss = self.critic_loss(self.network, batch)
             self.critic_optimizer.zero_grad()
             loss.backward(inputs=parameters)
             self.critic_optimizer.step()
@@ -388,7 +429,9 @@ class Agent:
             "generator": self.generator.get_state(),
             "collector": self.collector.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict() if self.reward_scaler else None,
-            "coefs": dict(self.coefs),
+            "coefs": {name: float(value) for name, value in self.coefs.items()},
+            "compiled": self.engine.compiled,
+            "backend": self.backend,
             "reference": self.reference.state_dict() if self.reference else None,
             "iteration": self.iteration,
         }
@@ -408,6 +451,8 @@ class Agent:
             self.generator.set_state(state["generator"])
         else:  # saved on another kind of device, whose generator has a state of another form
             self.generator.manual_seed(self.restart_seed(state["iteration"]))
+        if state["backend"] == "native" and self.backend != "native" and self.engine.may_go_native:
+            self.use_backend("native")
         # Environments whose state is not plain data start afresh, with seeds that no earlier part of the run used.
         self.collector.load_state_dict(state["collector"], self.restart_seed(state["iteration"]), restore_envs)
         if self.reward_scaler:
@@ -417,6 +462,7 @@ class Agent:
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.iteration = state["iteration"]
+        self.engine.compiled, self.engine.reason = state["compiled"], "as the run began"
 
     def reset_seeds(self, iteration: int) -> int | list[int]:
         """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset.

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from rlcore.errors import UsageError, did_you_mean
 from rlcore.torsos import TorsoName
 
-BackendName = Literal["auto", "sync", "async", "vector", "envpool"]
+BackendName = Literal["auto", "native", "sync", "async", "vector", "envpool"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Config:
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
     backend: BackendName = "auto"  # how the environments are stepped, see make_vec
+    compile: Literal["auto", True, False] = "auto"  # run iterations as compiled programs; auto: where that saves time
     precision: Literal["float32", "bfloat16"] = "float32"  # of the torsos' arithmetic; bfloat16 is for CUDA
     device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
     seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
@@ -138,10 +139,12 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
     base = inner_type(kind)
     if typing.get_origin(base) is Literal:
         choices = typing.get_args(base)
-        if value not in choices:
-            hint = did_you_mean(str(value), choices)
-            raise UsageError(f"{name} is {value!r}, but may be one of {', '.join(choices)}{hint}")
-        return value
+        for choice in choices:
+            if value == choice and type(value) is type(choice):
+                return choice
+        words = [choice_word(choice) for choice in choices]
+        hint = did_you_mean(str(value), words)
+        raise UsageError(f"{name} is {value!r}, but may be one of {', '.join(words)}{hint}")
     if typing.get_origin(base) is tuple:
         if isinstance(value, list | tuple) and all(_is_number(v, int) for v in value):
             return tuple(value)
@@ -151,6 +154,11 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
     if (base is int and _is_number(value, int)) or (base in (bool, str) and isinstance(value, base)):
         return value
     raise UsageError(f"{name} is {value!r}, but must be {describe_type(kind)}")
+
+
+def choice_word(choice: Any) -> str:
+    """A choice as it is written on the command line."""
+    return str(choice).lower() if isinstance(choice, bool) else choice
 
 
 def _is_number(value: Any, kind: Any) -> bool:
@@ -183,6 +191,8 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
     if is_optional(kind) and text.lower() == "none":
         return None
     base = inner_type(kind)
+    if typing.get_origin(base) is Literal:
+        return {choice_word(choice): choice for choice in typing.get_args(base)}.get(text, text)
     try:
         if typing.get_origin(base) is tuple:
             return tuple(int(part) for part in re.split(r"[\s,]+", text.strip("()[] ")) if part)

@@ -85,6 +85,12 @@ class GRPO(Agent):
         super().__init__(env, **hyperparameters)
         self.reference = self.frozen_copy(self.config.reference) if self.config.kl_coef else None
 
+    def anneal(self, remaining: float) -> None:
+        super().anneal(remaining)
+        every = self.config.reference_every
+        if self.config.kl_coef and every and self.iteration and self.iteration % every == 0:
+            self.reference.load_state_dict(self.network.state_dict())
+
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
         cfg, b, G = self.config, buffer, self.config.group_size
         if cfg.supervision == "outcome":
@@ -123,13 +129,9 @@ class GRPO(Agent):
             metrics["reference_kl"] = batch.mean(reference_kl)
         return -batch.mean(objective), metrics
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        if self.config.kl_coef:
-            batch = batch.replace(extras={"reference_logprobs": self._reference_logprobs(batch)})
-        return {**super().update(batch), "equal_groups": self.equal_groups}
-
     @torch.no_grad()
-    def _reference_logprobs(self, batch: Batch) -> Tensor:
-        if self.config.reference_every and self.iteration and self.iteration % self.config.reference_every == 0:
-            self.reference.load_state_dict(self.network.state_dict())
-        return self.reference.policy(batch.obs).log_prob(batch.actions)
+    def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        if self.config.kl_coef:
+            logprobs = self.reference.policy(batch.obs).log_prob(batch.actions)
+            batch = batch.replace(extras={"reference_logprobs": logprobs})
+        return batch, {"equal_groups": self.equal_groups}

@@ -90,14 +90,13 @@ class PPO(Agent):
             }
         return loss, metrics
 
-    def stops_after(self, epoch: list[dict[str, Tensor]]) -> bool:
-        return self.config.objective == "clip" and super().stops_after(epoch)  # "kl" has β to hold KL near its target
+    @property
+    def stops_early(self) -> bool:
+        return self.config.objective == "clip" and super().stops_early  # "kl" has β to hold KL near its target
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        metrics = super().update(batch)
-        if self.config.objective == "kl" and self.config.target_kl is not None:
-            metrics["kl"] = self._adapt_kl_coef(batch)
-        return metrics
+    def after_steps(self, batch: Batch) -> dict[str, Tensor]:
+        adapts = self.config.objective == "kl" and self.config.target_kl is not None
+        return {"kl": self._adapt_kl_coef(batch)} if adapts else {}
 
     @torch.no_grad()
     def _adapt_kl_coef(self, batch: Batch) -> Tensor:
@@ -109,6 +108,6 @@ class PPO(Agent):
         batch = batch.take(torch.arange(len(batch.weight), device=self.device))
         kl = batch.mean(self.network.distribution(batch.dist_params).kl(self.network.policy(batch.obs)))
         start, target = self.config.kl_coef, self.config.target_kl
-        factor = 2.0 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1.0
-        self.coefs["kl_coef"] = min(max(self.coefs["kl_coef"] * factor, start / 1024), start * 1024)
+        factor = torch.where(kl > 1.5 * target, 2.0, torch.where(kl < target / 1.5, 0.5, 1.0))
+        self.coefs["kl_coef"] = (self.coefs["kl_coef"] * factor).clamp(start / 1024, start * 1024)
         return kl

@@ -52,6 +52,10 @@ class REINFORCE(Agent):
     Config = REINFORCEConfig
     config: REINFORCEConfig
 
+    def __init__(self, env, **hyperparameters):
+        super().__init__(env, **hyperparameters)
+        self.coefs = {"baseline": 0.0}
+
     @property
     def needs_values(self) -> bool:
         return self.config.psi == "baseline" and self.config.baseline == "value"
@@ -75,8 +79,8 @@ class REINFORCE(Agent):
     def _baseline(self, buffer: RolloutBuffer, returns: Tensor) -> Tensor | float:
         if self.config.baseline == "value":
             return buffer.values
-        before, decay = self.coefs.get("baseline", 0.0), self.config.baseline_decay
-        self.coefs["baseline"] = decay * before + (1 - decay) * float(masked_mean(returns, buffer.mask))
+        before, decay = self.coefs["baseline"], self.config.baseline_decay
+        self.coefs["baseline"] = decay * before + (1 - decay) * masked_mean(returns, buffer.mask)
         return before  # of earlier rollouts, so that it does not depend on these actions
 
     def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,9 +91,3 @@ class REINFORCE(Agent):
         entropy = policy.entropy()
         loss = -batch.mean(weighted + cfg.ent_coef * entropy)
         return loss, {"policy_loss": -batch.mean(weighted), "entropy": batch.step_mean(entropy)}
-
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        metrics = super().update(batch)
-        if self.needs_values:
-            metrics["value_loss"] = self.fit_critic(batch)
-        return metrics

@@ -19,6 +19,7 @@ from rlcore.agents.config import Config
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
 from rlcore.optim import assign, conjugate_gradient, flat
+from rlcore.tracing import surely
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,9 @@ class TRPO(Agent):
         value_loss = 0.5 * batch.mean(F.mse_loss(network.value(batch.obs), batch.returns, reduction="none"))
         return value_loss, {"value_loss": value_loss}
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         whole = batch.take(torch.arange(len(batch.mask), device=self.device))
-        metrics = self.policy_step(whole.replace(advantages=self._advantages(whole)))
-        return {**super().update(batch), **metrics}
+        return batch, self.policy_step(whole.replace(advantages=self._advantages(whole)))
 
     def _advantages(self, batch: Batch) -> Tensor:
         return batch.standardize(batch.advantages) if self.config.norm_adv else batch.advantages
@@ -91,12 +91,18 @@ class TRPO(Agent):
     def _line_search(self, batch: Batch, parameters: list[Tensor], full: Tensor, before: Tensor):
         """Shorten the step until KL ≤ δ and L has grown; gives KL, gain in L and scale, zeros if it never does."""
         start, old = flat(parameters).clone(), self.network.distribution(batch.dist_params)
+        taken, result = start, torch.zeros(3, device=start.device)
+        found = torch.zeros((), dtype=torch.bool, device=start.device)
         for n in range(self.config.line_search_steps):
             scale = self.config.line_search_decay**n
             assign(parameters, start + scale * full)
             kl = batch.mean(old.kl(self.network.policy(batch.obs)))
             gain = self.surrogate(batch) - before
-            if kl <= self.config.max_kl and gain > 0:
-                return kl, gain, kl.new_tensor(scale)
-        assign(parameters, start)
-        return torch.zeros_like(before), torch.zeros_like(before), torch.zeros_like(before)
+            accepted = (kl <= self.config.max_kl) & (gain > 0) & ~found
+            taken = torch.where(accepted, start + scale * full, taken)
+            result = torch.where(accepted, torch.stack([kl, gain, torch.full_like(kl, scale)]), result)
+            found = found | accepted
+            if surely(found):
+                break
+        assign(parameters, taken)
+        return result.unbind()

@@ -8,9 +8,11 @@ import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlcore.envs import atari, envpool
+from rlcore.envs.native import NATIVE_TASKS, find_native
+from rlcore.envs.native_vector import NativeVectorEnv
 from rlcore.errors import UsageError, did_you_mean
 
-BACKENDS = ("auto", "sync", "async", "vector", "envpool")
+BACKENDS = ("auto", "native", "sync", "async", "vector", "envpool")
 
 
 def make_vec(
@@ -28,11 +30,12 @@ def make_vec(
         num_envs: N, at least 1.
         backend: "sync" steps the copies one after the other, "async" each in a process of its own, "vector" takes the
             environment's own vector implementation, "envpool" EnvPool's (Atari, Google Football); "auto" takes the
-            environment's own where there is one and "sync" where not.
+            environment's own where there is one and "sync" where not. "native" takes rlcore's implementation in
+            tensors, which some environments have (`rlcore.envs.native`).
         seed: where given, the environments are reset with it once, so that a later reset without a seed is determined.
-        autoreset_mode: of "sync" and "async"; None takes DISABLED, with which every row of a rollout is a real
-            transition and the final observation of an episode is known without searching for it.
-        env_kwargs: passed to the environment's constructor.
+        autoreset_mode: of "native", "sync" and "async"; None takes DISABLED, with which every row of a rollout is a
+            real transition and the final observation of an episode is known without searching for it.
+        env_kwargs: passed to the environment's constructor; native environments take none.
 
     Raises:
         UsageError: for an unknown id (with the nearest one), backend, number or constructor argument, and where the
@@ -48,7 +51,12 @@ def make_vec(
     backend = resolve_backend(spec, backend)
     if backend == "vector" and autoreset_mode is not None:
         raise UsageError(
-            f"autoreset_mode is for backends sync and async; the vector environment of {env_id} has its own"
+            f"autoreset_mode is for backends native, sync and async; the vector environment of {env_id} has its own"
+        )
+    if backend == "native" and env_kwargs:
+        raise UsageError(
+            f"{env_id} got {env_kwargs}, but native environments take no constructor arguments; "
+            "backend may be auto, sync or async"
         )
     mode = AutoresetMode.DISABLED if autoreset_mode is None else AutoresetMode(autoreset_mode)
     try:
@@ -80,7 +88,7 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
 
 
 def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto", own_seeds: bool = False) -> str:
-    """The backend that "auto" stands for; refuses "vector" where the environment has no vector implementation.
+    """The backend that "auto" stands for; refuses what the environment does not have.
 
     Args:
         spec: of the environment.
@@ -96,6 +104,8 @@ def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "a
         raise UsageError(f"{spec.id} comes as a vector environment alone; backend may be auto or envpool")
     if backend == "vector" and not spec.vector_entry_point:
         raise UsageError(f"{spec.id} has no vector implementation of its own; backend may be auto, sync or async")
+    if backend == "native" and find_native(spec.id) is None:
+        raise UsageError(f"{spec.id} has no native implementation; backend native is for {', '.join(NATIVE_TASKS)}")
     return backend
 
 
@@ -104,6 +114,8 @@ def _make(spec, num_envs: int, backend: str, mode: AutoresetMode, env_kwargs: di
         return atari.make_atari(spec, num_envs, backend, mode, dict(env_kwargs))
     if spec.id.startswith(envpool.FOOTBALL):
         return envpool.make_football(num_envs, spec, **env_kwargs)
+    if backend == "native":
+        return NativeVectorEnv(spec.id, num_envs, autoreset_mode=mode, max_episode_steps=spec.max_episode_steps)
     if backend == "vector":
         return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
 

@@ -315,7 +315,9 @@ def describe_environment(agent: Agent) -> str:
     """One line: how the environments are stepped and why."""
     asked, backend = agent.config.backend, agent.backend
     why = f"asked for with --backend {asked}"
-    if asked == "auto" and agent.group_starts:
+    if asked == "auto" and backend == "native":
+        why = "the twin in tensors, as the run is compiled"
+    elif asked == "auto" and agent.group_starts:
         why = "groups need a seed for each environment"
     elif asked == "auto":
         why = (

@@ -52,10 +52,7 @@ def agent_with_episodes(move=True, **hyperparameters):
 
 
 def whole(agent):
-    batch = agent.buffer.flatten(*agent.estimate(agent.buffer))
-    if agent.config.kl_coef:
-        batch = batch.replace(extras={"reference_logprobs": agent._reference_logprobs(batch)})
-    return batch
+    return agent.before_steps(agent.buffer.flatten(*agent.estimate(agent.buffer)))[0]
 
 
 def gradient(agent, loss):

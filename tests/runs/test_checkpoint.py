@@ -78,7 +78,7 @@ def test_other_files_and_other_versions_are_refused(file, tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="is not a checkpoint of rlcore"):
         load(tmp_path / "other.pt")
     monkeypatch.setattr(module, "VERSION", 99)
-    with pytest.raises(CheckpointError, match="has version 1, but this rlcore reads version 99"):
+    with pytest.raises(CheckpointError, match="has version 2, but this rlcore reads version 99"):
         load(file)
 
 

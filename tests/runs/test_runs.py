@@ -171,7 +171,8 @@ def test_a_finished_run_goes_on_with_more_steps(finished, tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_saves_a_checkpoint(tmp_path, number, code):
     folder = tmp_path / "run"
-    process = start("train", "ppo", "CartPole-v1", *SMALL, "--total-steps", 10_000_000, "--run-dir", folder)
+    flags = ["--compile", "false", "--total-steps", 10_000_000, "--run-dir", folder]
+    process = start("train", "ppo", "CartPole-v1", *SMALL, *flags)
     wait_for(lambda: (folder / "episodes.csv").exists() and list(folder.glob("events*")), process)
     time.sleep(0.5)
     process.send_signal(number)

@@ -1,0 +1,329 @@
+"""Gymnasium environments of native tasks: a vector environment that steps N copies at once, and a single one."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
+from rlcore.errors import UsageError, did_you_mean
+
+
+class NativeVectorEnv(VectorEnv):
+    """N copies of a native task, stepped together, in gymnasium's terms.
+
+    Observations, flags, infos and starts from a seed are those of gymnasium's `SyncVectorEnv` over the same
+    environment; rewards are those rounded to float32. The state is float64.
+
+    Args:
+        task: a native task or its id, such as "CartPole-v1".
+        num_envs: N, at least 1.
+        device: where the task's functions are evaluated. Arrays come and go, and the state rests, in host memory
+            (there `rlcore.envs.state` finds it), so that any other device than the CPU pays for copies each step.
+        autoreset_mode: with DISABLED every finished environment has to be reset, with a mask, before the next step.
+        max_episode_steps: time limit; None takes the task's.
+
+    Raises:
+        UsageError: for a task that does not exist, a number below 1, or a mode or device that does not exist.
+    """
+
+    # The task and the device are no state. As slots they are not among the attributes of which a checkpoint is made.
+    __slots__ = ("device", "task")
+
+    def __init__(
+        self,
+        task: NativeTask | str,
+        num_envs: int = 1,
+        device: str | torch.device = "cpu",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
+        max_episode_steps: int | None = None,
+    ):
+        self.task, self.device = _find_task(task), _find_device(device)
+        self.num_envs = _at_least_one("num_envs", num_envs)
+        self.autoreset_mode = _find_mode(autoreset_mode)
+        limit = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
+        self.max_episode_steps = None if limit is None else _at_least_one("max_episode_steps", limit)
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.render_mode = None
+        self.spec = _spec(self.task, self.max_episode_steps)
+        self.single_observation_space = self.task.observation_space
+        self.single_action_space = self.task.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        size = self.task.initial(torch.zeros(1, self.task.draws)).shape[1]
+        self._state = np.zeros((num_envs, size))
+        self._elapsed = np.zeros(num_envs, np.int64)
+        self._pending = np.zeros(num_envs, bool)  # who has finished and was not reset since
+        self._started = False
+        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds: list[int | None] = [None] * num_envs
+
+    def reset(
+        self, *, seed: int | Iterable[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin new episodes.
+
+        Args:
+            seed: of environment 0, whose followers count on from it, or one for each environment. An environment
+                without a seed goes on with its generator.
+            options: may have "reset_mask", a bool array `[N]` that says who begins anew; the others stay as they are.
+
+        Returns:
+            Observations `[N, ...]` of all environments, and an empty dict.
+        """
+        which = np.flatnonzero(self._mask(options))
+        if not self._started and len(which) < self.num_envs:
+            raise gymnasium.error.ResetNeeded("the first reset has to be of all environments, without a reset_mask")
+        seeds = self._one_seed_each(seed)
+        for n in which:
+            if seeds[n] is not None:
+                self._generators[n], self._seeds[n] = seeding.np_random(seeds[n])
+        self._begin(which)
+        self._started = True
+        return self._observe(self._state), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take `actions [N]` or `[N, d]`; observations, rewards, terminated, truncated `[N]`, and infos."""
+        actions = self._checked(actions)
+        pending = self._pending
+        dead = pending.any()
+        if not self._started or (dead and self.autoreset_mode is not AutoresetMode.NEXT_STEP):
+            raise gymnasium.error.ResetNeeded(_reset_needed(self._started, pending))
+
+        state, rewards, terminated, obs = self._transition(actions)
+        self._state = state
+        self._elapsed += 1
+        if self.max_episode_steps is None:
+            truncated = np.zeros(self.num_envs, bool)
+        else:
+            truncated = self._elapsed >= self.max_episode_steps
+        if dead:
+            rewards[pending], terminated[pending], truncated[pending] = 0.0, False, False
+            self._renew(obs, np.flatnonzero(pending))
+
+        done = terminated | truncated
+        self._pending = done
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and done.any():
+            which = np.flatnonzero(done)
+            for n in which:
+                infos = self._add_info(infos, {"final_obs": obs[n].copy(), "final_info": {}}, n)
+            self._renew(obs, which)
+        return obs, rewards, terminated, truncated, infos
+
+    def get_state(self) -> dict[str, Any]:
+        """All that the next steps and resets depend on, as tensors and built-in types; see `set_state`."""
+        return {
+            "state": torch.tensor(self._state),
+            "elapsed": torch.tensor(self._elapsed),
+            "pending": torch.tensor(self._pending),
+            "started": self._started,
+            "generators": [None if g is None else g.bit_generator.state for g in self._generators],
+            "seeds": list(self._seeds),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on as the environment from which `get_state` came.
+
+        Raises:
+            UsageError: where that had another number of environments or another task's state.
+        """
+        if tuple(state["state"].shape) != self._state.shape:
+            raise UsageError(
+                f"the state to set has shape {list(state['state'].shape)}, but {self.num_envs} environments "
+                f"{self.task.id} have {list(self._state.shape)}"
+            )
+        for name in ("state", "elapsed", "pending"):
+            setattr(self, f"_{name}", state[name].cpu().numpy().copy())
+        self._started = state["started"]
+        self._generators = [_generator(packed) for packed in state["generators"]]
+        self._seeds = list(state["seeds"])
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:
+        """Each environment's generator of starts."""
+        return tuple(self._generator(n) for n in range(self.num_envs))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:
+        """What each environment's generator was seeded with."""
+        self.np_random  # noqa: B018 - seeds who has no generator yet
+        return tuple(self._seeds)
+
+    def _transition(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Next state, rewards, terminated and observations, as arrays of their own."""
+        with torch.inference_mode():
+            state, rewards, terminated = self.task.step(self._tensor(self._state), self._tensor(actions))
+            obs = self.task.observe(state)
+        return tuple(x.cpu().numpy() for x in (state, rewards, terminated, obs))
+
+    def _observe(self, state: np.ndarray) -> np.ndarray:
+        return self._apply(self.task.observe, state)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], array: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return function(self._tensor(array)).cpu().numpy()
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _begin(self, which: np.ndarray) -> None:
+        uniform = np.stack([self._generator(n).random(self.task.draws) for n in which])
+        self._state[which] = self._apply(self.task.initial, uniform)
+        self._elapsed[which] = 0
+        self._pending[which] = False
+
+    def _renew(self, obs: np.ndarray, which: np.ndarray) -> None:
+        """Begin new episodes in `which`, on the way of a step, and put their observations into `obs [N, ...]`."""
+        self._begin(which)
+        obs[which] = self._observe(self._state[which])
+
+    def _generator(self, n: int) -> np.random.Generator:
+        if self._generators[n] is None:
+            self._generators[n], self._seeds[n] = seeding.np_random()
+        return self._generators[n]
+
+    def _one_seed_each(self, seed: int | Iterable[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + n for n in range(self.num_envs)]
+        seeds = [None if s is None else _whole("seed", s) for s in seed]
+        if len(seeds) != self.num_envs:
+            raise UsageError(f"seed has {len(seeds)} numbers, but there are {self.num_envs} environments")
+        return seeds
+
+    def _mask(self, options: dict[str, Any] | None) -> np.ndarray:
+        unknown = sorted(set(options or ()) - {"reset_mask"})
+        if unknown:
+            raise UsageError(f"reset got option '{unknown[0]}', but native environments know 'reset_mask' alone")
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.ones(self.num_envs, bool)
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise UsageError(
+                f"options['reset_mask'] is {mask!r}, but must be a numpy array of {self.num_envs} bool, at least one "
+                "of them True"
+            )
+        return mask
+
+    def _checked(self, actions: np.ndarray) -> np.ndarray:
+        """A copy of the actions in the dtype the task takes; numbers out of range would give a wrong physics."""
+        given, space = np.asarray(actions), self.single_action_space
+        if given.shape != self.action_space.shape:
+            raise UsageError(f"actions have shape {list(given.shape)}, but must have {list(self.action_space.shape)}")
+        if isinstance(space, spaces.Box):
+            return np.array(given, np.float32)
+        if given.dtype.kind not in "iu" or not 0 <= given.min() <= given.max() < space.n:
+            raise UsageError(f"actions are {given.tolist()}, but must be whole numbers from 0 to {space.n - 1}")
+        return np.array(given, np.int64)
+
+
+class NativeEnv(gymnasium.Env):
+    """One environment of a native task, without a time limit (`gymnasium.make` adds that of the specification).
+
+    Args:
+        task: a native task or its id.
+    """
+
+    __slots__ = ("task",)  # see NativeVectorEnv
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, task: NativeTask | str):
+        self.task = _find_task(task)
+        self.observation_space, self.action_space = self.task.observation_space, self.task.action_space
+        self._state: np.ndarray | None = None  # [1, S] float64
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin a new episode; there are no options."""
+        super().reset(seed=seed)
+        state = self.task.initial(torch.from_numpy(self.np_random.random((1, self.task.draws))))
+        self._state = state.numpy()
+        return self.task.observe(state).numpy()[0], {}
+
+    def step(self, action: int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Observation, reward, terminated, truncated (never), and an empty dict."""
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded(_reset_needed(False, None))
+        if not self.action_space.contains(action):
+            raise UsageError(f"action is {action!r}, but must be one of {self.action_space}")
+        actions = torch.from_numpy(np.array(action, self.action_space.dtype)[None])
+        state, reward, terminated = self.task.step(torch.from_numpy(self._state), actions)
+        self._state = state.numpy()
+        return self.task.observe(state).numpy()[0], reward.item(), terminated.item(), False, {}
+
+
+def _find_task(task: NativeTask | str) -> NativeTask:
+    found = task if isinstance(task, NativeTask) else find_native(task)
+    if found is None:
+        raise UsageError(
+            f"'{task}' is no native task, but may be one of {', '.join(NATIVE_TASKS)}{did_you_mean(task, NATIVE_TASKS)}"
+        )
+    return found
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device is {device!r}, but must be one that torch knows, such as cpu or cuda") from error
+
+
+def _find_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        modes = ", ".join(mode.value for mode in AutoresetMode)
+        raise UsageError(f"autoreset_mode is {mode!r}, but may be one of {modes}") from error
+
+
+def _at_least_one(name: str, value: int) -> int:
+    value = _whole(name, value)
+    if value < 1:
+        raise UsageError(f"{name} is {value}, but must be at least 1")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name} is {value!r}, but must be a whole number") from error
+
+
+def _spec(task: NativeTask, max_episode_steps: int | None) -> EnvSpec | None:
+    """What gymnasium knows under the task's id, with this time limit."""
+    spec = copy.deepcopy(gymnasium.registry.get(task.id))
+    if spec is not None:
+        spec.max_episode_steps = max_episode_steps
+    return spec
+
+
+def _generator(packed: dict[str, Any] | None) -> np.random.Generator | None:
+    if packed is None:
+        return None
+    generator = np.random.Generator(np.random.PCG64())
+    generator.bit_generator.state = packed
+    return generator
+
+
+def _reset_needed(started: bool, pending: np.ndarray | None) -> str:
+    if not started:
+        return "step was called before reset"
+    return f"the episodes of environments {np.flatnonzero(pending).tolist()} are over; reset these before the next step"

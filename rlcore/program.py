@@ -1,0 +1,296 @@
+"""Programs: tensor functions recorded once and run without Python.
+
+An iteration on a tiny network spends its time between the kernels, not in them. So the agent's own methods are run once
+while their tensor operations are recorded (`Piece`), loops over rows and minibatches become one `scan` each, and the
+whole goes through torch's inductor into one shared library (`build`), which is kept on disk for the next run with the
+same shapes. Nothing here knows an algorithm.
+
+The same program also runs as plain Python, piece by piece, which is what tests compare it with.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rlcore.tracing import recording
+
+Slot = tuple[dict[str, Any], str]
+SMALL_BATCH = 8  # rows up to which a layer is faster as multiplications inside a fused kernel than as a library call
+
+
+def parameter_slots(module: nn.Module) -> list[Slot]:
+    """Where a module keeps its parameters, in the order of `module.parameters()`."""
+    return [_slot(module, name, "_parameters") for name, _ in module.named_parameters()]
+
+
+def buffer_slots(module: nn.Module) -> list[Slot]:
+    """Where a module keeps its buffers, in the order of `module.buffers()`."""
+    return [_slot(module, name, "_buffers") for name, _ in module.named_buffers()]
+
+
+def _slot(module: nn.Module, path: str, kind: str) -> Slot:
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), kind), name
+
+
+@contextmanager
+def holding(slots: list[Slot], tensors: list[Tensor]) -> Iterator[None]:
+    """Put tensors in the place of parameters, buffers or coefficients while a function runs."""
+    before = [holder[name] for holder, name in slots]
+    for (holder, name), tensor in zip(slots, tensors, strict=True):
+        holder[name] = tensor
+    try:
+        yield
+    finally:
+        for (holder, name), tensor in zip(slots, before, strict=True):
+            holder[name] = tensor
+
+
+def held(slots: list[Slot]) -> list[Any]:
+    """What stands in the slots now."""
+    return [holder[name] for holder, name in slots]
+
+
+class Piece(nn.Module):
+    """A function of nested dicts and lists of tensors, as Python until it is recorded.
+
+    Args:
+        function: pure; its shapes and its output's structure depend on its inputs' shapes alone.
+    """
+
+    def __init__(self, function: Callable):
+        super().__init__()
+        self.function = function
+        self.graph: torch.fx.GraphModule | None = None
+
+    def forward(self, *inputs: Any) -> Any:
+        if self.graph is None:
+            return self.function(*inputs)
+        return pytree.tree_unflatten(list(self.graph(*pytree.tree_leaves(inputs))), self.structure)
+
+    def record(self, *inputs: Any, free_shapes: bool = False) -> Any:
+        """Record the function on these inputs; returns what it gives for them.
+
+        Args:
+            free_shapes: record for sizes other than those of these inputs too.
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        leaves, spec = pytree.tree_flatten(inputs)
+
+        def flat_function(*leaves: Tensor) -> list[Tensor]:
+            outputs, self.structure = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(leaves), spec)))
+            return [x.detach() for x in outputs]
+
+        with recording():
+            graph = make_fx(flat_function, tracing_mode="symbolic" if free_shapes else "real")(*leaves)
+        _fuse_small_layers(graph)
+        _faster_tanh(graph)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        self.graph = graph
+        return self(*inputs)
+
+
+def _faster_tanh(graph: torch.fx.GraphModule) -> None:
+    """tanh x = 2 σ(2x) − 1: equal up to rounding, and inductor vectorises the logistic function better."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.tanh.default and node.meta["val"].dtype != torch.float64:
+            with graph.graph.inserting_before(node):
+                doubled = graph.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], 2.0))
+                logistic = graph.graph.call_function(torch.ops.aten.sigmoid.default, (doubled,))
+                stretched = graph.graph.call_function(torch.ops.aten.mul.Tensor, (logistic, 2.0))
+                shifted = graph.graph.call_function(torch.ops.aten.sub.Tensor, (stretched, 1.0))
+            node.replace_all_uses_with(shifted)
+            graph.graph.erase_node(node)
+
+
+def _fuse_small_layers(graph: torch.fx.GraphModule) -> None:
+    """Write x W + b for a handful of rows as Σ x · W, which fuses with its neighbours into one kernel."""
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.addmm.default or node.meta["val"].shape[0] > SMALL_BATCH:
+            continue
+        bias, x, weight = node.args
+        with graph.graph.inserting_before(node):
+            column = graph.graph.call_function(aten.unsqueeze.default, (x, -1))
+            products = graph.graph.call_function(aten.mul.Tensor, (column, weight))
+            summed = graph.graph.call_function(aten.sum.dim_IntList, (products, [1]))
+            result = graph.graph.call_function(aten.add.Tensor, (summed, bias))
+        node.replace_all_uses_with(result)
+        graph.graph.erase_node(node)
+
+
+def python_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """`carry, y = body(carry, x)` for each row x of `xs`; gives the last carry and all y stacked."""
+    rows = []
+    leaves, spec = pytree.tree_flatten(xs)
+    for parts in zip(*(leaf.unbind() for leaf in leaves), strict=True):
+        carry, y = body(carry, pytree.tree_unflatten(list(parts), spec))
+        rows.append(y)
+    return carry, pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
+
+
+def scan_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """The same as one operation of a compiled program; a loop over one row is no loop."""
+    from torch._higher_order_ops.scan import scan
+
+    if len(pytree.tree_leaves(xs)[0]) == 1:
+        return python_loop(body, carry, xs)
+
+    def separate(carry: Any, x: Any) -> Any:
+        return pytree.tree_map(torch.clone, body(carry, x))  # scan allows no output that is an input or another's view
+
+    return scan(separate, carry, xs)
+
+
+class Program(nn.Module):
+    """Pieces put together by `compose`; runs as Python until it is built.
+
+    A subclass makes its pieces in `__init__`, composes them in `forward`, going through `self.loop` for loops, and
+    records them in `record(*inputs)`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = python_loop
+
+    def record(self, *inputs: Any) -> None:
+        raise NotImplementedError
+
+    def free_dimensions(self, *inputs: Any) -> Any:
+        """Which dimensions may differ between calls, as torch.export's `dynamic_shapes`; None: none."""
+        return None
+
+    def shapes_of(self, inputs: tuple) -> list[Any]:
+        """The shapes that a built program is for."""
+        return [(str(x.dtype), list(x.shape), str(x.device)) for x in pytree.tree_leaves(inputs)]
+
+    def is_cached(self, inputs: tuple, key: dict[str, Any]) -> bool:
+        """Whether the disk cache has this program for inputs of these shapes."""
+        return (self._folder(inputs, key) / "program.pt2").exists()
+
+    def make_runner(self, inputs: tuple, key: dict[str, Any]) -> Any:
+        """The program for inputs of these shapes without Python: on the CPU compiled, or taken from the disk cache
+        where `key` (all else that the program depends on) is there already; on CUDA captured as a graph."""
+        if any(x.is_cuda for x in pytree.tree_leaves(inputs)):
+            return CapturedRunner(self, inputs)
+        if not self.is_cached(inputs, key):
+            _build(self, inputs, self._folder(inputs, key))
+        return Runner(self._folder(inputs, key))
+
+    def _folder(self, inputs: tuple, key: dict[str, Any]) -> Path:
+        return cache_folder() / fingerprint([key, self.shapes_of(inputs)])
+
+
+class Runner:
+    """A built program: call it with the inputs that `Program.forward` takes."""
+
+    def __init__(self, folder: Path):
+        self.seconds = json.loads((folder / "program.json").read_text())["seconds"]
+        self.structure = pytree.treespec_loads((folder / "structure.json").read_text())
+        # The loader alone: importing inductor takes longer than a short run.
+        self.loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / "program.pt2"), "model", False, 1, -1)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return pytree.tree_unflatten(self.loader.run(pytree.tree_leaves(inputs)), self.structure)
+
+
+class CapturedRunner:
+    """A program captured as one CUDA graph: its Python runs once, its kernels are launched all at once from then on.
+
+    Args:
+        program: of fixed shapes.
+        inputs: an example; each call copies its inputs over these.
+        graph: False calls the program as it is, which is how this class is tested without a card.
+    """
+
+    def __init__(self, program: Program, inputs: tuple, graph: bool = True):
+        self.inputs = pytree.tree_map(torch.clone, inputs)
+        self.run = lambda: program(*self.inputs)
+        self.graph = None
+        if not graph:
+            return
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels choose their workspaces before they are captured
+            for _ in range(3):
+                self.run()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = self.run()
+
+    def __call__(self, *inputs: Any) -> Any:
+        for mine, new in zip(pytree.tree_leaves(self.inputs), pytree.tree_leaves(inputs), strict=True):
+            mine.copy_(new)
+        if self.graph is None:
+            return self.run()
+        self.graph.replay()
+        return self.outputs
+
+
+def cache_folder() -> Path:
+    """Where built programs are kept: RLCORE_CACHE, or rlcore in the user's cache folder."""
+    named = os.environ.get("RLCORE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "rlcore"
+
+
+def fingerprint(key: Any) -> str:
+    """One name for a program: what its maker says of it, the package's sources, torch, threads and processor."""
+    machine = platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    parts = [key, torch.__version__, machine, _sources()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash over the sources a program is made from; tens of small files, a few milliseconds."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _build(program: Program, inputs: tuple, folder: Path) -> None:
+    """Record, export and compile into `folder`, which appears whole or not at all."""
+    import torch._inductor as inductor
+
+    start = time.perf_counter()
+    _, structure = pytree.tree_flatten(program.forward(*inputs))
+    program.record(*inputs)
+    program.loop = scan_loop
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(_OPTIONS):
+            warnings.simplefilter("ignore")  # torch's own, about its own internals
+            free = program.free_dimensions(*inputs)
+            exported = torch.export.export(program, inputs, dynamic_shapes=free, strict=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+            inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
+        (scratch / "structure.json").write_text(pytree.treespec_dumps(structure))
+        (scratch / "program.json").write_text(json.dumps({"seconds": time.perf_counter() - start}))
+    finally:
+        program.loop = python_loop
+    try:
+        scratch.rename(folder)
+    except OSError:  # another process was quicker
+        shutil.rmtree(scratch)
+
+
+_OPTIONS = {"cpp_wrapper": True}

@@ -1,0 +1,35 @@
+"""Whether Python is running an algorithm, or writing down what it does.
+
+A compiled iteration is made by running the agent's own methods once and recording their tensor operations
+(rlcore/program.py). The few places whose Python flow could depend on data ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+_recording = False
+
+
+def is_recording() -> bool:
+    """Whether tensor operations are being recorded for a program, so that no value can be looked at."""
+    return _recording
+
+
+def surely(flag: Tensor) -> bool:
+    """The truth of a 0-dim tensor where it can be looked at; False while recording, where nothing is certain."""
+    return not _recording and bool(flag)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """What runs inside is recorded."""
+    global _recording
+    before, _recording = _recording, True
+    try:
+        yield
+    finally:
+        _recording = before

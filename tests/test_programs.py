@@ -1,0 +1,352 @@
+"""Compiled programs compute what Python computes, for every agent."""
+
+import numpy as np
+import pytest
+import torch
+
+import rlcore
+from rlcore import estimators
+from rlcore.agents.engine import make_native_collector
+from rlcore.collect import Collector, EpisodeCounter
+from rlcore.envs import VectorAdapter, make_vec
+from rlcore.errors import UsageError
+from rlcore.learning import Learner
+from rlcore.optim import adam_update, rmsprop_update
+from rlcore.program import CapturedRunner, Piece, Program, python_loop
+from rlcore.tracing import is_recording, recording, surely
+
+SMALL = dict(hidden_sizes=(16,), seed=3, device="cpu", compile=False)
+CASES = {
+    "ppo": (rlcore.PPO, "CartPole-v1", dict(num_steps=16, num_envs=3, num_minibatches=3, anneal_clip=True)),
+    "ppo_continuous": (
+        rlcore.PPO, "Pendulum-v1",
+        dict(num_steps=16, num_envs=2, num_minibatches=2, norm_obs=True, norm_reward=True, squash=True,
+             noise_correlation=0.9),
+    ),
+    "ppo_kl_shared": (
+        rlcore.PPO, "CartPole-v1",
+        dict(num_steps=16, num_envs=2, num_minibatches=2, objective="kl", target_kl=1e-4, shared=True),
+    ),
+    "a2c": (rlcore.A2C, "Acrobot-v1", dict(num_envs=3, norm_reward=True)),
+    "trpo": (rlcore.TRPO, "CartPole-v1", dict(num_envs=2, num_steps=32, num_minibatches=2, cg_iterations=4)),
+    "trpo_refused": (  # a bound so tight that the line search runs to its end
+        rlcore.TRPO, "CartPole-v1", dict(num_envs=2, num_steps=16, max_kl=1e-12, line_search_steps=2),
+    ),
+    "reinforce": (rlcore.REINFORCE, "CartPole-v1", dict(num_envs=3, num_steps=60, critic_updates=3, norm_obs=True)),
+    "reinforce_mean": (rlcore.REINFORCE, "CartPole-v1", dict(num_envs=3, num_steps=60, baseline="mean")),
+    "grpo": (
+        rlcore.GRPO, "CartPole-v1",
+        dict(num_envs=4, group_size=2, num_steps=60, supervision="aligned", kl_coef=0.1, reference_every=2),
+    ),
+    "rloo": (rlcore.GRPO, "Acrobot-v1", dict(num_envs=4, group_size=2, num_steps=30, variant="rloo")),
+}  # fmt: skip
+
+
+def make(case, **overrides):
+    agent, env, options = CASES[case]
+    return agent(env, **{**SMALL, **options, **overrides})
+
+
+def iterate(agent, learn, total=1000):
+    agent.anneal(1 - agent.global_step / total)
+    if agent.config.whole_episodes and agent.iteration:
+        agent.collector.reset(agent.reset_seeds(agent.iteration))
+    episodes = agent.collector.collect(agent.network)
+    metrics = {name: float(value) for name, value in learn().items()}
+    agent.iteration += 1
+    return metrics, episodes
+
+
+def assert_same(a, b, tolerance):
+    for name, x in a.network.state_dict().items():
+        torch.testing.assert_close(b.network.state_dict()[name], x, atol=tolerance, rtol=tolerance, msg=name)
+    for x, y in zip(
+        a.optimizer.state_dict()["state"].values(), b.optimizer.state_dict()["state"].values(), strict=True
+    ):
+        for name in x:
+            torch.testing.assert_close(y[name], x[name], atol=tolerance, rtol=1e-3)
+    assert {k: float(v) for k, v in a.coefs.items()} == pytest.approx({k: float(v) for k, v in b.coefs.items()})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_program_learns_what_the_agent_learns(case):
+    eager, program = make(case), make(case)
+    learner = Learner(program)
+    for _ in range(3):
+        ours, episodes = iterate(eager, eager.learn_from_buffer)
+        theirs, same_episodes = iterate(program, learner.learn_from_buffer)
+        assert list(ours) == list(theirs) and episodes == same_episodes
+        assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
+        torch.testing.assert_close(program.buffer.rewards, eager.buffer.rewards)
+    assert_same(eager, program, 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recording_changes_nothing(case):
+    """The graphs that inductor is given, run by Python."""
+    program, recorded = make(case), make(case)
+    learners = [Learner(program), Learner(recorded)]
+    learners[1].program.record(*learners[1]._example())
+    for _ in range(2):
+        results = [
+            iterate(agent, learner.learn_from_buffer)
+            for agent, learner in zip((program, recorded), learners, strict=True)
+        ]
+        assert results[1][0] == pytest.approx(results[0][0], rel=1e-3, abs=1e-5)
+    assert_same(program, recorded, 1e-5)
+
+
+@pytest.mark.parametrize("case", ["ppo", "a2c", "grpo", "reinforce", pytest.param("trpo"), "ppo_continuous"])
+def test_compiled_equals_eager_after_20_iterations(case):
+    agent = make(case)
+    eager, compiled = make(case, backend="native"), make(case, backend="native", compile=True)
+    total = 20 * agent.config.num_envs * agent.config.num_steps
+    compiled.engine.prepare(total)
+    assert compiled.engine.compiled and eager.backend == compiled.backend == "native"
+    for _ in range(20):
+        ours, episodes = iterate(eager, eager.learn_from_buffer, total)
+        theirs, same_episodes = iterate(compiled, compiled.engine.learn, total)
+        assert episodes == same_episodes
+    assert theirs == pytest.approx(ours, rel=2e-2, abs=1e-3)
+    assert_same(eager, compiled, 2e-4)
+
+
+def buffers_of_both_collectors(algo, env_id, num_steps, starts, **options):
+    """Agents alike, to fill their buffers by the collector of host environments and by the native program."""
+    host = algo(env_id, backend="native", num_steps=num_steps, **SMALL, **options)
+    native = algo(env_id, backend="native", num_steps=num_steps, **SMALL, **options)
+    adapter = VectorAdapter(make_vec(env_id, host.config.num_envs, backend="native"), host.config.squash)
+    collector = Collector(
+        adapter,
+        host.buffer,
+        host.generator,
+        host.config.whole_episodes,
+        host.needs_values,
+        host.config.noise_correlation,
+    )
+    collector.reset(5)
+    task = native.collector.task
+    native.collector.carry["state"] = starts(adapter.envs, task)
+    return host, native, collector
+
+
+@pytest.mark.parametrize(
+    "algo, env_id",
+    [
+        (rlcore.PPO, "CartPole-v1"),
+        (rlcore.PPO, "Pendulum-v1"),
+        (rlcore.A2C, "Acrobot-v1"),
+        (rlcore.GRPO, "CartPole-v1"),
+    ],
+)
+def test_both_collectors_fill_the_buffer_alike(algo, env_id):
+    """Until the first reset, whose starts come from different generators."""
+    steps = 12
+
+    def starts(envs, task):
+        return torch.as_tensor(np.asarray(envs.get_state()["state"]), dtype=torch.float64)
+
+    options = dict(group_size=2) if algo is rlcore.GRPO else {}
+    host, native, collector = buffers_of_both_collectors(algo, env_id, steps, starts, num_envs=2, **options)
+    noise = torch.Generator().manual_seed(9)
+    collector.generator = native.collector.generator = noise
+    collector.collect(host.network)
+    noise.manual_seed(9)
+    native.collector.collect(native.network)
+    alive = ~(host.buffer.terminated | host.buffer.truncated)[:-1].any(0)
+    assert alive.any()
+    for name in ("obs", "actions", "dist_params", "logprobs", "values", "rewards", "next_values", "mask", "dones"):
+        torch.testing.assert_close(
+            getattr(native.buffer, name)[:, alive], getattr(host.buffer, name)[:, alive], atol=1e-5, rtol=1e-5, msg=name
+        )
+
+
+def played(env_id="CartPole-v1", algo=rlcore.PPO, rollouts=1, **options):
+    agent = algo(env_id, backend="native", **{**SMALL, **options})
+    for _ in range(rollouts):
+        agent.collector.collect(agent.network)
+    return agent
+
+
+def test_native_rows_lead_to_one_another():
+    agent = played(num_envs=4, num_steps=64)
+    b, task = agent.buffer, agent.collector.task
+    assert b.terminated.any() and b.mask.all()
+    state_after = []
+    for t in range(63):
+        done = b.terminated[t] | b.truncated[t]
+        assert torch.equal(b.dones[t + 1], done)
+        assert (b.obs[t + 1][done].abs() < 0.05).all()  # a fresh start
+        state, _, terminated = task.step(b.obs[t].double(), b.actions[t])
+        torch.testing.assert_close(b.obs[t + 1][~done], task.observe(state)[~done], atol=1e-5, rtol=1e-5)
+        state_after.append(terminated)
+    assert torch.equal(
+        torch.stack(state_after)[b.obs[:63, :, 2].abs() < 0.15], b.terminated[:63][b.obs[:63, :, 2].abs() < 0.15]
+    )
+
+
+def test_native_next_values_at_every_kind_of_end():
+    """A time limit of 7 cuts an environment twice in 16 rows."""
+    agent = rlcore.PPO("CartPole-v1", backend="native", num_envs=3, num_steps=16, **SMALL)
+    agent.collector.max_episode_steps = 7
+    agent.collector.collect(agent.network)
+    b, task, network = agent.buffer, agent.collector.task, agent.network
+    assert (b.truncated & ~b.terminated).sum() >= 4
+    for t in range(16):
+        state, _, _ = task.step(b.obs[t].double(), b.actions[t])
+        expected = network.value(task.observe(state)).detach()
+        expected[b.terminated[t]] = 0.0
+        torch.testing.assert_close(b.next_values[t], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_native_whole_episodes_wait_for_each_other():
+    agent = played(algo=rlcore.REINFORCE, num_envs=5, num_steps=200)
+    b = agent.buffer
+    ends = (b.terminated | b.truncated) & b.mask
+    assert (ends.sum(0) == 1).all() and b.mask.sum(0).unique().numel() > 1
+    for n in range(5):
+        length = int(b.mask[:, n].sum())
+        assert b.mask[:length, n].all() and not b.mask[length:, n].any() and ends[length - 1, n]
+    assert torch.isfinite(b.obs).all()
+
+
+def test_native_groups_share_a_fresh_start_in_each_iteration():
+    agent = rlcore.GRPO("CartPole-v1", backend="native", num_envs=6, group_size=3, num_steps=30, **SMALL)
+    starts = []
+    for _ in agent.iterations(400):
+        starts.append(agent.buffer.obs[0].clone())
+    assert len(starts) >= 2
+    for obs in starts:
+        assert torch.equal(obs[:3], obs[:1].expand(3, -1)) and torch.equal(obs[3:], obs[3:4].expand(3, -1))
+        assert not torch.equal(obs[0], obs[3])
+    assert not torch.equal(starts[0], starts[1])
+
+
+def test_a_native_run_resumes_exactly(tmp_path):
+    whole = rlcore.PPO("CartPole-v1", backend="native", num_envs=2, num_steps=16, **SMALL).learn(192)
+    half = rlcore.PPO("CartPole-v1", backend="native", num_envs=2, num_steps=16, **SMALL)
+    iterations = half.iterations(192)
+    for _ in range(3):
+        next(iterations)
+    half.save(tmp_path / "half.pt")
+    resumed = rlcore.load(tmp_path / "half.pt").learn(192)
+    for name, x in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], x)
+
+
+def test_the_choice_to_compile_is_stored(tmp_path):
+    agent = rlcore.PPO("CartPole-v1", num_steps=8, **{**SMALL, "compile": "auto"})
+    agent.learn(64)
+    assert agent.engine.compiled is False and "short" in agent.engine.reason
+    agent.save(tmp_path / "a.pt")
+    again = rlcore.load(tmp_path / "a.pt")
+    again.engine.prepare(10**9)  # long enough to compile, had the run not begun as Python
+    assert again.engine.compiled is False
+
+
+def test_what_cannot_be_compiled_is_said():
+    with pytest.raises(UsageError, match="compile is true, but target_kl"):
+        rlcore.PPO("CartPole-v1", target_kl=0.01, **{**SMALL, "compile": True}).learn(10)
+    agent = rlcore.PPO("CartPole-v1", target_kl=0.01, **{**SMALL, "compile": "auto"})
+    agent.engine.prepare(10**9)
+    assert agent.engine.compiled is False and "target_kl" in agent.engine.reason
+    with pytest.raises(UsageError, match="compile is 'maybe', but may be one of auto, true, false"):
+        rlcore.PPO("CartPole-v1", compile="maybe")
+
+
+def test_episode_counter_against_a_loop():
+    rng = np.random.default_rng(0)
+    counter, expected = EpisodeCounter(5), []
+    totals, lengths, step = np.zeros(5), np.zeros(5, int), 0
+    found = []
+    for _ in range(6):
+        rewards, ends, mask = (
+            rng.normal(size=(9, 5)).astype(np.float32),
+            rng.random((9, 5)) < 0.2,
+            rng.random((9, 5)) < 0.8,
+        )
+        for t in range(9):
+            row = step + int(mask[: t + 1].sum())
+            for n in range(5):
+                if mask[t, n]:
+                    totals[n] += rewards[t, n]
+                    lengths[n] += 1
+                    if ends[t, n]:
+                        expected.append((row, n, totals[n], lengths[n]))
+                        totals[n], lengths[n] = 0, 0
+        episodes = counter.count(rewards, ends, mask, step)
+        found += list(zip(episodes.step, episodes.env, episodes.returns, episodes.lengths, strict=True))
+        assert counter.steps == mask.sum()
+        step += counter.steps
+    assert [(s, n, k) for s, n, _, k in found] == [(s, n, k) for s, n, _, k in expected]
+    assert [r for *_, r, _ in found] == pytest.approx([r for *_, r, _ in expected])
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_optimiser_updates_equal_torchs(name):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(7, generator=generator))
+    vector, zeros = p.detach().clone(), torch.zeros(7)
+    if name == "adam":
+        optimizer = torch.optim.Adam([p], 0.01, eps=1e-5)
+        state, update = [zeros, zeros, torch.zeros(())], lambda *a: adam_update(*a, 1e-5)
+    else:
+        optimizer = torch.optim.RMSprop([p], 0.01, 0.9, 1e-5)
+        state, update = [zeros, torch.zeros(())], lambda *a: rmsprop_update(*a, 1e-5, 0.9)
+    for _ in range(5):
+        p.grad = torch.randn(7, generator=generator)
+        optimizer.step()
+        vector, state = update(vector, state, p.grad, torch.tensor(0.01))
+        torch.testing.assert_close(vector, p.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 13])
+def test_doubling_equals_the_loop(length):
+    generator = torch.Generator().manual_seed(length)
+    args = [torch.randn(length, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+    ends = [torch.rand(length, 4, generator=generator) < 0.2 for _ in range(2)]
+    loop = estimators.gae(*args, *ends, 0.9, 0.8)
+    with recording():
+        doubled = estimators.gae(*args, *ends, 0.9, 0.8)
+    torch.testing.assert_close(doubled, loop)
+
+
+def test_while_recording_nothing_is_certain():
+    assert surely(torch.tensor(True)) and not is_recording()
+    with recording():
+        assert not surely(torch.tensor(True)) and is_recording()
+
+
+def test_small_layers_and_tanh_are_rewritten_to_the_same_values():
+    layer = torch.nn.Linear(5, 7)
+    piece = Piece(lambda x, w, b: {"y": torch.tanh(torch.nn.functional.linear(x, w, b))})
+    inputs = torch.randn(3, 5), layer.weight.detach(), layer.bias.detach()
+    expected = piece(*inputs)["y"]
+    recorded = piece.record(*inputs)["y"]
+    targets = [node.target for node in piece.graph.graph.nodes]
+    assert torch.ops.aten.tanh.default not in targets and torch.ops.aten.addmm.default not in targets
+    torch.testing.assert_close(recorded, expected, atol=1e-6, rtol=1e-5)
+
+
+class Doubling(Program):
+    def forward(self, x):
+        carry, ys = python_loop(lambda c, row: (c + row, c * row), x[0], x)
+        return {"last": carry, "rows": ys}
+
+
+def test_a_captured_program_takes_new_inputs():
+    x, y = torch.arange(6.0).view(3, 2), torch.ones(3, 2)
+    runner = CapturedRunner(Doubling(), (x,), graph=False)
+    for inputs in (x, y):
+        carry, rows = inputs[0], []
+        for row in inputs:
+            rows.append(carry * row)
+            carry = carry + row
+        result = runner(inputs)
+        assert torch.equal(result["last"], carry) and torch.equal(result["rows"], torch.stack(rows))
+
+
+def test_native_collector_is_made_for_the_agents_own_buffer():
+    agent = rlcore.PPO("CartPole-v1", num_steps=8, **SMALL)
+    collector = make_native_collector(agent)
+    assert collector.buffer is agent.buffer and collector.max_episode_steps == 500
