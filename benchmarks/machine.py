@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("rlcore", "torch", "numpy", "gymnasium", "stable-baselines3")
+PACKAGES = ("rlcore", "torch", "numpy", "gymnasium", "stable-baselines3", "ale-py", "envpool", "opencv-python-headless")
 
 
 def describe() -> dict[str, Any]:

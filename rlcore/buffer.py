@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import UsageError
+from rlcore.frames import FrameStacks
 from rlcore.spaces import ActionSpec, Obs, action_spec, map_parts, observation_parts
 
 
@@ -21,8 +22,8 @@ class RolloutBuffer:
     flags of its own end included, so no estimator needs a special case for the last row.
 
     Attributes:
-        obs: `[T, N, ...]` observation the action was chosen from; images stay uint8. A dict of such tensors for Tuple
-            and Dict observation spaces.
+        obs: `[T, N, ...]` observation the action was chosen from; images stay uint8, and stacked frames are stored
+            once (`FrameStacks`). A dict of such tensors for Tuple and Dict observation spaces.
         dones: `[T, N]` bool, True where `obs[t]` is the first of a new episode (the step before ended one).
         actions: `[T, N, ...]` as the policy drew them, before clipping, squashing or shifting for the environment.
         dist_params: `[T, N, P]` raw parameters of the behaviour policy's distribution, for exact KL divergences.
@@ -42,6 +43,7 @@ class RolloutBuffer:
         observation_space: of a single environment.
         action_space: of a single environment, or an ActionSpec.
         device: where all fields live.
+        frame_stack: number of frames in an observation `[S, H, W]` that is a stack of the latest, 0 where it is none.
 
     Raises:
         UsageError: where a size is below 1 or a space has no tensor form.
@@ -54,6 +56,7 @@ class RolloutBuffer:
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space | ActionSpec,
         device: torch.device | str = "cpu",
+        frame_stack: int = 0,
     ):
         for name, size in (("num_steps", num_steps), ("num_envs", num_envs)):
             if size < 1:
@@ -65,8 +68,11 @@ class RolloutBuffer:
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(num_steps, num_envs, *shape, dtype=dtype, device=device)
 
-        self.obs: Obs = map_parts(
-            lambda part: zeros(*part.shape, dtype=part.dtype), observation_parts(observation_space)
+        parts = observation_parts(observation_space)
+        self.obs: Obs | FrameStacks = (
+            FrameStacks(num_steps, num_envs, parts.shape, self.device)
+            if frame_stack
+            else map_parts(lambda part: zeros(*part.shape, dtype=part.dtype), parts)
         )
         self.dones = zeros(dtype=torch.bool)
         self.actions = zeros(*spec.shape, dtype=spec.dtype)

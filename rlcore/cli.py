@@ -359,9 +359,15 @@ def _finish(run: Any, episodes: int, progress: bool) -> int:
     steps, seconds = run.agent.global_step, run.seconds
     if episodes:
         report = run.evaluate(episodes)
-        print(f"evaluation: return {report['mean']:.1f} ± {report['std']:.1f} over {episodes} greedy episodes")
+        score = f"return {report['mean']:.1f} ± {report['std']:.1f}{_normalized(report)}"
+        print(f"evaluation: {score} over {episodes} greedy episodes")
     print(f"trained {steps:,} steps in {seconds:.1f} s ({steps / seconds:,.0f} steps/s); run folder: {run.folder.path}")
     return 0
+
+
+def _normalized(report: dict[str, Any]) -> str:
+    """What an evaluation says of human play, for the games that have such a score."""
+    return f", {report['human_normalized']:.0%} of human" if "human_normalized" in report else ""
 
 
 # eval, video, list
@@ -393,8 +399,8 @@ def evaluate(arguments: list[str]) -> int:
         return 0
     kind = "stochastic" if values.stochastic else "greedy"
     print(
-        f"return {report['mean']:.1f} ± {report['std']:.1f} (min {report['min']:.1f}, max {report['max']:.1f}) "
-        f"over {episodes} {kind} episodes of {report['env_id']}, seed {seed}; {file}"
+        f"return {report['mean']:.1f} ± {report['std']:.1f} (min {report['min']:.1f}, max {report['max']:.1f})"
+        f"{_normalized(report)} over {episodes} {kind} episodes of {report['env_id']}, seed {seed}; {file}"
     )
     return 0
 

@@ -19,6 +19,7 @@ from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.state import NotCapturable, capture_state, restore_state
 from rlcore.errors import EnvironmentFault, UsageError
+from rlcore.frames import FrameStacks
 from rlcore.networks import ActorCritic
 from rlcore.spaces import map_parts
 
@@ -120,7 +121,10 @@ class HostRows:
         self.buffer = buffer
         self.staged = buffer.device.type != "cpu" if staged is None else staged
         self.tensors = {name: self._host(getattr(buffer, name)) for name in self.FIELDS}
-        self.obs_tensor = map_parts(self._host, buffer.obs)
+        # Frames stored once bring their own staging.
+        self.stacks = buffer.obs if isinstance(buffer.obs, FrameStacks) else None
+        self.obs_tensor = {} if self.stacks is not None else map_parts(self._host, buffer.obs)
+        self.obs_rows = [] if self.stacks is not None else _rows(buffer.obs)
         self.actions_tensor = self._host(buffer.actions)
         for name, tensor in self.tensors.items():
             setattr(self, name, tensor.numpy())
@@ -137,10 +141,14 @@ class HostRows:
             return tensor
         return torch.empty_like(tensor, device="cpu", pin_memory=torch.cuda.is_available())
 
-    def write_obs(self, t: int, obs: Any) -> None:
+    def write_obs(self, t: int, obs: Any, begun: np.ndarray) -> Any:
+        """Store row t, in which episodes have `begun [N]`; gives it back on the buffer's device."""
+        if self.stacks is not None:
+            return self.stacks.write(t, obs, begun)
         map_parts(lambda rows, part: np.copyto(rows[t], part, casting="unsafe"), self.obs, obs)
         if self.staged:
             map_parts(lambda x, host: x[t].copy_(host[t], non_blocking=True), self.buffer.obs, self.obs_tensor)
+        return self.obs_rows[t]
 
     def read_actions(self, t: int) -> np.ndarray:
         if self.staged:
@@ -151,6 +159,13 @@ class HostRows:
         if self.staged:
             for name, tensor in self.tensors.items():
                 getattr(self.buffer, name).copy_(tensor)  # waits: the next rollout writes here
+
+
+def _rows(obs: Any) -> list[Any]:
+    if not isinstance(obs, dict):
+        return list(obs.unbind())
+    rows = zip(*(part.unbind() for part in obs.values()), strict=True)
+    return [dict(zip(obs, row, strict=True)) for row in rows]
 
 
 class Collector:
@@ -196,19 +211,12 @@ class Collector:
         self.noise_rows = self.noise.unbind()
         self.action_rows, self.param_rows = buffer.actions.unbind(), buffer.dist_params.unbind()
         self.value_rows = buffer.values.unbind()
-        self.obs_rows = self._obs_rows()
         self.next_obs: Any = None  # [N, ...] to act on next, as the environment gave it
+        self.life_lost = np.zeros((buffer.num_steps, buffer.num_envs), dtype=bool)  # ends for learning alone
         self.next_first = np.zeros(buffer.num_envs, dtype=bool)  # whether it is the first of an episode after another
         self.counter = EpisodeCounter(buffer.num_envs)
         self.rows_collected = 0
         self.global_step = 0  # real transitions so far, over all environments
-
-    def _obs_rows(self) -> list[Any]:
-        obs = self.buffer.obs
-        if not isinstance(obs, dict):
-            return list(obs.unbind())
-        rows = zip(*(part.unbind() for part in obs.values()), strict=True)
-        return [dict(zip(obs, row, strict=True)) for row in rows]
 
     def reset(self, seed: int | list[int] | None = None) -> None:
         """Start all environments afresh; episodes under way are dropped."""
@@ -231,7 +239,8 @@ class Collector:
         self.rows.flush()
         self._complete(network, finals)
         rows = self.rows
-        episodes = self.counter.count(rows.rewards, rows.terminated | rows.truncated, rows.mask, self.global_step)
+        ends = (rows.terminated | rows.truncated) & ~self.life_lost
+        episodes = self.counter.count(rows.rewards, ends, rows.mask, self.global_step)
         self.rows_collected += self.buffer.length
         self.global_step += self.counter.steps
         return episodes
@@ -251,11 +260,12 @@ class Collector:
         """The loop over T; returns (step, environments, observations) where episodes ended out of sight."""
         envs, rows, finals = self.envs, self.rows, []
         obs, first = self.next_obs, self.next_first
+        begun = first  # of the environment's own episodes: a lost life ends one for learning alone
         playing = np.ones(self.buffer.num_envs, dtype=bool)
         for t in range(self.buffer.num_steps):
-            rows.write_obs(t, obs)
+            row = rows.write_obs(t, obs, begun)
             rows.dones[t] = first
-            self._act(network, t)
+            self._act(network, t, row)
             try:
                 step = envs.step(rows.read_actions(t))
             except Exception:
@@ -265,6 +275,8 @@ class Collector:
             rows.terminated[t] = step.terminated
             rows.truncated[t] = step.truncated
             rows.mask[t] = step.real & playing
+            self.life_lost[t] = False if step.life_lost is None else step.life_lost
+            rows.terminated[t] |= self.life_lost[t]
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
@@ -273,7 +285,8 @@ class Collector:
                 if not playing.any():
                     break
             # The observation after a dead row starts an episode; without dead rows, the one after the end does.
-            first = ~step.real if envs.has_dead_rows else step.terminated | step.truncated
+            begun = ~step.real if envs.has_dead_rows else step.terminated | step.truncated
+            first = begun | self.life_lost[t]
         self.buffer.length = t + 1
         rows.mask[t + 1 :] = False
         if self.whole_episodes:
@@ -282,13 +295,13 @@ class Collector:
         self.next_obs, self.next_first = obs, first
         return finals
 
-    def _act(self, network: ActorCritic, t: int) -> None:
-        """Choose the actions of row t."""
+    def _act(self, network: ActorCritic, t: int, obs: Any) -> None:
+        """Choose the actions of row t, whose observations are `obs`."""
         if network.shared and self.with_values:
-            policy, values = network(self.obs_rows[t])
+            policy, values = network(obs)
             self.value_rows[t].copy_(values)
         else:
-            policy = network.policy(self.obs_rows[t])
+            policy = network.policy(obs)
         self.action_rows[t].copy_(policy.sample(self.noise_rows[t]))
         self.param_rows[t].copy_(policy.params)
 
@@ -299,7 +312,7 @@ class Collector:
         if not self.with_values:
             return
         if not network.shared:
-            buffer.values.copy_(network.value(buffer.obs))
+            buffer.values.copy_(self._values(network))
         buffer.next_values[:-1] = buffer.values[1:]
         buffer.next_values[buffer.length - 1] = network.value(self._to_device(self.next_obs))
         if finals:
@@ -308,6 +321,13 @@ class Collector:
             obs = map_parts(lambda *parts: np.concatenate(parts), *(obs for _, _, obs in finals))
             where = torch.from_numpy(steps).to(buffer.device), torch.from_numpy(envs).to(buffer.device)
             buffer.next_values[where] = network.value(self._to_device(obs))
+
+    def _values(self, network: ActorCritic) -> Tensor:
+        """V of all rows; of images row by row, whose activations would take too much memory at once."""
+        obs = self.buffer.obs
+        if isinstance(obs, dict) or obs.ndim < 5:
+            return network.value(obs)
+        return torch.stack([network.value(obs[t]) for t in range(len(obs))])
 
     def _to_device(self, obs: Any) -> Any:
         return map_parts(

@@ -131,6 +131,8 @@ class LearningProgram(Program):
             holding(self.reference_slots, fixed["reference"]),
             holding(self.coef_slots, state["coefs"]),
         ):
+            if agent.config.clip_reward:
+                buffer.rewards.sign_()
             if agent.reward_scaler is not None:
                 agent.reward_scaler.scale_(buffer)
             estimate = agent.estimate(buffer)

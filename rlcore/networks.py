@@ -10,10 +10,8 @@ obs ─ Preprocess ─ torso ─── value head ──> V
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import gymnasium
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,38 +20,7 @@ from rlcore.distributions import Distribution, make_distribution
 from rlcore.errors import UsageError
 from rlcore.normalize import RunningNorm
 from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": F.relu,
-    "elu": F.elu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
-
-
-def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
-    """Orthogonal weights (Saxe et al. 2014) scaled by `gain`, zero bias; changes and returns `layer`."""
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class MLP(nn.Module):
-    """Flattens its input [B, ...] and applies Linear and activation for each of `hidden_sizes`; puts out [B, last]."""
-
-    def __init__(self, in_features: int, hidden_sizes: Sequence[int], activation: str = "tanh"):
-        super().__init__()
-        sizes = [in_features, *hidden_sizes]
-        self.layers = nn.ModuleList(orthogonal(nn.Linear(*pair), 2**0.5) for pair in pairwise(sizes))
-        self.activation = ACTIVATIONS[activation]
-        self._layers = list(self.layers)  # a plain list is faster to go through
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if x.ndim == 2 else x.flatten(1)
-        for layer in self._layers:
-            x = self.activation(F.linear(x, layer.weight, layer.bias))
-        return x
+from rlcore.torsos import ACTIVATIONS, TorsoName, check_torso, is_channels_last, is_image, make_torso, orthogonal
 
 
 class Preprocess(nn.Module):
@@ -63,13 +30,18 @@ class Preprocess(nn.Module):
         super().__init__()
         self.part = part
         self.norm = RunningNorm(part.shape) if norm and part.floating else None
+        # Convolutions are faster with the channels innermost, and reordering is cheap while the dtype changes anyway.
+        reorder = is_image(part) and not is_channels_last(part.shape)
+        self.layout = torch.channels_last if reorder else torch.preserve_format
 
     def forward(self, x: Tensor) -> Tensor:
         part = self.part
         if part.categories:
             columns = x.reshape(len(x), -1).unbind(1)
             return torch.cat([F.one_hot(c, n) for c, n in zip(columns, part.categories, strict=True)], 1).float()
-        x = x / 255 if part.image else x if x.is_floating_point() else x.float()
+        if part.image:
+            x = x.to(torch.float32, memory_format=self.layout).mul_(1 / 255)  # bytes, so `to` has made a copy
+        x = x if x.is_floating_point() else x.float()
         x = x if self.norm is None else self.norm(x)
         return x if part.shape else x.unsqueeze(-1)
 
@@ -86,8 +58,16 @@ class Trunk(nn.Module):
         self.preprocess, self.torsos = preprocess, nn.ModuleList(torsos)
         self._branches = list(zip(preprocess, torsos, strict=True))  # a plain list is faster to go through
         self.features = sum(_features(torso, pre.out_shape()) for pre, torso in zip(preprocess, torsos, strict=True))
+        self.bfloat16 = False  # whether the torsos work in bfloat16; features are float32 either way
 
     def forward(self, obs: Obs) -> Tensor:
+        if not self.bfloat16:
+            return self._forward(obs)
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
+            features = self._forward(obs)
+        return features.float()
+
+    def _forward(self, obs: Obs) -> Tensor:
         if not isinstance(obs, dict):
             ((preprocess, torso),) = self._branches
             return torso(preprocess(obs))
@@ -119,11 +99,13 @@ class ActorCritic(nn.Module):
         hidden_sizes: widths of the MLP torso's layers.
         activation: of the MLP torso: tanh, relu, elu, gelu or silu.
         shared: one torso for actor and critic instead of one each.
-        torso: a module of your own in place of the MLP, then used by actor and critic both; or a function
-            `shape -> module`, called for each observation part and each of actor and critic (once where `shared`).
+        torso: mlp, nature or impala (convolutions, for image parts), or auto: nature for images, mlp for all else; a
+            module of your own, then used by actor and critic both; or a function `shape -> module`, called for each
+            observation part and each of actor and critic (once where `shared`).
         log_std_init: initial log standard deviation of a Gaussian policy.
         state_dependent_std: log standard deviation from a head of the network instead of free parameters.
         norm_obs: running normalisation of the real-valued observation parts.
+        precision: float32, or bfloat16 for the torsos' arithmetic; weights, heads and losses stay float32.
 
     Raises:
         UsageError: for an unknown activation, a space without tensor form, or a torso that does not fit.
@@ -136,10 +118,11 @@ class ActorCritic(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
         shared: bool = False,
-        torso: Torso | None = None,
+        torso: Torso | TorsoName = "auto",
         log_std_init: float = 0.0,
         state_dependent_std: bool = False,
         norm_obs: bool = False,
+        precision: str = "float32",
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -156,9 +139,11 @@ class ActorCritic(nn.Module):
             )
         # One Preprocess per part, whoever reads it: actor and critic share their statistics.
         self.preprocess = nn.ModuleList(Preprocess(part, norm_obs) for part in parts)
-        make = torso if torso is not None else lambda shape: MLP(int(np.prod(shape)), hidden_sizes, activation)
-        self.actor = self._trunk(make)
-        self.critic = self.actor if self.shared else self._trunk(make)
+        if isinstance(torso, str):
+            check_torso(torso, parts)
+        self.actor = self._trunk(torso, hidden_sizes, activation)
+        self.critic = self.actor if self.shared else self._trunk(torso, hidden_sizes, activation)
+        self.actor.bfloat16 = self.critic.bfloat16 = precision == "bfloat16"
 
         # A small last layer makes the first policy nearly uniform (Andrychowicz et al. 2021, section 3.2).
         self.gaussian = spec.kind in ("gaussian", "tanh_gaussian")
@@ -171,10 +156,13 @@ class ActorCritic(nn.Module):
         elif self.gaussian:
             self.log_std = nn.Parameter(torch.full((head_size,), float(log_std_init)))
 
-    def _trunk(self, make: Torso) -> Trunk:
-        return Trunk(
-            self.preprocess, [make if isinstance(make, nn.Module) else make(p.out_shape()) for p in self.preprocess]
-        )
+    def _trunk(self, torso: Torso | TorsoName, hidden_sizes: Sequence[int], activation: str) -> Trunk:
+        def make(pre: Preprocess) -> nn.Module:
+            if isinstance(torso, str):
+                return make_torso(torso, pre.part, pre.out_shape(), hidden_sizes, activation)
+            return torso if isinstance(torso, nn.Module) else torso(pre.out_shape())
+
+        return Trunk(self.preprocess, [make(pre) for pre in self.preprocess])
 
     def forward(self, obs: Obs) -> tuple[Distribution, Tensor]:
         """The policy and the value `[...]` at `obs [..., *shape]`; a shared torso runs once."""

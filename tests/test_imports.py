@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "rlcore"
 LAYERS = [
     {"errors", "version", "optim", "tracing"},
     {"spaces", "checkpoint", "presets"},
-    {"buffer", "distributions", "envs"},
+    {"frames", "torsos", "distributions", "envs"},
+    {"buffer"},
     {"normalize", "estimators", "diagnostics"},
     {"networks", "program"},
     {"collect", "evaluation"},

@@ -177,3 +177,18 @@ def test_reward_scaler_equals_a_loop_over_each_environment():
                     carry[n] *= not ends[t, n]
         expected = np.clip(rewards / np.sqrt(np.var(seen) + 1e-8), -10, 10)
         np.testing.assert_allclose(buffer.rewards.numpy()[mask], expected[mask], rtol=1e-5)
+
+
+def test_bfloat16_changes_the_torsos_arithmetic_and_no_dtype():
+    space = spaces.Box(0, 255, (4, 36, 36), np.uint8)
+    torch.manual_seed(0)
+    exact = ActorCritic(space, spaces.Discrete(3), shared=True)
+    rough = ActorCritic(space, spaces.Discrete(3), shared=True, precision="bfloat16")
+    rough.load_state_dict(exact.state_dict())
+    obs = torch.randint(0, 256, (5, 4, 36, 36), dtype=torch.uint8)
+    (_, values), (other, others) = exact(obs), rough(obs)
+    assert other.params.dtype == others.dtype == torch.float32
+    assert not torch.equal(values, others)
+    torch.testing.assert_close(values, others, atol=0.05, rtol=0.05)
+    (gradient,) = torch.autograd.grad(others.sum(), rough.actor.torsos[0].conv1.weight)
+    assert gradient.dtype == torch.float32

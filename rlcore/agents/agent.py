@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
 from rlcore.agents.engine import Engine, make_collector
-from rlcore.agents.setup import check_group_starts, resolve_device, time_limit, with_num_envs_of
+from rlcore.agents.setup import check_group_starts, resolve_device, shares_torso, time_limit, with_num_envs_of
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.collect import Episodes
@@ -44,7 +44,7 @@ class Agent:
     Args:
         env: an environment id, of which `num_envs` copies are made, or a `gymnasium.vector.VectorEnv`.
         env_kwargs: passed to the environment's constructor; only with an id.
-        torso: a torso of your own in place of the MLP, see `ActorCritic`.
+        torso: a name (the hyperparameter), or a torso of your own, see `ActorCritic`.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:
@@ -70,9 +70,11 @@ class Agent:
         env: str | VectorEnv,
         *,
         env_kwargs: dict[str, Any] | None = None,
-        torso: Torso | None = None,
+        torso: Torso | str | None = None,
         **hyperparameters: Any,
     ):
+        if isinstance(torso, str):  # the hyperparameter of that name
+            torso, hyperparameters = None, {**hyperparameters, "torso": torso}
         if isinstance(env, VectorEnv):
             hyperparameters = with_num_envs_of(env, hyperparameters)
         config = make_config(self.Config, hyperparameters)
@@ -85,8 +87,7 @@ class Agent:
         self.env_kwargs = dict(env_kwargs or {})
         self.backend: str | None = None  # how environments made from an id are stepped
         if isinstance(env, str):
-            asked = "sync" if config.backend == "auto" and self.group_starts else config.backend
-            self.backend = resolve_backend(find_spec(env), asked)
+            self.backend = resolve_backend(find_spec(env), config.backend, self.group_starts)
             env = make_vec(env, config.num_envs, self.backend, **self.env_kwargs)
         elif self.env_kwargs:
             raise UsageError(
@@ -94,16 +95,20 @@ class Agent:
             )
         if config.num_steps is None:
             config = dataclasses.replace(config, num_steps=time_limit(env))
-        self.config = config
         self.envs = env
         self.adapter = VectorAdapter(env, config.squash)
+        self.config = config
+        if config.shared is None:
+            shared = shares_torso(self.adapter.parts, torso or config.torso) and not self.critic_apart
+            self.config = config = dataclasses.replace(config, shared=shared)
 
         with torch.random.fork_rng(devices=[]):  # the same weights on every device, and nobody else's generator moved
             torch.manual_seed(config.seed)
             self.network = self._build_network(torso).to(self.device)
         self.buffer = RolloutBuffer(
-            config.num_steps, config.num_envs, env.single_observation_space, self.adapter.action_spec, self.device
-        )
+            config.num_steps, config.num_envs, env.single_observation_space, self.adapter.action_spec, self.device,
+            self.adapter.frame_stack,
+        )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # A generator of its own, so that acting on the side does not change the course of training.
         self._actor = Actor(self.network, self.adapter, self._acting_generator(config.seed))
@@ -145,10 +150,11 @@ class Agent:
             hidden_sizes=config.hidden_sizes,
             activation=config.activation,
             shared=config.shared,
-            torso=torso,
+            torso=config.torso if torso is None else torso,
             log_std_init=config.log_std_init,
             state_dependent_std=config.state_dependent_std,
             norm_obs=config.norm_obs,
+            precision=config.precision,
         )
         if network.shared and self.critic_apart:
             raise UsageError(
@@ -245,6 +251,8 @@ class Agent:
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """Estimate and update on the rollout in the buffer; returns the iteration's mean metrics."""
         buffer = self.buffer
+        if self.config.clip_reward:
+            buffer.rewards.sign_()
         if self.reward_scaler is not None:
             self.reward_scaler.scale_(buffer)
         estimate = self.estimate(buffer)
@@ -395,7 +403,9 @@ class Agent:
         if isinstance(env, VectorEnv):
             return self._play(env, episodes, seed, deterministic, max_steps)
         kwargs = self.env_kwargs if env in (None, self.env_id) else {}
-        most = self.config.num_envs if self.config.backend == "async" else MAX_ENVS  # a process each
+        # A process each, or much memory each: no more than in training.
+        heavy = self.config.backend == "async" or (self.envs.metadata or {}).get("heavy", False)
+        most = self.config.num_envs if heavy else MAX_ENVS
         envs = make_vec(env or self.env_id, min(episodes, most), self.config.backend, **kwargs)
         try:
             return self._play(envs, episodes, seed, deterministic, max_steps)
@@ -522,6 +532,8 @@ def load_agent(
     if isinstance(env, VectorEnv):
         config["num_envs"] = env.num_envs
     kwargs = {} if isinstance(env, VectorEnv) else payload["env_kwargs"]
+    named = config.pop("torso", None)
+    torso = named if torso is None else torso
     agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
     try:
         agent.load_state_dict(payload["agent"], restore_envs=env is None)

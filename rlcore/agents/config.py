@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rlcore.errors import UsageError, did_you_mean
+from rlcore.torsos import TorsoName
+
+BackendName = Literal["auto", "native", "sync", "async", "vector", "envpool"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,18 @@ class Config:
     max_grad_norm: float | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the MLP torso
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
-    shared: bool = False  # one torso for actor and critic instead of one each
+    torso: TorsoName = "auto"  # mlp, nature or impala (convolutions); auto: nature for images, mlp for all else
+    shared: bool | None = None  # one torso for actor and critic instead of one each; none: for images where possible
     log_std_init: float = 0.0  # initial log standard deviation of Gaussian policies
     noise_correlation: float = 0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
     state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters
     squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
     norm_obs: bool = False  # normalise observations by running mean and variance
+    clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
-    backend: Literal["auto", "native", "sync", "async", "vector"] = "auto"  # how environments are stepped, see make_vec
+    backend: BackendName = "auto"  # how the environments are stepped, see make_vec
     compile: Literal["auto", True, False] = "auto"  # run iterations as compiled programs; auto: where that saves time
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the torsos' arithmetic; bfloat16 is for CUDA
     device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
     seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
 

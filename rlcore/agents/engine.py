@@ -19,8 +19,11 @@ from torch import Tensor
 from rlcore.collect import Collector
 from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
+from rlcore.frames import FrameStacks
 from rlcore.learning import Learner
 from rlcore.rollout import NativeCollector
+from rlcore.spaces import Part
+from rlcore.torsos import is_image
 
 # What Python costs per row of a rollout and per gradient step of a small network, and what compiling costs, in seconds:
 # orders of magnitude on the machines measured, on which nothing but the choice depends.
@@ -108,11 +111,19 @@ class Engine:
             return "target_kl ends epochs by a look at the data"
         if self.agent.device.type == "cuda" and config.whole_episodes:
             return "whole episodes have another shape in each iteration, which a CUDA graph cannot follow"
+        if isinstance(self.agent.buffer.obs, FrameStacks):
+            return "frames are stored once, which programs do not know"
+        if any(map(is_image, self._parts())) and config.compile is not True:
+            return "convolutions take the time, and they gain nothing"
         if self.custom_torso and config.compile is not True:
             return "a torso of one's own would be compiled anew in each process"
         if self.agent.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             return "there is no C++ compiler (g++)"
         return ""
+
+    def _parts(self) -> list[Part]:
+        parts = self.agent.adapter.parts
+        return list(parts.values()) if isinstance(parts, dict) else [parts]
 
     def _python_seconds(self, steps: int) -> float:
         """What the rest of the run would take without compiling."""

@@ -9,6 +9,9 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from rlcore.errors import UsageError
+from rlcore.networks import Torso
+from rlcore.spaces import Part
+from rlcore.torsos import is_image
 
 
 def resolve_device(name: str) -> torch.device:
@@ -59,3 +62,9 @@ def time_limit(envs: VectorEnv) -> int:
             "give num_steps, the longest episode to collect"
         )
     return int(limit)
+
+
+def shares_torso(parts: Part | dict[str, Part], torso: Torso | str) -> bool:
+    """Whether actor and critic share a torso unless told otherwise: where it is one of our convolutions."""
+    parts = list(parts.values()) if isinstance(parts, dict) else [parts]
+    return torso in ("auto", "nature", "impala") and any(map(is_image, parts))

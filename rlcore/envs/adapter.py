@@ -32,6 +32,7 @@ class Step(NamedTuple):
         real: `[N]` bool, False where this step was the dead row of a next-step autoreset.
         final_envs: indices of environments whose true successor is not in `obs`, in the order of `final_obs`.
         final_obs: their true successors `[len(final_envs), ...]`, or None where there are none.
+        life_lost: `[N]` bool, ends of episodes for learning alone: the game goes on. None where there are none.
     """
 
     obs: Any
@@ -41,6 +42,7 @@ class Step(NamedTuple):
     real: np.ndarray
     final_envs: np.ndarray
     final_obs: Any
+    life_lost: np.ndarray | None = None
 
 
 NO_ENVS = np.zeros(0, dtype=np.int64)
@@ -69,6 +71,11 @@ class VectorAdapter:
         self._shifted = (
             np.any([np.any(start) for start in self._starts.values()]) if self._composite else np.any(self._starts)
         )
+
+    @property
+    def frame_stack(self) -> int:
+        """S where an observation `[S, H, W]` is the latest S frames, zeros before an episode's first; 0 elsewhere."""
+        return (self.envs.metadata or {}).get("frame_stack", 0)
 
     @property
     def has_dead_rows(self) -> bool:
@@ -105,14 +112,14 @@ class VectorAdapter:
         if self.has_dead_rows:
             self.pending = done
         if self.has_dead_rows or not done.any():
-            return Step(obs, rewards, terminated, truncated, real, NO_ENVS, None)
+            return Step(obs, rewards, terminated, truncated, real, NO_ENVS, None, infos.get("life_lost"))
         final_envs = np.flatnonzero(done)
         if self.mode is AutoresetMode.SAME_STEP:
             final_obs = self._final_from_infos(infos, final_envs)
         else:
             final_obs = map_parts(lambda x: x[final_envs].copy(), obs)
             obs = self._renew(done)
-        return Step(obs, rewards, terminated, truncated, real, final_envs, final_obs)
+        return Step(obs, rewards, terminated, truncated, real, final_envs, final_obs, infos.get("life_lost"))
 
     def restart(self, which: np.ndarray, after: int) -> Any:
         """Begin a new episode in the environments `which [N]`, whose episodes were cut `after` so many steps.

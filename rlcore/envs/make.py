@@ -7,11 +7,12 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from rlcore.envs import atari, envpool
 from rlcore.envs.native import NATIVE_TASKS, find_native
 from rlcore.envs.native_vector import NativeVectorEnv
 from rlcore.errors import UsageError, did_you_mean
 
-BACKENDS = ("auto", "native", "sync", "async", "vector")
+BACKENDS = ("auto", "native", "sync", "async", "vector", "envpool")
 
 
 def make_vec(
@@ -28,8 +29,9 @@ def make_vec(
         env_id: a registered id such as "CartPole-v1" or "module:Name-v0".
         num_envs: N, at least 1.
         backend: "sync" steps the copies one after the other, "async" each in a process of its own, "vector" takes the
-            environment's own vector implementation; "auto" takes that where there is one and "sync" where not.
-            "native" takes rlcore's implementation in tensors, which some environments have (`rlcore.envs.native`).
+            environment's own vector implementation, "envpool" EnvPool's (Atari, Google Football); "auto" takes the
+            environment's own where there is one and "sync" where not. "native" takes rlcore's implementation in
+            tensors, which some environments have (`rlcore.envs.native`).
         seed: where given, the environments are reset with it once, so that a later reset without a seed is determined.
         autoreset_mode: of "native", "sync" and "async"; None takes DISABLED, with which every row of a rollout is a
             real transition and the final observation of an episode is known without searching for it.
@@ -59,6 +61,8 @@ def make_vec(
     mode = AutoresetMode.DISABLED if autoreset_mode is None else AutoresetMode(autoreset_mode)
     try:
         envs = _make(spec, num_envs, backend, mode, env_kwargs)
+    except UsageError:
+        raise
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(f"{env_id} needs a package that is not installed: {_one_line(error)}") from error
     except (gymnasium.error.Error, TypeError, ValueError) as error:
@@ -70,6 +74,10 @@ def make_vec(
 
 def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """The registered specification of `env_id`, or a UsageError that names the nearest id."""
+    if atari.is_atari(env_id):
+        atari.register_games()
+    elif env_id.startswith(envpool.FOOTBALL):
+        envpool.register_football()
     try:
         return gymnasium.spec(env_id)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
@@ -79,10 +87,21 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         ) from error
 
 
-def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto") -> str:
-    """The backend that "auto" stands for; refuses "native" and "vector" where the environment has no such thing."""
+def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto", own_seeds: bool = False) -> str:
+    """The backend that "auto" stands for; refuses what the environment does not have.
+
+    Args:
+        spec: of the environment.
+        backend: what was asked for.
+        own_seeds: whether each environment needs a seed of its own, which gymnasium's vector environments do not take.
+    """
     if backend == "auto":
-        return "vector" if spec.vector_entry_point else "sync"
+        takes_seeds = atari.is_atari(spec.id) or spec.id.startswith(envpool.FOOTBALL) or not own_seeds
+        return "vector" if spec.vector_entry_point and takes_seeds else "sync"
+    if backend == "envpool" and not atari.is_atari(spec.id) and not spec.id.startswith(envpool.FOOTBALL):
+        raise UsageError(f"backend envpool is for Atari and Google Football; {spec.id} may take auto, sync or async")
+    if spec.entry_point is None and backend not in ("vector", "envpool"):
+        raise UsageError(f"{spec.id} comes as a vector environment alone; backend may be auto or envpool")
     if backend == "vector" and not spec.vector_entry_point:
         raise UsageError(f"{spec.id} has no vector implementation of its own; backend may be auto, sync or async")
     if backend == "native" and find_native(spec.id) is None:
@@ -91,6 +110,10 @@ def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "a
 
 
 def _make(spec, num_envs: int, backend: str, mode: AutoresetMode, env_kwargs: dict[str, Any]) -> VectorEnv:
+    if atari.is_atari(spec.id):
+        return atari.make_atari(spec, num_envs, backend, mode, dict(env_kwargs))
+    if spec.id.startswith(envpool.FOOTBALL):
+        return envpool.make_football(num_envs, spec, **env_kwargs)
     if backend == "native":
         return NativeVectorEnv(spec.id, num_envs, autoreset_mode=mode, max_episode_steps=spec.max_episode_steps)
     if backend == "vector":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -22,8 +23,10 @@ def all_presets() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def find_preset(algo: str, env_id: str) -> dict[str, Any] | None:
-    """The tuned values for an algorithm on an environment, or None."""
-    preset = all_presets().get(algo, {}).get(env_id)
+    """The tuned values for an algorithm on an environment, or on its family (a key such as "ALE/*"), or None."""
+    presets = all_presets().get(algo, {})
+    family = next((key for key in presets if "*" in key and fnmatchcase(env_id, key)), None)
+    preset = presets.get(env_id, presets.get(family))
     return dict(preset) if preset is not None else None
 
 

@@ -22,8 +22,10 @@ from rlcore.agents import Agent, load
 from rlcore.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from rlcore.collect import Episodes
 from rlcore.errors import DivergenceError, RlcoreError, UsageError
+from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
 from rlcore.runs.progress import Progress
+from rlcore.torsos import is_image
 
 TENSORBOARD_POINTS = 500  # at most so many points per curve: writing each iteration costs more than it shows
 CHECKPOINTS_PER_RUN = 10
@@ -253,7 +255,9 @@ def set_threads(agent: Agent, asked: str) -> int:
     """
     config = agent.config
     rows = config.num_envs * config.num_steps // config.num_minibatches
-    narrow = rows * max(config.hidden_sizes, default=1) < 2**16
+    parts = agent.adapter.parts
+    images = any(map(is_image, parts.values() if isinstance(parts, dict) else [parts]))
+    narrow = rows * max(config.hidden_sizes, default=1) < 2**16 and not images
     if asked != "auto":
         torch.set_num_threads(int(asked))
     elif narrow and agent.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -269,6 +273,7 @@ def evaluation_seed(seed: int) -> int:
 def evaluation_report(agent: Agent, episodes: int, seed: int, deterministic: bool) -> dict[str, Any]:
     """An evaluation as plain data for a JSON file."""
     result = agent.evaluate(episodes, seed, deterministic)
+    normalized = human_normalized(agent.env_id, result.mean)
     return {
         "algo": type(agent).__name__.lower(),
         "env_id": agent.env_id,
@@ -279,6 +284,7 @@ def evaluation_report(agent: Agent, episodes: int, seed: int, deterministic: boo
         "deterministic": deterministic,
         "mean": result.mean,
         "std": result.std,
+        **({} if normalized is None else {"human_normalized": normalized}),
         "min": float(result.returns.min()),
         "max": float(result.returns.max()),
         "returns": result.returns.tolist(),

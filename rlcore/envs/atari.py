@@ -1,0 +1,202 @@
+"""Atari games with the preprocessing of Mnih et al. 2015, the same from three implementations.
+
+An observation is the latest 4 frames `[4, 84, 84]` uint8, oldest first, each the brighter of the last two screens of an
+action held for 4 frames, in grey and resized by area. An episode begins with FIRE, where the game has the action, and
+up to 30 no-ops; frames before its first are zeros. Rewards are the game's own, unclipped (agents clip what they learn
+from, `clip_reward`), and an episode is a whole game. Backends:
+
+    vector   ale-py's own vector environment in C++ (the default)
+    envpool  EnvPool's, in C++ too
+    sync, async  gymnasium's AtariEnv behind gymnasium's wrappers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+
+from rlcore.errors import UsageError, did_you_mean
+
+PREFIX = "ALE/"
+
+
+@dataclass(frozen=True)
+class AtariOptions:
+    """How a game is played; every field may be given to `make_vec` or as `--env-arg NAME=VALUE`.
+
+    Attributes:
+        noop_max: most no-ops at the beginning of an episode.
+        fire_reset: press FIRE before them, in games that have the action.
+        frameskip: frames for which an action is held.
+        stack_num: frames in an observation.
+        screen_size: height and width of a frame.
+        episodic_life: for learning, losing a life ends the episode (`terminated`); the game and its return go on.
+        repeat_action_probability: sticky actions; 0.25 in Machado et al. 2018, 0 in Mnih et al. 2015.
+        full_action_space: all 18 actions instead of those the game uses.
+        max_frames: longest game; 108,000 frames are half an hour.
+    """
+
+    noop_max: int = 30
+    fire_reset: bool = True
+    frameskip: int = 4
+    stack_num: int = 4
+    screen_size: int = 84
+    episodic_life: bool = False
+    repeat_action_probability: float = 0.0
+    full_action_space: bool = False
+    max_frames: int = 108_000
+
+    @classmethod
+    def of(cls, env_id: str, kwargs: dict[str, Any]) -> AtariOptions:
+        """Options from keyword arguments; an unknown name is refused with the nearest one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in kwargs:
+            if name not in known:
+                near = did_you_mean(name, known)
+                raise UsageError(f"'{name}' is not an option of {env_id}{near}; there are {', '.join(known)}")
+        return cls(**kwargs)
+
+
+def is_atari(env_id: str) -> bool:
+    """Whether an id is of the Arcade Learning Environment."""
+    return env_id.startswith(PREFIX)
+
+
+def register_games() -> None:
+    """Make ale-py's games known to gymnasium.
+
+    Raises:
+        UsageError: where ale-py is not installed.
+    """
+    try:
+        import ale_py
+    except ImportError as error:
+        raise UsageError("Atari needs the package ale-py: pip install 'rlcore[atari]'") from error
+    gymnasium.register_envs(ale_py)
+
+
+def make_atari(spec: EnvSpec, num_envs: int, backend: str, mode: AutoresetMode, kwargs: dict[str, Any]) -> VectorEnv:
+    """A vector environment of one game; see `make_vec`."""
+    render_mode = kwargs.pop("render_mode", None)
+    options = AtariOptions.of(spec.id, kwargs)
+    if backend == "vector":
+        envs = _ale_vector(spec, num_envs, options)
+    elif backend == "envpool":
+        envs = _envpool(spec, num_envs, options)
+    else:
+        kind = SyncVectorEnv if backend == "sync" else AsyncVectorEnv
+        envs = kind([lambda: make_game(spec, options, render_mode)] * num_envs, copy=False, autoreset_mode=mode)
+        envs.spec = spec
+    return LifeLoss(envs) if options.episodic_life else envs
+
+
+def _ale_vector(spec: EnvSpec, num_envs: int, o: AtariOptions) -> VectorEnv:
+    from ale_py.vector_env import AtariVectorEnv
+
+    # Its own episodic_life begins a new game at each lost life, and its mode DISABLED is refused by 0.12.1.
+    envs = AtariVectorEnv(
+        spec.kwargs["game"], num_envs, autoreset_mode=AutoresetMode.SAME_STEP, max_num_frames_per_episode=o.max_frames,
+        repeat_action_probability=o.repeat_action_probability, full_action_space=o.full_action_space,
+        img_height=o.screen_size, img_width=o.screen_size, stack_num=o.stack_num, frameskip=o.frameskip,
+        noop_max=o.noop_max, use_fire_reset=o.fire_reset, reward_clipping=False,
+    )  # fmt: skip
+    # The metadata is an attribute of the class, which the next instance with another mode would change.
+    envs.metadata = {**envs.metadata, "frame_stack": o.stack_num}
+    envs.spec = spec
+    return envs
+
+
+def _envpool(spec: EnvSpec, num_envs: int, o: AtariOptions) -> VectorEnv:
+    from rlcore.envs.envpool import EnvPoolVectorEnv
+
+    name = spec.name.removeprefix(PREFIX)
+    settings = dict(
+        max_episode_steps=o.max_frames // o.frameskip, stack_num=o.stack_num, frame_skip=o.frameskip,
+        noop_max=o.noop_max, use_fire_reset=o.fire_reset, img_height=o.screen_size, img_width=o.screen_size,
+        full_action_space=o.full_action_space, repeat_action_probability=o.repeat_action_probability,
+        episodic_life=False, reward_clip=False,
+    )  # fmt: skip
+    return EnvPoolVectorEnv(f"{name}-v5", num_envs, spec, frame_stack=o.stack_num, **settings)
+
+
+def make_game(spec: EnvSpec, o: AtariOptions, render_mode: str | None = None) -> gymnasium.Env:
+    """One game behind gymnasium's wrappers."""
+    try:
+        import cv2  # noqa: F401  which gymnasium's preprocessing takes
+    except ImportError as error:
+        raise UsageError(
+            "Atari behind gymnasium's wrappers needs the package opencv: pip install 'rlcore[atari]'"
+        ) from error
+    from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
+
+    env = gymnasium.make(
+        spec, frameskip=1, repeat_action_probability=o.repeat_action_probability, render_mode=render_mode,
+        full_action_space=o.full_action_space, max_num_frames_per_episode=None, disable_env_checker=True,
+    )  # fmt: skip
+    env = AtariReset(env, o.noop_max, o.fire_reset)
+    env = AtariPreprocessing(env, noop_max=0, frame_skip=o.frameskip, screen_size=o.screen_size)
+    env = TimeLimit(env, o.max_frames // o.frameskip)
+    env = FrameStackObservation(env, o.stack_num, padding_type="zero")
+    env.metadata = {**env.metadata, "frame_stack": o.stack_num, "render_fps": 60 / o.frameskip}
+    return env
+
+
+class AtariReset(gymnasium.Wrapper):
+    """FIRE and no-ops at the beginning of an episode, frame by frame and from the same random numbers as ale-py's
+    vector environment, so that one seed gives one game in both."""
+
+    def __init__(self, env: gymnasium.Env, noop_max: int, fire_reset: bool):
+        super().__init__(env)
+        meanings = env.unwrapped.get_action_meanings()
+        self.noop_max, self.fire = noop_max, meanings.index("FIRE") if fire_reset and "FIRE" in meanings else None
+        self.random = np.random.RandomState()  # MT19937, as std::mt19937
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(options=options)
+        if seed is not None:
+            self.random.seed(seed)
+            game = self.unwrapped
+            game.ale.setInt("random_seed", seed)
+            game.load_game()
+            game.ale.reset_game()
+        actions = ([] if self.fire is None else [self.fire]) + [0] * self._draw_noops()
+        for action in actions:
+            obs, _, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:
+                obs, info = self.env.reset()
+        return obs, info
+
+    def _draw_noops(self) -> int:
+        if not self.noop_max:
+            return 0
+        drawn = int(self.random.randint(0, 2**32, dtype=np.uint32)) * self.noop_max >> 32
+        return drawn if self.fire is None else max(drawn - 1, 0)
+
+
+class LifeLoss(VectorWrapper):
+    """Marks in `infos["life_lost"]` `[N]` which environments lost a life in a step and play on.
+
+    The game goes on, and so do its return and its frames; only learning takes it as an end.
+    """
+
+    def __init__(self, envs: VectorEnv):
+        super().__init__(envs)
+        self.lives = np.zeros(envs.num_envs, dtype=np.int64)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, infos = self.env.reset(seed=seed, options=options)
+        which = (options or {}).get("reset_mask", slice(None))
+        self.lives[which] = infos["lives"][which]
+        return obs, infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        fewer = infos["lives"] < self.lives
+        self.lives = np.array(infos["lives"])
+        return obs, rewards, terminated, truncated, {**infos, "life_lost": fewer & ~terminated & ~truncated}

@@ -1,0 +1,22 @@
+"""Human-normalised scores of Atari games."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+
+from rlcore.envs.atari import PREFIX
+
+
+@cache
+def table() -> dict[str, dict[str, float]]:
+    """`{game: {"random": score, "human": score}}` of 57 games; the file names its source."""
+    return json.loads((resources.files(__package__) / "atari_scores.json").read_text())["scores"]
+
+
+def human_normalized(env_id: str | None, score: float) -> float | None:
+    """(score − random) / (human − random): 0 is random play, 1 the human tester; None for what is not in the table."""
+    game = (env_id or "").removeprefix(PREFIX).removesuffix("-v5")
+    row = table().get(game) if env_id == f"{PREFIX}{game}-v5" else None
+    return None if row is None else (score - row["random"]) / (row["human"] - row["random"])
