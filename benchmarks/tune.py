@@ -30,7 +30,11 @@ from rlcore.errors import DivergenceError, RlcoreError
 from rlcore.presets import find_preset
 
 FAILED = -1e6
-COMMON: dict[str, list[Any]] = {"gamma": [0.9, 0.95, 0.98, 0.99, 0.999], "norm_obs": [False, True]}
+COMMON: dict[str, list[Any]] = {
+    "gamma": [0.9, 0.95, 0.98, 0.99, 0.999],
+    "norm_obs": [False, True],
+    "activation": ["tanh", "relu"],
+}
 SEGMENTS = {"gae_lambda": [0.8, 0.9, 0.95, 0.98, 1.0], "norm_reward": [False, True], **COMMON}
 SPACES: dict[str, dict[str, list[Any]]] = {
     "ppo": {
@@ -44,21 +48,28 @@ SPACES: dict[str, dict[str, list[Any]]] = {
     },
     "a2c": {
         "num_envs": [4, 8, 16],
-        "num_steps": [5, 8, 16, 32],
+        "num_steps": [5, 8, 16, 32, 64, 128],
         "optimizer": ["rmsprop", "adam"],
         "norm_adv": [False, True],
-        "ent_coef": [0.0, 0.001, 0.01],
+        "ent_coef": [0.0, 0.001, 0.01, 0.03, 0.1],
         **SEGMENTS,
     },
     "trpo": {
         "num_envs": [2, 4, 8],
         "num_steps": [128, 256, 512, 1024],
-        "max_kl": [0.01, 0.02, 0.04],
+        "max_kl": [0.01, 0.02, 0.03, 0.05],
         "update_epochs": [5, 10, 20],
         "cg_damping": [0.001, 0.01, 0.1],
         **SEGMENTS,
     },
-    "reinforce": {"num_envs": [4, 8, 16], "norm_adv": [False, True], "ent_coef": [0.0, 0.001, 0.01], **COMMON},
+    "reinforce": {
+        "num_envs": [4, 8, 16],
+        "psi": ["baseline", "total_return"],
+        "norm_adv": [False, True],
+        "ent_coef": [0.0, 0.001, 0.01],
+        **COMMON,
+        "gamma": [0.95, 0.98, 0.99, 0.999, 1.0],
+    },
     "grpo": {
         "num_envs": [16, 32, 64],
         "group_size": [4, 8, 16],
@@ -70,7 +81,7 @@ SPACES: dict[str, dict[str, list[Any]]] = {
         "gamma": [0.98, 0.99, 0.999, 1.0],
     },
 }
-CONTINUOUS = {"noise_correlation": [0.0, 0.5, 0.9, 0.97], "log_std_init": [-1.0, 0.0, 0.7], "squash": [False, True]}
+CONTINUOUS = {"noise_correlation": [0.0, 0.6, 0.9, 0.98], "log_std_init": [-1.0, 0.0, 0.7], "squash": [False, True]}
 
 
 def main() -> None:
