@@ -106,7 +106,10 @@ def test_compiled_equals_eager_after_20_iterations(case):
     for _ in range(20):
         ours, episodes = iterate(eager, eager.learn_from_buffer, total)
         theirs, same_episodes = iterate(compiled, compiled.engine.learn, total)
-        assert episodes == same_episodes
+        assert (episodes.step, episodes.env, episodes.lengths) == (
+            same_episodes.step, same_episodes.env, same_episodes.lengths
+        )  # fmt: skip
+        assert same_episodes.returns == pytest.approx(episodes.returns, rel=1e-3)
     assert theirs == pytest.approx(ours, rel=2e-2, abs=1e-3)
     assert_same(eager, compiled, 2e-4)
 
