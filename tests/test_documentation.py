@@ -18,7 +18,7 @@ PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 MODULES = [
     "agents", "agents.reinforce", "agents.a2c", "agents.ppo", "agents.trpo", "agents.grpo", "buffer", "checkpoint",
     "collect", "diagnostics", "distributions", "envs", "envs.rock_paper_scissors", "errors", "estimators", "evaluation",
-    "networks", "normalize", "optim", "presets", "spaces",
+    "networks", "normalize", "optim", "presets", "spaces", "torsos",
 ]  # fmt: skip
 TENSORS = {"Tensor", "Tensor | None", "Obs", "np.ndarray"}
 PAPER = re.compile(r"[A-Z]\w+(?: et al\.| & [A-Z]\w+| and [A-Z]\w+)? (?:19|20)\d\d")
@@ -109,6 +109,7 @@ def test_the_list_of_modules_is_complete():
         "rollout",
         "tracing",
     }
+    inner |= {"envs.atari", "envs.envpool", "frames"}
     inner |= {"envs.adapter", "envs.make", "envs.native", "envs.native_vector", "envs.state"}
     files = [f.relative_to(ROOT / "rlcore").with_suffix("").as_posix() for f in (ROOT / "rlcore").rglob("*.py")]
     names = {f.removesuffix("/__init__").replace("/", ".") for f in files if f != "__init__"}
