@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.diagnostics import explained_variance
-from rlcore.optim import adam_update, flat, optimizer_state, rmsprop_update
+from rlcore.optim import adam_corrections, adam_update, clipped, flat, optimizer_state, rmsprop_update
 from rlcore.program import Piece, Program, buffer_slots, held, holding, parameter_slots
 
 FIELDS = (
@@ -47,29 +47,31 @@ class LearningProgram(Program):
         self.critic_step, self.finish = Piece(self._critic_step), Piece(self._finish)
         self.metric_names: dict[str, list[str]] = {}
 
-    def _rmsprop(self, vector: Tensor, state: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float):
-        return rmsprop_update(vector, state, gradient, learning_rate, eps, self.agent.config.rmsprop_alpha)
+    def _rmsprop(self, vector: Tensor, moments: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, _):
+        return rmsprop_update(vector, moments, gradient, learning_rate, eps, self.agent.config.rmsprop_alpha)
 
     def forward(self, state: Tree, fixed: Tree, rollout: Tree, orders: Tensor, rows: Tensor) -> tuple[Tree, Tree]:
         agent = self.agent
         state, batch, returns, before = self.begin(state, fixed, rollout)
         learning_rate, coefs, buffers = fixed["learning_rate"], state["coefs"], state["buffers"]
 
-        def step(carry: Any, order: Tensor) -> Any:
-            return self.step(carry, order, batch, coefs, buffers, learning_rate)
+        def step(carry: Any, x: Any) -> Any:
+            return self.step(carry, *x, batch, coefs, buffers, learning_rate)
 
-        (vector, moments), steps = self.loop(step, (state["vector"], state["moments"]), orders)
+        corrections = adam_corrections(state["steps"], len(orders))
+        (vector, moments), steps = self.loop(step, (state["vector"], state["moments"]), (orders, corrections))
         metrics = {"steps": steps.mean(0), "before": before}
         if agent.fits_critic:
 
-            def critic_step(carry: Any, row: Tensor) -> Any:
-                return self.critic_step(carry, row, rows, batch, buffers, learning_rate)
+            def critic_step(carry: Any, corrections: Tensor) -> Any:
+                return self.critic_step(carry, corrections, rows, batch, buffers, learning_rate)
 
-            repeats = torch.zeros(agent.config.critic_updates, 1, device=vector.device)
-            (vector, critic), losses = self.loop(critic_step, (vector, state["critic_moments"]), repeats)
-            state = {**state, "critic_moments": critic}
+            updates, done = agent.config.critic_updates, state["critic_steps"]
+            corrections = adam_corrections(done, updates)
+            (vector, critic), losses = self.loop(critic_step, (vector, state["critic_moments"]), corrections)
+            state = {**state, "critic_moments": critic, "critic_steps": done + updates}
             metrics["critic"] = losses[-1]
-        state = {**state, "vector": vector, "moments": moments}
+        state = {**state, "vector": vector, "moments": moments, "steps": state["steps"] + len(orders)}
         state, metrics["after"] = self.finish(state, fixed, rollout, batch, returns)
         return state, metrics
 
@@ -89,10 +91,12 @@ class LearningProgram(Program):
         now, batch, returns, _ = self.begin.record(state, fixed, rollout)
         carry = (now["vector"], now["moments"])
         free = self.agent.config.whole_episodes
-        self.step.record(carry, orders[0], batch, now["coefs"], now["buffers"], learning_rate, free_shapes=free)
+        corrections = torch.ones(2, device=learning_rate.device)
+        inputs = carry, orders[0], corrections, batch, now["coefs"], now["buffers"], learning_rate
+        self.step.record(*inputs, free_shapes=free)
         if self.agent.fits_critic:
             carry = (now["vector"], now["critic_moments"])
-            inputs = carry, torch.zeros(1), rows, batch, now["buffers"], learning_rate
+            inputs = carry, corrections, rows, batch, now["buffers"], learning_rate
             self.critic_step.record(*inputs, free_shapes=free)
         self.finish.record(now, fixed, rollout, batch, returns)
 
@@ -131,10 +135,7 @@ class LearningProgram(Program):
             holding(self.reference_slots, fixed["reference"]),
             holding(self.coef_slots, state["coefs"]),
         ):
-            if agent.config.clip_reward:
-                buffer.rewards.sign_()
-            if agent.reward_scaler is not None:
-                agent.reward_scaler.scale_(buffer)
+            agent.scale_rewards(buffer)
             estimate = agent.estimate(buffer)
             batch, metrics = agent.before_steps(buffer.flatten(*estimate))
             coefs = [x.clone() for x in held(self.coef_slots)]
@@ -146,7 +147,14 @@ class LearningProgram(Program):
         return state, fields, estimate[1], self._metrics("before", metrics)
 
     def _step(
-        self, carry: Any, order: Tensor, fields: Tree, coefs: list[Tensor], buffers: list[Tensor], learning_rate: Tensor
+        self,
+        carry: Any,
+        order: Tensor,
+        corrections: Tensor,
+        fields: Tree,
+        coefs: list[Tensor],
+        buffers: list[Tensor],
+        learning_rate: Tensor,
     ) -> Any:
         """One gradient step on the minibatch that `order` names; as `Agent.step`."""
         agent, config = self.agent, self.agent.config
@@ -159,15 +167,13 @@ class LearningProgram(Program):
         ):
             loss, metrics = agent.loss(agent.network, self._batch(fields).take(order))
         (gradient,) = torch.autograd.grad(loss, vector)
-        norm = torch.linalg.vector_norm(gradient)
-        if config.max_grad_norm is not None:
-            gradient = gradient * (config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         with torch.no_grad():
-            carry = self.update(vector.detach(), carry[1], gradient, learning_rate, config.optimizer_eps)
+            gradient, norm = clipped(gradient, config.max_grad_norm)
+            carry = self.update(vector.detach(), carry[1], gradient, learning_rate, config.optimizer_eps, corrections)
         return carry, self._metrics("steps", {"loss": loss, **metrics, "grad_norm": norm})
 
     def _critic_step(
-        self, carry: Any, _: Tensor, rows: Tensor, fields: Tree, buffers: list[Tensor], learning_rate: Tensor
+        self, carry: Any, corrections: Tensor, rows: Tensor, fields: Tree, buffers: list[Tensor], learning_rate: Tensor
     ) -> Any:
         """One step of the critic apart on the whole rollout; as `Agent.fit_critic`."""
         agent, config = self.agent, self.agent.config
@@ -181,7 +187,8 @@ class LearningProgram(Program):
             loss = agent.critic_loss(agent.network, self._batch(fields).take(rows))
         gradient = flat(torch.autograd.grad(loss, critic))
         with torch.no_grad():
-            vector, moments = adam_update(flat(critic), carry[1], gradient, learning_rate, config.optimizer_eps)
+            eps = config.optimizer_eps
+            vector, moments = adam_update(flat(critic), carry[1], gradient, learning_rate, eps, corrections)
             pieces = vector.split([x.numel() for x in critic])
             moved = dict(zip(self.critic_positions, pieces, strict=True))
             whole = flat([moved.get(i, x) for i, x in enumerate(parameters)])
@@ -258,17 +265,18 @@ class Learner:
 
     def _state(self) -> tuple[Tree, Tree, Tree]:
         agent, device = self.agent, self.agent.device
-        moments = [x[0] for x in optimizer_state(agent.optimizer, [agent.parameter_vector])]
+        *moments, steps = [x[0] for x in optimizer_state(agent.optimizer, [agent.parameter_vector])]
         state = {
             "vector": agent.parameter_vector.detach(),
             "moments": moments,
+            "steps": steps.to(device),
             "buffers": held(self.program.buffer_slots),
             "scaler": held(self.program.scaler_slots),
             "coefs": [torch.as_tensor(x, dtype=torch.float32, device=device) for x in held(self.program.coef_slots)],
         }
         if agent.fits_critic:
             first, second, steps = optimizer_state(agent.critic_optimizer, agent.network.critic_parameters())
-            state["critic_moments"] = [flat(first), flat(second), steps[0]]
+            state["critic_moments"], state["critic_steps"] = [flat(first), flat(second)], steps[0]
         learning_rate = torch.tensor(agent.optimizer.param_groups[0]["lr"], dtype=torch.float32, device=device)
         fixed = {
             "learning_rate": learning_rate,
@@ -295,7 +303,7 @@ class Learner:
         agent = self.agent
         agent.parameter_vector.copy_(state["vector"])
         own = optimizer_state(agent.optimizer, [agent.parameter_vector])
-        for (mine,), new in zip(own, state["moments"], strict=True):
+        for (mine,), new in zip(own, [*state["moments"], state["steps"]], strict=True):
             mine.copy_(new)
         for slots, name in ((self.program.buffer_slots, "buffers"), (self.program.scaler_slots, "scaler")):
             for mine, new in zip(held(slots), state[name], strict=True):
@@ -306,10 +314,10 @@ class Learner:
             parameters = agent.network.critic_parameters()
             sizes = [p.numel() for p in parameters]
             *moments, steps = optimizer_state(agent.critic_optimizer, parameters)
-            for mine, new in zip(moments, state["critic_moments"], strict=False):
+            for mine, new in zip(moments, state["critic_moments"], strict=True):
                 for part, piece in zip(mine, new.split(sizes), strict=True):
                     part.copy_(piece.view_as(part))
             for mine in steps:
-                mine.copy_(state["critic_moments"][2])
+                mine.copy_(state["critic_steps"])
         if agent.reward_scaler is not None:
             agent.buffer.rewards.copy_(state["rewards"])

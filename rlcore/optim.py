@@ -32,7 +32,7 @@ def make_optimizer(
     return torch.optim.Adam([parameter], learning_rate, eps=eps, fused=True)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[list[Tensor]]:
     """What the optimiser remembers of each parameter, made where it has not begun: first moments, second moments, and
     the number of steps, each a list over parameters; RMSprop has second moments and steps."""
     adam = isinstance(optimizer, torch.optim.Adam)
@@ -44,38 +44,52 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) 
     return [[optimizer.state[parameter][name] for parameter in parameters] for name in names]
 
 
+def clipped(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:
+    """A gradient `[P]` shortened to length `max_norm` where it is longer, and its length before."""
+    norm = torch.linalg.vector_norm(gradient)
+    if max_norm is None:
+        return gradient, norm
+    return gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
+
+
+def adam_corrections(steps: Tensor, count: int) -> Tensor:
+    """1 / (1 − β₁ᵗ) and 1 / (1 − β₂ᵗ), `[count, 2]`, for the `count` steps t that follow the first `steps []`."""
+    t = steps + torch.arange(1, count + 1, device=steps.device)
+    return 1 / (1 - torch.stack([0.9**t, 0.999**t], -1))
+
+
 def adam_update(
-    vector: Tensor, state: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float
+    vector: Tensor, moments: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, corrections: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """One step of Adam (Kingma & Ba 2015, algorithm 1) as a pure function: the new vector and the new state.
+    """One step of Adam (Kingma & Ba 2015, algorithm 1) as a pure function: the new vector and the new moments.
 
     Args:
         vector, gradient: `[P]`.
-        state: first moments `[P]`, second moments `[P]`, steps taken `[]`.
+        moments: first and second, each `[P]`.
         learning_rate: `[]`.
         eps: ε beside the root of the corrected second moment.
+        corrections: this step's row of `adam_corrections`, `[2]`.
     """
-    first, second, steps = state
-    first, second, steps = first.lerp(gradient, 0.1), second.lerp(gradient * gradient, 0.001), steps + 1
-    root = (second / (1 - 0.999**steps)).sqrt() + eps
-    return vector - learning_rate / (1 - 0.9**steps) * first / root, [first, second, steps]
+    first, second = moments
+    first, second = first.lerp(gradient, 0.1), second.lerp(gradient * gradient, 0.001)
+    root = (second * corrections[1]).sqrt() + eps
+    return vector - learning_rate * corrections[0] * first / root, [first, second]
 
 
 def rmsprop_update(
-    vector: Tensor, state: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, alpha: float
+    vector: Tensor, moments: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, alpha: float
 ) -> tuple[Tensor, list[Tensor]]:
     """One step of RMSprop (Tieleman & Hinton 2012) as a pure function, like `adam_update`.
 
     Args:
         vector, gradient: `[P]`.
-        state: mean squares `[P]`, steps taken `[]`.
+        moments: mean squares `[P]`.
         learning_rate: `[]`.
         eps: ε beside the root.
         alpha: decay of the mean square.
     """
-    square, steps = state
-    square = alpha * square + (1 - alpha) * gradient * gradient
-    return vector - learning_rate * gradient / (square.sqrt() + eps), [square, steps + 1]
+    square = alpha * moments[0] + (1 - alpha) * gradient * gradient
+    return vector - learning_rate * gradient / (square.sqrt() + eps), [square]
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

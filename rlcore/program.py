@@ -17,21 +17,21 @@ import os
 import platform
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from rlcore import matmul
+from rlcore.passes import rewrite
 from rlcore.tracing import recording
 
 Slot = tuple[dict[str, Any], str]
-SMALL_BATCH = 8  # rows up to which a layer is faster as multiplications inside a fused kernel than as a library call
 
 
 def parameter_slots(module: nn.Module) -> list[Slot]:
@@ -100,41 +100,8 @@ class Piece(nn.Module):
 
         with recording():
             graph = make_fx(flat_function, tracing_mode="symbolic" if free_shapes else "real")(*leaves)
-        _fuse_small_layers(graph)
-        _faster_tanh(graph)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        self.graph = graph
+        self.graph = rewrite(graph)
         return self(*inputs)
-
-
-def _faster_tanh(graph: torch.fx.GraphModule) -> None:
-    """tanh x = 2 σ(2x) − 1: equal up to rounding, and inductor vectorises the logistic function better."""
-    for node in list(graph.graph.nodes):
-        if node.target is torch.ops.aten.tanh.default and node.meta["val"].dtype != torch.float64:
-            with graph.graph.inserting_before(node):
-                doubled = graph.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], 2.0))
-                logistic = graph.graph.call_function(torch.ops.aten.sigmoid.default, (doubled,))
-                stretched = graph.graph.call_function(torch.ops.aten.mul.Tensor, (logistic, 2.0))
-                shifted = graph.graph.call_function(torch.ops.aten.sub.Tensor, (stretched, 1.0))
-            node.replace_all_uses_with(shifted)
-            graph.graph.erase_node(node)
-
-
-def _fuse_small_layers(graph: torch.fx.GraphModule) -> None:
-    """Write x W + b for a handful of rows as Σ x · W, which fuses with its neighbours into one kernel."""
-    aten = torch.ops.aten
-    for node in list(graph.graph.nodes):
-        if node.target is not aten.addmm.default or node.meta["val"].shape[0] > SMALL_BATCH:
-            continue
-        bias, x, weight = node.args
-        with graph.graph.inserting_before(node):
-            column = graph.graph.call_function(aten.unsqueeze.default, (x, -1))
-            products = graph.graph.call_function(aten.mul.Tensor, (column, weight))
-            summed = graph.graph.call_function(aten.sum.dim_IntList, (products, [1]))
-            result = graph.graph.call_function(aten.add.Tensor, (summed, bias))
-        node.replace_all_uses_with(result)
-        graph.graph.erase_node(node)
 
 
 def python_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -161,11 +128,13 @@ def scan_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 
 
 class Program(nn.Module):
-    """Pieces put together by `compose`; runs as Python until it is built.
+    """Pieces put together by `forward`; runs as Python until it is built.
 
     A subclass makes its pieces in `__init__`, composes them in `forward`, going through `self.loop` for loops, and
     records them in `record(*inputs)`.
     """
+
+    inductor_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,13 +172,31 @@ class Runner:
     """A built program: call it with the inputs that `Program.forward` takes."""
 
     def __init__(self, folder: Path):
-        self.seconds = json.loads((folder / "program.json").read_text())["seconds"]
-        self.structure = pytree.treespec_loads((folder / "structure.json").read_text())
+        structure = pytree.treespec_loads((folder / "structure.json").read_text())
+        self.places = pytree.tree_unflatten(list(range(structure.num_leaves)), structure)
         # The loader alone: importing inductor takes longer than a short run.
         self.loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / "program.pt2"), "model", False, 1, -1)
 
     def __call__(self, *inputs: Any) -> Any:
-        return pytree.tree_unflatten(self.loader.run(pytree.tree_leaves(inputs)), self.structure)
+        return _in_places(self.places, self.loader.run(_leaves(inputs)))
+
+
+# What torch's pytree does, for dicts, lists and tuples alone: its generality takes a tenth of a small iteration.
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(part)]
+
+
+def _in_places(places: Any, leaves: list[Tensor]) -> Any:
+    """The tree in which each place's number is replaced by the leaf of that number."""
+    if isinstance(places, int):
+        return leaves[places]
+    if isinstance(places, dict):
+        return {name: _in_places(part, leaves) for name, part in places.items()}
+    return type(places)(_in_places(part, leaves) for part in places)
 
 
 class CapturedRunner:
@@ -263,20 +250,33 @@ def fingerprint(key: Any) -> str:
 @functools.cache
 def _sources() -> str:
     """A hash over the sources a program is made from; tens of small files, a few milliseconds."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    files = sorted(file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".h"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _has_vector_instructions() -> bool:
+    """Whether inductor, which tries them out in a process of its own, agrees with torch that there are some."""
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    return bool(valid_vec_isa_list()) or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX")
 
 
 def _build(program: Program, inputs: tuple, folder: Path) -> None:
     """Record, export and compile into `folder`, which appears whole or not at all."""
     import torch._inductor as inductor
 
-    start = time.perf_counter()
+    if not _has_vector_instructions():
+        warnings.warn(
+            "torch's compiler found no vector instructions on this processor, though torch itself uses them; programs "
+            "will be several times slower. A file named like a standard module beside the script may be in its way",
+            stacklevel=2,
+        )
     _, structure = pytree.tree_flatten(program.forward(*inputs))
     program.record(*inputs)
     program.loop = scan_loop
     try:
-        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(_OPTIONS):
+        options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.inductor_options}
+        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
             warnings.simplefilter("ignore")  # torch's own, about its own internals
             free = program.free_dimensions(*inputs)
             exported = torch.export.export(program, inputs, dynamic_shapes=free, strict=True)
@@ -284,13 +284,9 @@ def _build(program: Program, inputs: tuple, folder: Path) -> None:
             scratch = Path(tempfile.mkdtemp(dir=folder.parent))
             inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
         (scratch / "structure.json").write_text(pytree.treespec_dumps(structure))
-        (scratch / "program.json").write_text(json.dumps({"seconds": time.perf_counter() - start}))
     finally:
         program.loop = python_loop
     try:
         scratch.rename(folder)
     except OSError:  # another process was quicker
         shutil.rmtree(scratch)
-
-
-_OPTIONS = {"cpp_wrapper": True}

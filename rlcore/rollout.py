@@ -6,7 +6,7 @@ agent's device, with the noise of the actions and of the environments' starts dr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ class RolloutProgram(Program):
         playing  [N] whether the episode counts (whole episodes: those who have finished wait)
         noise    [N, A] action noise of the step before, where it is correlated
     """
+
+    # A row is put together by one kernel, instead of by many that each write their part of it.
+    inductor_options: ClassVar[dict[str, Any]] = {"force_pointwise_cat": True}
 
     def __init__(self, collector: NativeCollector, network: ActorCritic):
         super().__init__()

@@ -105,6 +105,8 @@ def test_the_list_of_modules_is_complete():
         "agents.engine",
         "agents.setup",
         "learning",
+        "matmul",
+        "passes",
         "program",
         "rollout",
         "tracing",

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rlcore"
 # Each layer may import itself (but see the agents) and what stands below it.
 LAYERS = [
-    {"errors", "version", "optim", "tracing"},
-    {"spaces", "checkpoint", "presets"},
+    {"errors", "version", "optim", "tracing", "matmul"},
+    {"spaces", "checkpoint", "presets", "passes"},
     {"frames", "torsos", "distributions", "envs"},
     {"buffer"},
     {"normalize", "estimators", "diagnostics"},

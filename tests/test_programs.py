@@ -1,5 +1,7 @@
 """Compiled programs compute what Python computes, for every agent."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from rlcore.collect import Collector, EpisodeCounter
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
 from rlcore.learning import Learner
-from rlcore.optim import adam_update, rmsprop_update
+from rlcore.optim import adam_corrections, adam_update, rmsprop_update
 from rlcore.program import CapturedRunner, Piece, Program, python_loop
 from rlcore.tracing import is_recording, recording, surely
 
@@ -292,14 +294,14 @@ def test_optimiser_updates_equal_torchs(name):
     vector, zeros = p.detach().clone(), torch.zeros(7)
     if name == "adam":
         optimizer = torch.optim.Adam([p], 0.01, eps=1e-5)
-        state, update = [zeros, zeros, torch.zeros(())], lambda *a: adam_update(*a, 1e-5)
+        state, update = [zeros, zeros], lambda *a: adam_update(*a[:-1], 1e-5, a[-1])
     else:
         optimizer = torch.optim.RMSprop([p], 0.01, 0.9, 1e-5)
-        state, update = [zeros, torch.zeros(())], lambda *a: rmsprop_update(*a, 1e-5, 0.9)
-    for _ in range(5):
+        state, update = [zeros], lambda *a: rmsprop_update(*a[:-1], 1e-5, 0.9)
+    for corrections in [*adam_corrections(torch.tensor(0.0), 3), *adam_corrections(torch.tensor(3.0), 2)]:
         p.grad = torch.randn(7, generator=generator)
         optimizer.step()
-        vector, state = update(vector, state, p.grad, torch.tensor(0.01))
+        vector, state = update(vector, state, p.grad, torch.tensor(0.01), corrections)
         torch.testing.assert_close(vector, p.detach(), rtol=1e-6, atol=1e-7)
 
 
@@ -353,3 +355,20 @@ def test_native_collector_is_made_for_the_agents_own_buffer():
     agent = rlcore.PPO("CartPole-v1", num_steps=8, **SMALL)
     collector = make_native_collector(agent)
     assert collector.buffer is agent.buffer and collector.max_episode_steps == 500
+
+
+@pytest.mark.parametrize(
+    "of_inductor, of_torch, warned", [([], "AVX512", True), (["avx2"], "AVX2", False), ([], "DEFAULT", False)]
+)
+def test_a_compiler_without_vector_instructions_is_told_of(monkeypatch, tmp_path, of_inductor, of_torch, warned):
+    monkeypatch.setattr("torch._inductor.cpu_vec_isa.valid_vec_isa_list", lambda: of_inductor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: of_torch)
+
+    class Unbuilt(Program):
+        def forward(self, x):
+            raise InterruptedError  # what is told is told before the work begins
+
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(InterruptedError):
+        warnings.simplefilter("always")
+        Unbuilt().make_runner((torch.ones(2),), {"of": [of_inductor, of_torch], "at": str(tmp_path)})
+    assert any("vector instructions" in str(w.message) for w in caught) == warned

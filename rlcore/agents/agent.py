@@ -33,7 +33,7 @@ from rlcore.errors import CheckpointError, DivergenceError, UsageError
 from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
 from rlcore.networks import ActorCritic, Torso
 from rlcore.normalize import RewardScaler
-from rlcore.optim import flat, flatten_parameters, make_optimizer
+from rlcore.optim import clipped, flat, flatten_parameters, make_optimizer
 
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
@@ -251,16 +251,20 @@ class Agent:
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """Estimate and update on the rollout in the buffer; returns the iteration's mean metrics."""
         buffer = self.buffer
-        if self.config.clip_reward:
-            buffer.rewards.sign_()
-        if self.reward_scaler is not None:
-            self.reward_scaler.scale_(buffer)
+        self.scale_rewards(buffer)
         estimate = self.estimate(buffer)
         metrics = self.update(buffer.flatten(*estimate))
         if self.needs_values:
             metrics["explained_variance"] = explained_variance(buffer.values, estimate[1], buffer.mask)
         self.network.update_normalizer(buffer.obs, buffer.mask)
         return metrics
+
+    def scale_rewards(self, buffer: RolloutBuffer) -> None:
+        """Clip and scale the rewards of a rollout in place, as configured."""
+        if self.config.clip_reward:
+            buffer.rewards.sign_()
+        if self.reward_scaler is not None:
+            self.reward_scaler.scale_(buffer)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from a rollout; returns the iteration's mean metrics."""
@@ -310,6 +314,10 @@ class Agent:
         """All epochs' minibatches of `rows [R]` at once, `[epochs · num_minibatches, M]`, as `gradient_steps` draws
         them; those that are a row shorter are filled up with the index `padding`."""
         count = min(self.config.num_minibatches, len(rows))
+        if len(rows) % count == 0:
+            return torch.cat([self.shuffled(rows) for _ in range(self.config.update_epochs)]).view(
+                -1, len(rows) // count
+            )
         parts = [part for _ in range(self.config.update_epochs) for part in self.shuffled(rows).tensor_split(count)]
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
 
@@ -327,11 +335,7 @@ class Agent:
         """One gradient step on a minibatch."""
         loss, metrics = self.loss(self.network, batch)
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
-        gradient = flat(grads)
-        norm = torch.linalg.vector_norm(gradient)
-        if self.config.max_grad_norm is not None:
-            gradient *= (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        self.parameter_vector.grad = gradient
+        self.parameter_vector.grad, norm = clipped(flat(grads), self.config.max_grad_norm)
         self.optimizer.step()
         return {"loss": loss, **metrics, "grad_norm": norm}
 

@@ -7,6 +7,7 @@ goes on the way it began.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -33,18 +34,19 @@ NOT_IN_PROGRAMS = ("seed", "learning_rate", "anneal_lr", "compile", "device", "b
 
 def make_collector(agent: Any) -> Collector | NativeCollector:
     """The collector for the agent's environments."""
-    config = agent.config
-    options = config.whole_episodes, agent.needs_values, config.noise_correlation
     if agent.backend == "native":
         return make_native_collector(agent)
-    return Collector(agent.adapter, agent.buffer, agent.generator, *options)
+    return Collector(agent.adapter, agent.buffer, agent.generator, *_collector_options(agent))
 
 
 def make_native_collector(agent: Any) -> NativeCollector:
     """A collector of the environment's native twin."""
-    config, task = agent.config, find_native(agent.env_id)
-    options = config.whole_episodes, agent.needs_values, config.noise_correlation
-    return NativeCollector(task, agent.adapter, agent.buffer, agent.generator, *options)
+    task = find_native(agent.env_id)
+    return NativeCollector(task, agent.adapter, agent.buffer, agent.generator, *_collector_options(agent))
+
+
+def _collector_options(agent: Any) -> tuple[bool, bool, float]:
+    return agent.config.whole_episodes, agent.needs_values, agent.config.noise_correlation
 
 
 class Engine:
@@ -63,6 +65,11 @@ class Engine:
         self.seconds = 0.0
         self.learn: Callable[[], dict[str, Tensor]] = agent.learn_from_buffer
         self._ready = False
+
+    @functools.cached_property
+    def _learner(self) -> Learner:
+        """Made when first asked for: what an algorithm adds to an agent is then there."""
+        return Learner(self.agent)
 
     def prepare(self, total_steps: int) -> None:
         """Choose once, and compile where that is the choice.
@@ -143,23 +150,23 @@ class Engine:
         if self.custom_torso or self.agent.device.type != "cpu":
             return False
         key, agent = self._key(), self.agent
-        if not Learner(agent).is_cached(key):
+        if not self._learner.is_cached(key):
             return False
         if agent.backend == "native":
             return agent.collector.is_cached(agent.network, key)
         return not self.may_go_native or make_native_collector(agent).is_cached(agent.network, key)
 
     def _build(self) -> None:
-        start, key, learner = time.perf_counter(), self._key(), Learner(self.agent)
         was_cached = self._is_cached()
+        start, key = time.perf_counter(), self._key()
         try:
-            learner.build(key)
+            self._learner.build(key)
             if self.agent.backend == "native":
                 self.agent.collector.build(self.agent.network, key)
         except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
             what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UsageError(f"this agent could not be compiled ({what[:200]}); compile may be false") from error
-        self.learn = learner.learn_from_buffer
+        self.learn = self._learner.learn_from_buffer
         self.seconds = 0.0 if was_cached else time.perf_counter() - start
 
     def describe(self) -> str:

@@ -96,9 +96,9 @@ def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "a
         own_seeds: whether each environment needs a seed of its own, which gymnasium's vector environments do not take.
     """
     if backend == "auto":
-        takes_seeds = atari.is_atari(spec.id) or spec.id.startswith(envpool.FOOTBALL) or not own_seeds
+        takes_seeds = _is_game(spec.id) or not own_seeds
         return "vector" if spec.vector_entry_point and takes_seeds else "sync"
-    if backend == "envpool" and not atari.is_atari(spec.id) and not spec.id.startswith(envpool.FOOTBALL):
+    if backend == "envpool" and not _is_game(spec.id):
         raise UsageError(f"backend envpool is for Atari and Google Football; {spec.id} may take auto, sync or async")
     if spec.entry_point is None and backend not in ("vector", "envpool"):
         raise UsageError(f"{spec.id} comes as a vector environment alone; backend may be auto or envpool")
@@ -107,6 +107,11 @@ def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "a
     if backend == "native" and find_native(spec.id) is None:
         raise UsageError(f"{spec.id} has no native implementation; backend native is for {', '.join(NATIVE_TASKS)}")
     return backend
+
+
+def _is_game(env_id: str) -> bool:
+    """Whether an environment is of the families that have makers of their own."""
+    return atari.is_atari(env_id) or env_id.startswith(envpool.FOOTBALL)
 
 
 def _make(spec, num_envs: int, backend: str, mode: AutoresetMode, env_kwargs: dict[str, Any]) -> VectorEnv:
