@@ -56,8 +56,8 @@ def run(sources):
 
 
 def test_they_are_all_there():
-    assert [path.stem for path in NOTEBOOKS][:4] == [
-        "01_policy_gradient", "02_actor_critic_and_gae", "03_ppo", "04_grpo"
+    assert [path.stem for path in NOTEBOOKS][:5] == [
+        "01_policy_gradient", "02_actor_critic_and_gae", "03_ppo", "04_grpo", "05_speed"
     ]  # fmt: skip
 
 
@@ -121,6 +121,9 @@ def test_a_wrong_answer_fails():
         ("04_grpo", 1): "lambda scores, size: outcome_advantages(scores, len(scores))",
         ("04_grpo", 2): "(lambda scores, size: leave_one_out(scores, size) * (size - 1) / size, factor)",
         ("04_grpo", 3): "lambda kind, *rest: step_weight('episode', *rest)",
+        ("05_speed", 1): "(lambda s, o, n: eager_seconds(s, o, n) - o, fused_seconds)",
+        ("05_speed", 2): "standardize",  # looks at the data, so it cannot be recorded, or for one mask alone
+        ("05_speed", 3): "lambda slow, fast, cold, warm, runs: break_even_steps(slow, fast, cold, 0.0, runs)",
     }
     solved = {}
     for (stem, number), text in wrong.items():
