@@ -29,17 +29,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 from typing import Any
 
 import machine
+import peers
 
 HERE = Path(__file__).parent
-PEERS = {
-    "sb3": ("stable-baselines3==2.9.2",),
-    "rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2"),
-}
 PPO = dict(num_steps=128, num_minibatches=4, update_epochs=4, learning_rate=2.5e-4, ent_coef=0.01)
 WARM_UP = 4  # iterations
 
@@ -80,14 +76,14 @@ def techniques_for(algo: str) -> list[str]:
 
 def measure(name: str, options: argparse.Namespace, programs: str) -> dict[str, Any]:
     """One repetition in a process of its own."""
-    interpreter = str(peer_interpreter(name)) if name in PEERS else sys.executable
+    interpreter = str(peers.interpreter(name)) if name in peers.PEERS else sys.executable
     command = [interpreter, __file__, "--worker", name, "--algo", options.algo, "--env-id", options.env_id]
     command += ["--seconds", str(options.seconds), "--threads", str(options.threads)]
     command += ["--num-envs", str(options.num_envs)] if options.num_envs else []
     env = {**os.environ, "RLCORE_CACHE": programs}
     if name != "rejax":
         env["OMP_NUM_THREADS"] = str(options.threads)
-    if name not in PEERS:
+    if name not in peers.PEERS:
         env["PYTHONPATH"] = str(HERE.parent)
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     if result.returncode:
@@ -178,19 +174,19 @@ def time_parts(agent: Any, iterations: Any, seconds: float) -> dict[str, float]:
     """Where the time goes; measured apart from the speed, since the clock itself costs time."""
     parts: dict[str, float] = {}
     compiled_rollout = agent.backend == "native"
-    _time_calls(parts, "rollout", agent.collector, "collect")
+    peers.time_calls(parts, "rollout", agent.collector, "collect")
     if compiled_rollout:
-        _time_calls(parts, "rollout program", agent.collector, "run")
+        peers.time_calls(parts, "rollout program", agent.collector, "run")
     else:
-        _time_calls(parts, "environment", agent.adapter, "step")
-        _time_calls(parts, "act", agent.collector, "_act")
+        peers.time_calls(parts, "environment", agent.adapter, "step")
+        peers.time_calls(parts, "act", agent.collector, "_act")
     if agent.engine.compiled:
         learner = agent.engine.learn.__self__
-        _time_calls(parts, "learn", agent.engine, "learn")
-        _time_calls(parts, "learning program", learner, "run")
+        peers.time_calls(parts, "learn", agent.engine, "learn")
+        peers.time_calls(parts, "learning program", learner, "run")
     else:
-        _time_calls(parts, "estimate", agent, "estimate")
-        _time_calls(parts, "update", agent, "update")
+        peers.time_calls(parts, "estimate", agent, "estimate")
+        peers.time_calls(parts, "update", agent, "update")
     _, total = run_for(seconds, iterations, agent)
     rollout, learn = parts.pop("rollout"), parts.pop("learn", None)
     inside = parts["rollout program"] if compiled_rollout else parts["environment"] + parts["act"]
@@ -199,19 +195,6 @@ def time_parts(agent: Any, iterations: Any, seconds: float) -> dict[str, float]:
         rest["rest of learning"] = learn - parts["learning program"]
     learning = learn if learn is not None else parts["estimate"] + parts["update"]
     return {**parts, **rest, "rest": total - rollout - learning}
-
-
-def _time_calls(seconds: dict[str, float], name: str, owner: Any, method: str) -> None:
-    function = getattr(owner, method)
-    seconds[name] = 0.0
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*args, **kwargs)
-        seconds[name] += time.perf_counter() - start
-        return result
-
-    setattr(owner, method, timed)
 
 
 def train_sb3(options: argparse.Namespace) -> dict[str, Any]:
@@ -292,18 +275,6 @@ def host_backend(env_id: str) -> str:
     from rlcore.envs.make import find_spec, resolve_backend
 
     return resolve_backend(find_spec(env_id))
-
-
-def peer_interpreter(name: str) -> Path:
-    """The interpreter of a peer's virtual environment, made where it is missing."""
-    folder = HERE / ".venvs" / name
-    python = folder / "bin" / "python"
-    if not python.exists():
-        print(f"making {machine._relative(str(folder))} ...")
-        venv.create(folder, with_pip=True)
-        pins = ["-c", str(HERE.parent / "constraints.txt")] if name == "sb3" else []
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, *PEERS[name]], check=True)
-    return python
 
 
 if __name__ == "__main__":
