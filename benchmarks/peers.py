@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,23 @@ def interpreter(name: str) -> Path:
     return python
 
 
-def time_calls(seconds: dict[str, float], name: str, owner: Any, method: str) -> None:
-    """Add the time of each call of `owner.method` to `seconds[name]` from now on."""
+def time_calls(
+    seconds: dict[str, float], name: str, owner: Any, method: str, settle: Callable[[], Any] | None = None
+) -> None:
+    """Add the time of each call of `owner.method` to `seconds[name]` from now on.
+
+    Args:
+        settle: called before each look at the clock, such as to wait for a card.
+    """
+    settle = settle or (lambda: None)
     function = getattr(owner, method)
     seconds.setdefault(name, 0.0)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
+        settle()
         start = time.perf_counter()
         result = function(*args, **kwargs)
+        settle()
         seconds[name] += time.perf_counter() - start
         return result
 
