@@ -148,7 +148,7 @@ class Run:
             with StopSignals() as stop:
                 for metrics, episodes in self.agent.iterations(self.total_steps):
                     step = self._record(step, metrics, episodes)
-                    progress.update(step, self.mean_return)
+                    progress.update(step, lambda: self.mean_return)
                     if stop.code is not None:
                         self.checkpoint()
                         raise Interrupted(
@@ -193,13 +193,12 @@ class Run:
         """One point per curve: the mean since the last point."""
         if not self.pending:
             return
-        means = {name: float(np.mean([m[name] for m in self.pending])) for name in self.pending[-1]}
+        means = {name: _mean([metrics[name] for metrics in self.pending]) for name in self.pending[-1]}
         if self.pending_episodes.returns:
-            means["episode_return"] = float(np.mean(self.pending_episodes.returns))
-            means["episode_length"] = float(np.mean(self.pending_episodes.lengths))
-        for name, value in means.items():
-            if math.isfinite(value):
-                self.writer.add_scalar(f"{GROUPS.get(name, 'policy')}/{name}", value, self.agent.global_step)
+            means["episode_return"] = _mean(self.pending_episodes.returns)
+            means["episode_length"] = _mean(self.pending_episodes.lengths)
+        finite = {f"{GROUPS.get(name, 'policy')}/{name}": x for name, x in means.items() if math.isfinite(x)}
+        self.writer.file_writer.add_summary(_summary(finite), self.agent.global_step)
         self.pending, self.pending_episodes = [], Episodes()
 
     def checkpoint(self) -> None:
@@ -239,6 +238,18 @@ class Run:
         data = json.dumps(report, indent=1).encode()
         self._guard(lambda: write_atomically(self.folder.evaluation_file, data))
         return report
+
+
+def _mean(values: list[float]) -> float:
+    """Of a list that is short, as most are; making an array of it would take longer than the sum."""
+    return math.fsum(values) / len(values)
+
+
+def _summary(scalars: dict[str, float]) -> Any:
+    """A point of each curve as one event: `add_scalar` writes one each, and was a sixth of the time of a fast run."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
 
 
 def _leave_storage_errors_to_the_caller(error: threading.ExceptHookArgs) -> None:
