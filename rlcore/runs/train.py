@@ -28,6 +28,7 @@ from rlcore.runs.progress import Progress
 from rlcore.torsos import is_image
 
 TENSORBOARD_POINTS = 500  # at most so many points per curve: writing each iteration costs more than it shows
+SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point
 CHECKPOINTS_PER_RUN = 10
 RECENT_EPISODES = 100
 GROUPS = {
@@ -91,6 +92,8 @@ class Run:
         self.began = time.perf_counter()
         self.pending: list[dict[str, float]] = []  # metrics since the last point
         self.pending_episodes = Episodes()
+        self.points: list[tuple[dict[str, float], int, float]] = []  # curves not handed to TensorBoard yet
+        self.handed_over = self.began
 
     @classmethod
     def start(cls, path: str | Path, agent: Agent, settings: dict[str, Any]) -> Run:
@@ -140,7 +143,8 @@ class Run:
 
         step = self.agent.global_step
         episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
-        writer = SummaryWriter(str(self.folder.path), purge_step=step + 1 if self.resumed else None)
+        purge_step = step + 1 if self.resumed else None
+        writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
         progress = Progress(self.total_steps, step, show)
         self.episodes_log, self.writer = episodes_log, writer
         threading.excepthook = _leave_storage_errors_to_the_caller
@@ -161,9 +165,12 @@ class Run:
             raise self._diverged(error) from error
         finally:
             progress.close()
-            episodes_log.close()
-            writer.close()
-            threading.excepthook = threading.__excepthook__
+            try:
+                self._hand_over_points()
+            finally:
+                episodes_log.close()
+                writer.close()
+                threading.excepthook = threading.__excepthook__
 
     @property
     def mean_return(self) -> float:
@@ -198,8 +205,17 @@ class Run:
             means["episode_return"] = _mean(self.pending_episodes.returns)
             means["episode_length"] = _mean(self.pending_episodes.lengths)
         finite = {f"{GROUPS.get(name, 'policy')}/{name}": x for name, x in means.items() if math.isfinite(x)}
-        self.writer.file_writer.add_summary(_summary(finite), self.agent.global_step)
+        self.points.append((finite, self.agent.global_step, time.time()))
         self.pending, self.pending_episodes = [], Episodes()
+        if time.perf_counter() - self.handed_over > SECONDS_TO_KEEP_POINTS:
+            self._hand_over_points()
+
+    def _hand_over_points(self) -> None:
+        """To TensorBoard's writer."""
+        points, self.points = self.points, []
+        for scalars, step, at in points:
+            self.writer.file_writer.add_summary(_summary(scalars), step, at)
+        self.handed_over = time.perf_counter()
 
     def checkpoint(self) -> None:
         """Save everything that the rest of the run depends on.
@@ -209,6 +225,7 @@ class Run:
         """
         agent, step = self.agent, self.agent.global_step
         if hasattr(self, "episodes_log"):
+            self._hand_over_points()
             self.episodes_log.flush()
             self.writer.flush()
         extra = {"seconds": self.seconds, "recent_returns": list(self.recent_returns), "total_steps": self.total_steps}
