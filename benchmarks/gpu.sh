@@ -7,8 +7,8 @@
 #   benchmarks/gpu.sh --out DIR             markers, logs and checkpoints go there (default: runs/gpu)
 #   benchmarks/gpu.sh --list                names of all parts
 #
-# A part that has ended well leaves DIR/PART.done and is then skipped; one that failed or ran past its time runs again in
-# the next call (Atari goes on from its checkpoint). It needs no network: peers are measured where their environments
+# A part that has ended well leaves DIR/PART.done and is then skipped; one that failed or ran past its time runs again
+# in the next call (Atari goes on from its checkpoint). It needs no network: peers are measured where their environments
 # (benchmarks/.venvs) have been made before. Results that name the card go to benchmarks/results, or to RLCORE_RESULTS.
 # The exit code is 0 when every part asked for is done, 1 when one is not, 2 for a wrong argument.
 set -u
@@ -28,22 +28,25 @@ CHOSEN=()
 run_part() {
     case $1 in
         tests) "$PYTHON" -m pytest -m cuda ;;
-        # shellcheck disable=SC2046  # one word per technique
-        speed-4) "$PYTHON" benchmarks/speed.py --device cuda --repetitions 3 --techniques $(techniques ppo) ;;
-        # shellcheck disable=SC2046
-        speed-64) "$PYTHON" benchmarks/speed.py --device cuda --num-envs 64 --repetitions 3 --techniques $(techniques ppo) ;;
-        # shellcheck disable=SC2046
-        speed-a2c) "$PYTHON" benchmarks/speed.py --device cuda --algo a2c --repetitions 3 --techniques $(techniques a2c) ;;
-        # shellcheck disable=SC2046
-        speed-trpo) "$PYTHON" benchmarks/speed.py --device cuda --algo trpo --repetitions 3 --techniques $(techniques trpo) ;;
+        speed-4) speed ppo ;;
+        speed-64) speed ppo --num-envs 64 ;;
+        speed-a2c) speed a2c ;;
+        speed-trpo) speed trpo ;;
         shapes) "$PYTHON" benchmarks/shapes.py --device cuda --num-envs 4096 16384 65536 --repetitions 2 ;;
         time-to-solve) "$PYTHON" benchmarks/time_to_solve.py --device cuda ;;
         profile-4096) "$PYTHON" benchmarks/gpu_profile.py --num-envs 4096 ;;
         profile-65536) "$PYTHON" benchmarks/gpu_profile.py --num-envs 65536 --num-steps 16 ;;
-        envpool) "$PYTHON" benchmarks/gpu_profile.py --env-id ALE/Pong-v5 --backend envpool --num-envs 64 --compile auto ;;
+        envpool)
+            "$PYTHON" benchmarks/gpu_profile.py --env-id ALE/Pong-v5 --backend envpool --num-envs 64 --compile auto ;;
         atari-pong) "$PYTHON" benchmarks/atari_gpu.py --games Pong --minutes 6 --folder "$OUT/atari" ;;
         atari-breakout) "$PYTHON" benchmarks/atari_gpu.py --games Breakout --minutes 6 --folder "$OUT/atari" ;;
     esac
+}
+
+speed() { # ALGO FLAGS...
+    local words
+    read -ra words <<<"$(techniques "$1")"
+    "$PYTHON" benchmarks/speed.py --device cuda --algo "$@" --repetitions 3 --techniques "${words[@]}"
 }
 
 # What a part lacks here; nothing where it can run.
@@ -61,8 +64,8 @@ techniques() {
     local names="python python-native compiled-host compiled"
     local sb3=benchmarks/.venvs/sb3/bin/python rejax=benchmarks/.venvs/rejax/bin/python
     if [ "$1" != trpo ] && [ -x "$sb3" ]; then names+=" sb3"; fi
-    if [ "$1" = ppo ] && [ -x "$rejax" ] && "$rejax" -c "import jax; assert jax.default_backend() == 'gpu'" 2>/dev/null; then
-        names+=" rejax"
+    if [ "$1" = ppo ] && [ -x "$rejax" ]; then
+        "$rejax" -c "import jax; assert jax.default_backend() == 'gpu'" 2>/dev/null && names+=" rejax"
     fi
     echo "$names"
 }
@@ -97,8 +100,8 @@ if [ ${#CHOSEN[@]} -eq 0 ]; then
 fi
 
 export PYTHON OUT PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-# The last line, since importing may print others.
-card=$("$PYTHON" -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')" 2>/dev/null | tail -n 1)
+find_card="import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+card=$("$PYTHON" -c "$find_card" 2>/dev/null | tail -n 1) # the last line, since importing may print others
 if [ -z "$card" ]; then
     echo "There is no CUDA device here, so nothing can be measured. Unmeasured:"
     printf '  %s\n' "${PARTS[@]}"
