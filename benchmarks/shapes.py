@@ -60,6 +60,8 @@ def main() -> None:
     if options.worker:
         print(json.dumps(measure(**options.worker)))
         return
+    if options.threads != "auto" and not (options.threads.isdecimal() and int(options.threads) >= 1):
+        parser.error(f"--threads is '{options.threads}', but must be auto or a whole number of at least 1")
     try:
         work = read_work(options)
     except ValueError as error:
