@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("RLCORE_RESULTS") or Path(__file__).parent / "results")
 PACKAGES = ("rlcore", "torch", "numpy", "gymnasium", "stable-baselines3", "ale-py", "envpool", "opencv-python-headless")
 
 
@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
     """Hardware, versions, commit and the command that is running."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", *map(_relative, sys.argv)]),
+        "command": shlex.join(["python", *map(shown, sys.argv)]),
         "commit": _git("rev-parse", "--short", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "rlcore")),
         "cpu": _cpu(),
@@ -34,17 +34,18 @@ def describe() -> dict[str, Any]:
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
-    """Store a result with its machine as results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
+    """Store a result with its machine as results/NAME.json, in the folder RLCORE_RESULTS where that is set."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
-    print(f"wrote {_relative(str(path))}")
+    print(f"wrote {shown(path)}")
     return path
 
 
-def _relative(argument: str) -> str:
+def shown(argument: str | Path) -> str:
+    """A path of this checkout relative to the current folder, anything else as it is."""
     path, here = Path(argument).resolve(), Path.cwd()
-    return str(path.relative_to(here)) if path.exists() and path.is_relative_to(here) else argument
+    return str(path.relative_to(here)) if path.exists() and path.is_relative_to(here) else str(argument)
 
 
 def _git(*arguments: str) -> str:

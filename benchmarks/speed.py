@@ -4,6 +4,7 @@
     python benchmarks/speed.py --env-id Pendulum-v1 --num-envs 64
     python benchmarks/speed.py --algo grpo                       compiled against Python; peers only where they have it
     python benchmarks/speed.py --threads 2                       threads of torch (default 1; JAX takes all there are)
+    python benchmarks/speed.py --device cuda                     rlcore and SB3 on the card, JAX on what it finds
 
 Peers live in virtual environments of their own (benchmarks/.venvs), which the first run makes. Each repetition is a
 fresh process that trains, unmeasured, for a few iterations and then, measured, for some seconds; the techniques
@@ -14,9 +15,12 @@ for all: PPO of 4 epochs × 4 minibatches, separate 64-64 tanh networks for acto
 Techniques:
     python           rlcore as Python on the environment's own vector implementation, or else on single environments
     python-sync      rlcore as Python on gymnasium's single environments, where every user starts
+    python-native    rlcore as Python on the native twin; measured unasked on CUDA alone, as it is slower on a CPU
     compiled-host    learning compiled, on the environments of `python`
     compiled         everything compiled, on the native twin of the environment
     sb3, rejax       the peers
+
+On CUDA "compiled" means captured as CUDA graphs, which agents of whole episodes (reinforce, grpo) cannot be.
 """
 
 from __future__ import annotations
@@ -29,17 +33,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 from typing import Any
 
 import machine
+import peers
 
 HERE = Path(__file__).parent
-PEERS = {
-    "sb3": ("stable-baselines3==2.9.2",),
-    "rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2"),
-}
 PPO = dict(num_steps=128, num_minibatches=4, update_epochs=4, learning_rate=2.5e-4, ent_coef=0.01)
 WARM_UP = 4  # iterations
 
@@ -52,13 +52,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="measured time per repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--techniques", nargs="+", choices=WORKERS, help="default: all that there are for the agent")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
-    techniques = options.techniques or techniques_for(options.algo)
+    techniques = options.techniques or techniques_for(options.algo, options.device)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in techniques}
     with tempfile.TemporaryDirectory() as programs:  # an empty cache: the first repetition compiles, the others load
         for repetition in range(options.repetitions):
@@ -73,21 +74,25 @@ def main() -> None:
     report(rows, options)
 
 
-def techniques_for(algo: str) -> list[str]:
+def techniques_for(algo: str, device: str) -> list[str]:
+    """All that there are for an agent on a device."""
     own = ["python", "python-sync", "compiled-host", "compiled"]
+    if device == "cuda":
+        whole_episodes = algo in ("reinforce", "grpo")
+        own = ["python", "python-native", *([] if whole_episodes else ["compiled-host", "compiled"])]
     return own + {"ppo": ["sb3", "rejax"], "a2c": ["sb3"]}.get(algo, [])
 
 
 def measure(name: str, options: argparse.Namespace, programs: str) -> dict[str, Any]:
     """One repetition in a process of its own."""
-    interpreter = str(peer_interpreter(name)) if name in PEERS else sys.executable
+    interpreter = str(peers.interpreter(name)) if name in peers.PEERS else sys.executable
     command = [interpreter, __file__, "--worker", name, "--algo", options.algo, "--env-id", options.env_id]
-    command += ["--seconds", str(options.seconds), "--threads", str(options.threads)]
+    command += ["--seconds", str(options.seconds), "--threads", str(options.threads), "--device", options.device]
     command += ["--num-envs", str(options.num_envs)] if options.num_envs else []
     env = {**os.environ, "RLCORE_CACHE": programs}
     if name != "rejax":
         env["OMP_NUM_THREADS"] = str(options.threads)
-    if name not in PEERS:
+    if name not in peers.PEERS:
         env["PYTHONPATH"] = str(HERE.parent)
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     if result.returncode:
@@ -99,8 +104,8 @@ def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -
     speeds = {name: [row["steps_per_second"] for row in repetitions] for name, repetitions in rows.items()}
     bases = [name for name in ("sb3", "rejax", "python") if name in rows]
     table: dict[str, Any] = {}
-    head = "".join(f"{'× ' + base:>18}" for base in bases)
-    print(f"\n{'technique':14}{'median steps/s':>16}{'range':>22}{head}{'ready cold/warm':>18}")
+    head = "".join(f"{'× ' + base:>22}" for base in bases)
+    print(f"\n{'technique':14}{'median steps/s':>16}{'range':>24}{head}{'ready cold/warm':>18}")
     for name, values in speeds.items():
         ratios = {base: [a / b for a, b in zip(values, speeds[base], strict=True)] for base in bases}
         ready = [row["ready_seconds"] for row in rows[name]]
@@ -114,19 +119,28 @@ def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -
             "shares": shares(rows[name]),
             "versions": rows[name][0]["versions"],
         }
-        shown = "".join(f"{f'{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})':>18}" for r in ratios.values())
+        shown = "".join(f"{spread_of(r):>22}" for r in ratios.values())
         spread = f"{min(values):,.0f}-{max(values):,.0f}"
         warm = f"{ready[0]:.1f}/{table[name]['ready_seconds_warm']:.1f} s"
-        print(f"{name:14}{statistics.median(values):>16,.0f}{spread:>22}{shown}{warm:>18}")
+        print(f"{name:14}{statistics.median(values):>16,.0f}{spread:>24}{shown}{warm:>18}")
+    for name in ("compiled-host", "compiled"):
+        if name in table and "python" in table:
+            print(f"{name} / python: {spread_of(table[name]['ratio']['python'])}")
     for name in table:
         if table[name]["shares"]:
             print(f"{name}: " + ", ".join(f"{part} {share:.0%}" for part, share in table[name]["shares"].items()))
     num_envs = rows[next(iter(rows))][0]["num_envs"]
     machine.write(
-        f"speed_{options.algo}_{options.env_id.replace('/', '-')}_{num_envs}envs_{options.threads}thread",
+        f"speed_{options.algo}_{options.env_id.replace('/', '-')}_{num_envs}envs_"
+        + ("cuda" if options.device == "cuda" else f"{options.threads}thread"),
         {"algo": options.algo, "env_id": options.env_id, "num_envs": num_envs, "threads": options.threads}
+        | {"device": options.device}
         | {"work": rows[next(iter(rows))][0]["work"], "techniques": table},
     )
+
+
+def spread_of(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def shares(repetitions: list[dict[str, Any]]) -> dict[str, float]:
@@ -151,7 +165,7 @@ def train_rlcore(options: argparse.Namespace, **how: Any) -> dict[str, Any]:
     if count:
         work["num_envs"] = count
     start = time.perf_counter()
-    agent = AGENTS[options.algo](options.env_id, seed=1, device="cpu", **work, **how)
+    agent = AGENTS[options.algo](options.env_id, seed=1, device=options.device, **work, **how)
     far = 10**12  # the learning rate stays where it is
     iterations = agent.iterations(far)
     for _ in range(WARM_UP):
@@ -175,22 +189,30 @@ def run_for(seconds: float, iterations: Any, agent: Any) -> tuple[int, float]:
 
 
 def time_parts(agent: Any, iterations: Any, seconds: float) -> dict[str, float]:
-    """Where the time goes; measured apart from the speed, since the clock itself costs time."""
+    """Where the time goes; measured apart from the speed, since the clock itself costs time, and waiting for the card
+    before each look at it more."""
+    import torch
+
     parts: dict[str, float] = {}
     compiled_rollout = agent.backend == "native"
-    _time_calls(parts, "rollout", agent.collector, "collect")
+    settle = torch.cuda.synchronize if agent.device.type == "cuda" else None
+
+    def clock(name: str, owner: Any, method: str) -> None:
+        peers.time_calls(parts, name, owner, method, settle)
+
+    clock("rollout", agent.collector, "collect")
     if compiled_rollout:
-        _time_calls(parts, "rollout program", agent.collector, "run")
+        clock("rollout program", agent.collector, "run")
     else:
-        _time_calls(parts, "environment", agent.adapter, "step")
-        _time_calls(parts, "act", agent.collector, "_act")
+        clock("environment", agent.adapter, "step")
+        clock("act", agent.collector, "_act")
     if agent.engine.compiled:
         learner = agent.engine.learn.__self__
-        _time_calls(parts, "learn", agent.engine, "learn")
-        _time_calls(parts, "learning program", learner, "run")
+        clock("learn", agent.engine, "learn")
+        clock("learning program", learner, "run")
     else:
-        _time_calls(parts, "estimate", agent, "estimate")
-        _time_calls(parts, "update", agent, "update")
+        clock("estimate", agent, "estimate")
+        clock("update", agent, "update")
     _, total = run_for(seconds, iterations, agent)
     rollout, learn = parts.pop("rollout"), parts.pop("learn", None)
     inside = parts["rollout program"] if compiled_rollout else parts["environment"] + parts["act"]
@@ -199,19 +221,6 @@ def time_parts(agent: Any, iterations: Any, seconds: float) -> dict[str, float]:
         rest["rest of learning"] = learn - parts["learning program"]
     learning = learn if learn is not None else parts["estimate"] + parts["update"]
     return {**parts, **rest, "rest": total - rollout - learning}
-
-
-def _time_calls(seconds: dict[str, float], name: str, owner: Any, method: str) -> None:
-    function = getattr(owner, method)
-    seconds[name] = 0.0
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*args, **kwargs)
-        seconds[name] += time.perf_counter() - start
-        return result
-
-    setattr(owner, method, timed)
 
 
 def train_sb3(options: argparse.Namespace) -> dict[str, Any]:
@@ -232,7 +241,7 @@ def train_sb3(options: argparse.Namespace) -> dict[str, Any]:
         count, work = options.num_envs or 8, dict(n_steps=5)
     kind = getattr(stable_baselines3, options.algo.upper())
     envs = make_vec_env(options.env_id, n_envs=count, seed=1)
-    model = kind("MlpPolicy", envs, seed=1, device="cpu", policy_kwargs=nets, **work)
+    model = kind("MlpPolicy", envs, seed=1, device=options.device, policy_kwargs=nets, **work)
     model.learn(work["n_steps"] * count * WARM_UP)
     ready = time.perf_counter() - start
     guess = time_learning(model, work["n_steps"] * count * WARM_UP)
@@ -281,29 +290,20 @@ def train_rejax(options: argparse.Namespace) -> dict[str, Any]:
 WORKERS = {
     "python": lambda options: train_rlcore(options, compile=False),
     "python-sync": lambda options: train_rlcore(options, compile=False, backend="sync"),
-    "compiled-host": lambda options: train_rlcore(options, compile=True, backend=host_backend(options.env_id)),
+    "python-native": lambda options: train_rlcore(options, compile=False, backend="native"),
+    "compiled-host": lambda options: train_rlcore(options, compile=True, backend=host_backend(options)),
     "compiled": lambda options: train_rlcore(options, compile=True, backend="native"),
     "sb3": train_sb3,
     "rejax": train_rejax,
 }
 
 
-def host_backend(env_id: str) -> str:
+def host_backend(options: argparse.Namespace) -> str:
+    """What `python` steps the environments with."""
+    from rlcore.agents import AGENTS
     from rlcore.envs.make import find_spec, resolve_backend
 
-    return resolve_backend(find_spec(env_id))
-
-
-def peer_interpreter(name: str) -> Path:
-    """The interpreter of a peer's virtual environment, made where it is missing."""
-    folder = HERE / ".venvs" / name
-    python = folder / "bin" / "python"
-    if not python.exists():
-        print(f"making {machine._relative(str(folder))} ...")
-        venv.create(folder, with_pip=True)
-        pins = ["-c", str(HERE.parent / "constraints.txt")] if name == "sb3" else []
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, *PEERS[name]], check=True)
-    return python
+    return resolve_backend(find_spec(options.env_id), own_seeds=AGENTS[options.algo].group_starts)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,13 @@ import statistics
 import subprocess
 import sys
 import time
-import venv
 from pathlib import Path
 from typing import Any
 
 import machine
+import peers
 
 HERE = Path(__file__).parent
-PEER = ("stable-baselines3==2.9.2", "ale-py==0.12.1", "opencv-python-headless")
 WORK = dict(num_envs=8, num_steps=128, minibatches=4, epochs=4, learning_rate=2.5e-4, ent_coef=0.01, clip=0.1)
 BATCH = WORK["num_envs"] * WORK["num_steps"]
 
@@ -58,7 +57,7 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One repetition in a process of its own."""
     ours = name.startswith("rlcore")
-    command = [sys.executable if ours else str(peer_interpreter()), __file__, "--worker", name]
+    command = [sys.executable if ours else str(peers.interpreter("sb3_atari")), __file__, "--worker", name]
     command += ["--iterations", str(options.iterations), "--threads", str(options.threads)]
     env = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(HERE.parent)}
     if not ours:
@@ -108,7 +107,7 @@ def train_rlcore(iterations: int) -> dict[str, Any]:
         ("environment", agent.adapter, "step"), ("inference", agent.collector, "_act"),
         ("rollout", agent.collector, "collect"), ("estimate", agent, "estimate"), ("learning", agent, "update"),
     ):  # fmt: skip
-        _time_calls(seconds, name, owner, method)
+        peers.time_calls(seconds, name, owner, method)
     start, first = time.perf_counter(), agent.global_step
     agent.learn(first + iterations * BATCH)
     total = time.perf_counter() - start
@@ -155,18 +154,6 @@ def floor(repetitions: int = 5) -> dict[str, float]:
     }
 
 
-def _time_calls(seconds: dict[str, float], name: str, owner: Any, method: str) -> None:
-    function = getattr(owner, method)
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*args, **kwargs)
-        seconds[name] += time.perf_counter() - start
-        return result
-
-    setattr(owner, method, timed)
-
-
 def train_sb3(iterations: int, processes: bool = False) -> dict[str, Any]:
     import ale_py
     import gymnasium
@@ -198,18 +185,6 @@ WORKERS = {
     "sb3": train_sb3,
     "sb3-subproc": lambda iterations: train_sb3(iterations, processes=True),
 }
-
-
-def peer_interpreter() -> Path:
-    """The interpreter of the peer's virtual environment, made where it is missing."""
-    folder = HERE / ".venvs" / "sb3_atari"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        print("making the peer's virtual environment ...")
-        venv.create(folder, with_pip=True)
-        pins = str(HERE.parent / "constraints.txt")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", pins, *PEER], check=True)
-    return python
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whole runs through the command line, in processes of their own, as a user makes them."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -105,6 +106,61 @@ def test_tensorboard_has_the_curves(finished):
     assert wanted <= set(events.Tags()["scalars"])
     rates = [event.value for event in events.Scalars("optimizer/learning_rate")]
     assert rates == sorted(rates, reverse=True)
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in wanted}
+    last = load(max((finished[0] / "checkpoints").glob("*.pt"))).global_step
+    assert steps["loss/policy_loss"][-1] == steps["time/steps_per_second"][-1] == last
+
+
+def test_a_point_in_tensorboard_is_the_mean_since_the_last(tmp_path, monkeypatch):
+    """Every iteration counts in one point, and whatever is left is written at the end."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from rlcore import PPO
+    from rlcore.runs import train
+
+    monkeypatch.setattr(train, "TENSORBOARD_POINTS", 3)
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=32, num_minibatches=2, seed=1, device="cpu", compile=False)
+    losses, iterations = [], agent.iterations
+
+    def watched(total_steps):
+        for metrics, episodes in iterations(total_steps):
+            losses.append((agent.global_step, metrics["policy_loss"]))
+            yield metrics, episodes
+
+    monkeypatch.setattr(agent, "iterations", watched)
+    total = 13 * 64
+    settings = {"algo": "ppo", "env_id": "CartPole-v1", "total_steps": total, "checkpoint_every": total}
+    train.Run.start(tmp_path / "run", agent, settings).train(progress=False)
+    agent.close()
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars("loss/policy_loss")]
+    assert 3 <= len(points) <= 4 and points[-1][0] == losses[-1][0] and len(losses) > 8
+    before = 0
+    for step, value in points:
+        part = [loss for at, loss in losses if before < at <= step]
+        assert value == pytest.approx(sum(part) / len(part))
+        before = step
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["pipe", "terminal"])
+def test_progress_asks_for_the_return_only_where_it_is_shown(monkeypatch, stream):
+    from rlcore.runs.progress import Progress
+
+    monkeypatch.setattr(sys, "stdout", stream)
+    asked = []
+    progress = Progress(1000)
+    for step in range(1, 1001):
+        progress.update(step, lambda step=step: asked.append(step) or 1.5)
+    progress.close()
+    monkeypatch.undo()
+    assert 1 <= len(asked) <= 20 and asked[-1] == 1000
+    assert "1.5" in stream.getvalue()
 
 
 def test_config_is_complete_and_makes_the_same_run_again(finished, tmp_path):

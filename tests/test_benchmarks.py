@@ -1,0 +1,212 @@
+"""What the benchmarks compute and decide by themselves."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_calls_are_timed_and_still_do_what_they_did():
+    import peers
+
+    class Worker:
+        def work(self, x, *, y):
+            return x + y
+
+    seconds, settled = {}, []
+    worker = Worker()
+    peers.time_calls(seconds, "work", worker, "work", lambda: settled.append(1))
+    assert seconds == {"work": 0.0}
+    assert worker.work(1, y=2) == 3 and worker.work(5, y=5) == 10
+    assert seconds["work"] > 0 and len(settled) == 4
+
+
+def test_results_go_where_they_are_asked_to_go(tmp_path):
+    env = {**os.environ, "RLCORE_RESULTS": str(tmp_path / "a" / "b"), "PYTHONPATH": str(BENCHMARKS)}
+    subprocess.run([sys.executable, "-c", "import machine; machine.write('x', {'y': 1})"], check=True, env=env)
+    assert '"y": 1' in (tmp_path / "a" / "b" / "x.json").read_text()
+
+
+def work_of(tmp_path, text, **flags):
+    import shapes
+
+    file = tmp_path / "work.toml"
+    file.write_text(text)
+    return shapes.read_work(argparse.Namespace(toml=file, **{**dict.fromkeys(shapes.KEYS), **flags}))
+
+
+WORK = """
+num_envs = [1, 64]
+techniques = ["python"]
+longest = 128
+most_transitions = 1000
+update_epochs = 4
+num_minibatches = 2
+"""
+
+
+def test_flags_go_before_the_toml_and_rollouts_keep_their_bound(tmp_path):
+    import shapes
+
+    work = work_of(tmp_path, WORK, num_envs=[8, 65536], update_epochs=1)
+    assert work["num_envs"] == [8, 65536] and work["update_epochs"] == 1 and work["num_minibatches"] == 2
+    assert [shapes.num_steps(n, work) for n in (1, 8, 100, 2000)] == [128, 125, 10, 1]
+
+
+@pytest.mark.parametrize(
+    "text, flags, message",
+    [
+        ("num_envs = [", {}, "cannot be read"),
+        (WORK + "num_env = [1]", {}, "has the key 'num_env'"),
+        (WORK.replace("longest = 128", ""), {}, "has no 'longest', and there is no --longest"),
+        (WORK, {"num_envs": [4, 0]}, r"num_envs is \[4, 0\], but may be whole numbers of at least 1"),
+        (WORK.replace("python", "jax"), {}, r"techniques is \['jax'\], but may be"),
+    ],
+)
+def test_bad_shapes_are_refused(tmp_path, text, flags, message):
+    with pytest.raises(ValueError, match=message):
+        work_of(tmp_path, text, **flags)
+
+
+def test_shipped_shapes_are_good():
+    import shapes
+
+    options = argparse.Namespace(toml=BENCHMARKS / "shapes.toml", **dict.fromkeys(shapes.KEYS))
+    work = shapes.read_work(options)
+    assert all(n * shapes.num_steps(n, work) <= work["most_transitions"] for n in work["num_envs"])
+
+
+def test_saturation_is_the_first_shape_near_the_top():
+    import shapes
+
+    speeds = {1: 10, 4: 50, 16: 91, 64: 100, 256: 80}
+    points = [{"technique": "compiled", "num_envs": n, "steps_per_second_median": v} for n, v in speeds.items()]
+    assert shapes.where_it_saturates("compiled", points) == 16
+    assert shapes.where_it_saturates("python", points) is None
+
+
+def test_single_environments_are_played_to_their_end():
+    import time_to_solve
+
+    def to_the_right(obs, deterministic):
+        assert deterministic and obs.shape == (3, 4)
+        return np.ones(3, dtype=np.int64)
+
+    returns = time_to_solve.play([gymnasium.make("CartPole-v1") for _ in range(3)], to_the_right, seed=7)
+    expected = []
+    for seed in (7, 8, 9):
+        env = gymnasium.make("CartPole-v1")
+        env.reset(seed=seed)
+        total, done = 0.0, False
+        while not done:
+            _, reward, terminated, truncated, _ = env.step(1)
+            total, done = total + reward, terminated or truncated
+        expected.append(total)
+    assert returns.tolist() == expected
+
+
+def test_solved_runs_are_counted_and_ratios_taken_within_a_repetition():
+    import time_to_solve
+
+    repetitions = [
+        {"imports": {"seconds": 1.0}, "compiled": {"seconds": 3.0, "mean": 500.0, "mean_single": 470.0}},
+        {"imports": {"seconds": 2.0}, "compiled": {"seconds": 4.0, "mean": 475.0, "mean_single": 480.0}},
+        {"imports": {"seconds": 1.0}, "compiled": {"seconds": 5.0, "mean": 474.0, "mean_single": 100.0}},
+    ]
+    summary = time_to_solve.summarize("compiled", repetitions)
+    assert summary["ratio_to_imports"] == [3.0, 2.0, 5.0] and summary["ratio_to_imports_median"] == 3.0
+    assert (summary["solved"], summary["solved_single"], summary["solved_of"]) == (2, 1, 3)
+
+
+def test_costs_of_features_are_shares_of_the_bare_time():
+    import run_features
+
+    row = {
+        "bare": {"wall": 10.0, "cpu": 8.0}, "all": {"wall": 11.0, "cpu": 8.8},
+        "without progress": {"wall": 10.5, "cpu": 8.4},
+        "clocked": {"wall": 10.0, "cpu": 8.0, "parts": {"progress": 0.2}},
+    }  # fmt: skip
+    cost = run_features.summarize([row, row])["cost"]
+    assert cost["all"]["wall_median"] == pytest.approx(0.1) and cost["all"]["cpu_median"] == pytest.approx(0.1)
+    assert cost["progress"]["wall_median"] == pytest.approx(0.05)
+    assert cost["progress"]["calls_median"] == pytest.approx(0.02)
+
+
+# gpu.sh with a stand-in for Python, which says what it is called with.
+
+FAKE = """#!/usr/bin/env bash
+case "$*" in
+    *get_device_name*) echo "$CARD" ;;
+    *"import envpool"*) exit 1 ;;
+    *"import "*) ;;
+    *"$FAILING"*) echo "starting"; echo "it broke"; exit 3 ;;
+    *"$HANGING"*) echo "still busy"; exec sleep 60 ;;
+    *) echo "$*" >>"$CALLS" ;;
+esac
+"""
+
+
+@pytest.fixture
+def gpu(tmp_path):
+    fake, calls = tmp_path / "python", tmp_path / "calls"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+
+    def run(*arguments, card="Card 1", failing="nothing", hanging="nothing", limit="30"):
+        calls.write_text("")
+        env = {**os.environ, "PYTHON": str(fake), "CARD": card, "FAILING": failing, "HANGING": hanging}
+        env |= {"CALLS": str(calls), "RLCORE_GPU_LIMIT": limit}
+        command = ["bash", str(BENCHMARKS / "gpu.sh"), "--out", str(tmp_path / "out"), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, env=env)
+        return result.returncode, result.stdout + result.stderr, calls.read_text().splitlines()
+
+    return run
+
+
+def test_without_a_card_everything_is_unmeasured(gpu):
+    code, output, calls = gpu(card="")
+    assert code == 1 and not calls and "There is no CUDA device here" in output
+    assert "  tests\n" in output and "  atari-breakout\n" in output
+
+
+def test_parts_that_are_done_are_skipped_and_the_others_listed_with_their_reason(gpu):
+    code, output, calls = gpu(failing="--algo trpo")
+    assert code == 1 and "On Card 1" in output
+    assert "speed-trpo: failed with code 3: it broke" in output and "envpool: envpool is not installed" in output
+    done = output.split("Done:")[1].split("Unmeasured:")[0]
+    assert "  tests (Card 1" in done and "  atari-pong (Card 1" in done and "speed-trpo" not in done
+    assert "-m pytest -m cuda" in calls and any(call.startswith("benchmarks/shapes.py --device cuda") for call in calls)
+    code, output, calls = gpu()
+    assert code == 1 and len(calls) == 1 and "--algo trpo" in calls[0]
+    assert output.split("Unmeasured:")[1].strip() == "envpool: envpool is not installed"
+    code, output, calls = gpu("--again", "shapes")
+    assert code == 0 and len(calls) == 1 and "shapes.py" in calls[0]
+
+
+def test_a_part_that_takes_too_long_is_ended(gpu):
+    code, output, calls = gpu("shapes", "tests", hanging="shapes.py", limit="1")
+    assert code == 1 and calls == ["-m pytest -m cuda"]
+    assert "  shapes: ended after 1 s; its last line: still busy" in output
+    assert "  speed-4: not asked for in this call" in output
+
+
+def test_wrong_arguments_of_gpu_sh_are_one_sentence(gpu):
+    for arguments, message in (
+        (("shape",), "'shape' is not a part; there are: tests"),
+        (("--agin", "shapes"), "'--agin' is not an option"),
+        (("--again",), "--again needs the name of a part"),
+    ):
+        code, output, calls = gpu(*arguments)
+        assert code == 2 and not calls and message in output
