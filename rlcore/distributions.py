@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore.spaces import ActionSpec
+from rlcore.tracing import Constant
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -177,16 +178,16 @@ class TanhGaussian(Gaussian):
 
     def entropy(self) -> Tensor:
         """H(u) + E[log da/du], the expectation by Gauss-Hermite quadrature: deterministic, with exact gradients."""
-        nodes, weights = (t.to(self.mean) for t in _GAUSS_HERMITE)
+        nodes, weights = (constant.like(self.mean) for constant in _GAUSS_HERMITE)
         u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes
         slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
         return super().entropy() + ((slope * weights).sum(-1) + self.half_range.log()).sum(-1)
 
 
-def _gauss_hermite(degree: int) -> tuple[Tensor, Tensor]:
+def _gauss_hermite(degree: int) -> tuple[Constant, Constant]:
     """Nodes and weights with Σ w f(x) ≈ E[f(x)] for x ~ N(0, 1)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(degree)
-    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    return Constant(torch.from_numpy(nodes)), Constant(torch.from_numpy(weights / weights.sum()))
 
 
 _GAUSS_HERMITE = _gauss_hermite(32)
@@ -211,8 +212,8 @@ def make_distribution(spec: ActionSpec) -> Callable[[Tensor], Distribution]:
     if kind is MultiCategorical:
         return lambda params: MultiCategorical(params, spec.nvec)
     if kind is TanhGaussian:
-        half_range = torch.from_numpy((spec.space.high - spec.space.low).ravel() / 2).float()
-        return lambda params: TanhGaussian(params, half_range.to(params))
+        half_range = Constant(torch.from_numpy((spec.space.high - spec.space.low).ravel() / 2).float())
+        return lambda params: TanhGaussian(params, half_range.like(params))
     return kind
 
 

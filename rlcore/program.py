@@ -209,11 +209,11 @@ class CapturedRunner:
     """
 
     def __init__(self, program: Program, inputs: tuple, graph: bool = True):
-        self.inputs = pytree.tree_map(torch.clone, inputs)
-        self.run = lambda: program(*self.inputs)
+        self.program, self.inputs = program, pytree.tree_map(torch.clone, inputs)
         self.graph = None
         if not graph:
             return
+        program(*self.inputs)  # what is made once, constants on the device, is made before
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels choose their workspaces before they are captured
@@ -225,12 +225,17 @@ class CapturedRunner:
             self.outputs = self.run()
 
     def __call__(self, *inputs: Any) -> Any:
-        for mine, new in zip(pytree.tree_leaves(self.inputs), pytree.tree_leaves(inputs), strict=True):
+        for mine, new in zip(_leaves(self.inputs), _leaves(inputs), strict=True):
             mine.copy_(new)
         if self.graph is None:
             return self.run()
         self.graph.replay()
         return self.outputs
+
+    def run(self) -> Any:
+        """The program without a look at any value, which a graph cannot follow."""
+        with recording():
+            return self.program(*self.inputs)
 
 
 def cache_folder() -> Path:

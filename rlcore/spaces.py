@@ -7,6 +7,7 @@ goes through `map_parts`, which treats both alike.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlcore.errors import UsageError
+from rlcore.tracing import Constant
 
 Obs = Tensor | dict[str, Tensor]
 """One tensor, or a dict of named tensors for Tuple and Dict observation spaces."""
@@ -155,11 +157,16 @@ class ActionSpec:
             return (actions + _start(space)).astype(space.dtype, copy=False)
         return actions.astype(space.dtype, copy=False)
 
+    @functools.cached_property
+    def _bounds(self) -> tuple[Constant, Constant]:
+        low, high = (Constant(torch.from_numpy(bound.ravel())) for bound in (self.space.low, self.space.high))
+        return low, high
+
     def to_env_tensor(self, actions: Tensor) -> Tensor:
         """`to_env` of `actions [N, ...]` for tensor environments; choices are handed over as counted here, from 0."""
         if not isinstance(self.space, spaces.Box):
             return actions
-        low, high = (torch.from_numpy(bound.ravel()).to(actions) for bound in (self.space.low, self.space.high))
+        low, high = (bound.like(actions) for bound in self._bounds)
         if self.squash:
             actions = low + (high - low) * (torch.tanh(actions) + 1) / 2
         return actions.clamp(low, high)

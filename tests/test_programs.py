@@ -15,7 +15,7 @@ from rlcore.errors import UsageError
 from rlcore.learning import Learner
 from rlcore.optim import adam_corrections, adam_update, rmsprop_update
 from rlcore.program import CapturedRunner, Piece, Program, python_loop
-from rlcore.tracing import is_recording, recording, surely
+from rlcore.tracing import Constant, is_recording, recording, surely
 
 SMALL = dict(hidden_sizes=(16,), seed=3, device="cpu", compile=False)
 CASES = {
@@ -372,3 +372,25 @@ def test_a_compiler_without_vector_instructions_is_told_of(monkeypatch, tmp_path
         warnings.simplefilter("always")
         Unbuilt().make_runner((torch.ones(2),), {"of": [of_inductor, of_torch], "at": str(tmp_path)})
     assert any("vector instructions" in str(w.message) for w in caught) == warned
+
+
+def test_constants_are_copied_once_and_gradients_may_pass_them():
+    constant = Constant(torch.arange(3.0, dtype=torch.float64))
+    x = torch.ones(3, requires_grad=True)
+    with recording():
+        assert constant.like(x) is not constant.like(x)
+    with torch.inference_mode():
+        first = constant.like(x)
+    assert constant.like(x) is first and first.dtype == torch.float32
+    (x * x * first).sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 2.0, 4.0]))
+    assert constant.like(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_captured_program_looks_at_no_value():
+    class Looking(Program):
+        def forward(self, x):
+            return {"looked": torch.tensor(float(surely(x.sum() > 0))), "sum": x.sum()}
+
+    result = CapturedRunner(Looking(), (torch.ones(2),), graph=False)(torch.ones(2))
+    assert result["looked"] == 0 and result["sum"] == 2
