@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 import machine
+from speed import PPO
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -37,8 +38,8 @@ def main() -> None:
     parser.add_argument("--profiled", type=int, default=3, help="profiled iterations")
     options = parser.parse_args()
     agent = rlcore.PPO(
-        options.env_id, num_envs=options.num_envs, num_steps=options.num_steps, num_minibatches=4, update_epochs=4,
-        learning_rate=2.5e-4, ent_coef=0.01, seed=1, device=options.device, backend=options.backend,
+        options.env_id, num_envs=options.num_envs, **{**PPO, "num_steps": options.num_steps}, seed=1,
+        device=options.device, backend=options.backend,
         compile={"true": True, "false": False, "auto": "auto"}[options.compile],
     )  # fmt: skip
     iterations = agent.iterations(10**12)

@@ -39,11 +39,11 @@ from unittest import mock
 
 import machine
 import peers
+from speed import PPO as WORK
 
 ENV_ID = "CartPole-v1"
 FEATURES = ("progress", "tensorboard", "checkpoints", "episodes", "nan check")
 VARIANTS = ("bare", "all", "all, in a pipe", *(f"without {feature}" for feature in FEATURES), "clocked")
-WORK = dict(num_steps=128, num_minibatches=4, update_epochs=4, learning_rate=2.5e-4, ent_coef=0.01)
 CLOCKED = {  # the calls that make up a feature: module, class, method
     "progress": [("rlcore.runs.progress", "Progress", "update"), ("rlcore.runs.progress", "Progress", "close")],
     "tensorboard": [("rlcore.runs.train", "Run", "_write_point")],

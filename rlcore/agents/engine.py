@@ -105,7 +105,7 @@ class Engine:
             return False, obstacle
         if asked is True:
             return True, "asked for"
-        if self._is_cached():
+        if self._was_cached:
             return True, "built before"
         if self._python_seconds(total_steps - self.agent.global_step) > 4 * SECONDS_TO_COMPILE:
             return True, "the run is long"
@@ -146,7 +146,9 @@ class Engine:
         own = {"torso": uuid.uuid4().hex} if self.custom_torso else {}
         return {"algo": type(agent).__qualname__, "env": agent.env_id, "spaces": spaces, "config": config, **own}
 
-    def _is_cached(self) -> bool:
+    @functools.cached_property
+    def _was_cached(self) -> bool:
+        """Whether the disk cache has every program of this agent, as first asked, which is before any is built."""
         if self.custom_torso or self.agent.device.type != "cpu":
             return False
         key, agent = self._key(), self.agent
@@ -157,7 +159,7 @@ class Engine:
         return not self.may_go_native or make_native_collector(agent).is_cached(agent.network, key)
 
     def _build(self) -> None:
-        was_cached = self._is_cached()
+        was_cached = self._was_cached
         start, key = time.perf_counter(), self._key()
         try:
             self._learner.build(key)
