@@ -16,7 +16,9 @@ Techniques:
     python           rlcore as Python on the environment's own vector implementation, or else on single environments
     python-sync      rlcore as Python on gymnasium's single environments, where every user starts
     python-native    rlcore as Python on the native twin; measured unasked on CUDA alone, as it is slower on a CPU
-    compiled-host    learning compiled, on the environments of `python`
+    recorded         recorded operations, run one by one without a compiler, on the environments of `python`
+    recorded-sync    the same on those of `python-sync`
+    compiled-host    acting and learning compiled, on the environments of `python`
     compiled         everything compiled, on the native twin of the environment
     sb3, rejax       the peers
 
@@ -76,7 +78,7 @@ def main() -> None:
 
 def techniques_for(algo: str, device: str) -> list[str]:
     """All that there are for an agent on a device."""
-    own = ["python", "python-sync", "compiled-host", "compiled"]
+    own = ["python", "python-sync", "recorded", "recorded-sync", "compiled-host", "compiled"]
     if device == "cuda":
         whole_episodes = algo in ("reinforce", "grpo")
         own = ["python", "python-native", *([] if whole_episodes else ["compiled-host", "compiled"])]
@@ -123,7 +125,7 @@ def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -
         spread = f"{min(values):,.0f}-{max(values):,.0f}"
         warm = f"{ready[0]:.1f}/{table[name]['ready_seconds_warm']:.1f} s"
         print(f"{name:14}{statistics.median(values):>16,.0f}{spread:>24}{shown}{warm:>18}")
-    for name in ("compiled-host", "compiled"):
+    for name in ("recorded", "compiled-host", "compiled"):
         if name in table and "python" in table:
             print(f"{name} / python: {spread_of(table[name]['ratio']['python'])}")
     for name in table:
@@ -206,7 +208,7 @@ def time_parts(agent: Any, iterations: Any, seconds: float) -> dict[str, float]:
     else:
         clock("environment", agent.adapter, "step")
         clock("act", agent.collector, "_act")
-    if agent.engine.compiled:
+    if agent.engine.how != "python":
         learner = agent.engine.learn.__self__
         clock("learn", agent.engine, "learn")
         clock("learning program", learner, "run")
@@ -291,6 +293,8 @@ WORKERS = {
     "python": lambda options: train_rlcore(options, compile=False),
     "python-sync": lambda options: train_rlcore(options, compile=False, backend="sync"),
     "python-native": lambda options: train_rlcore(options, compile=False, backend="native"),
+    "recorded": lambda options: train_rlcore(options, compile="record"),
+    "recorded-sync": lambda options: train_rlcore(options, compile="record", backend="sync"),
     "compiled-host": lambda options: train_rlcore(options, compile=True, backend=host_backend(options)),
     "compiled": lambda options: train_rlcore(options, compile=True, backend="native"),
     "sb3": train_sb3,

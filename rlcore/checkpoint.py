@@ -14,7 +14,7 @@ import torch
 from rlcore.errors import CheckpointError
 
 FORMAT = "rlcore-checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 def write_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:
@@ -78,10 +78,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of rlcore")
-    if payload.get("version") != VERSION:
+    if payload.get("version") not in (2, VERSION):
         raise CheckpointError(
-            f"the checkpoint {path} has version {payload.get('version')!r}, but this rlcore reads version {VERSION}"
+            f"the checkpoint {path} has version {payload.get('version')!r}, but this rlcore reads 2 and {VERSION}"
         )
+    if payload["version"] == 2:  # which had two ways to run iterations
+        compiled = payload["agent"].pop("compiled")
+        payload["agent"]["how"] = {True: "compiled", False: "python", None: None}[compiled]
     return payload
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.acting import ActProgram, ActUnit
 from rlcore.buffer import RolloutBuffer
 from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
@@ -217,6 +218,20 @@ class Collector:
         self.counter = EpisodeCounter(buffer.num_envs)
         self.rows_collected = 0
         self.global_step = 0  # real transitions so far, over all environments
+        self.act_unit: ActUnit | None = None  # acts in place of Python, once built
+
+    def is_cached(self, network: ActorCritic, key: dict[str, Any]) -> bool:
+        """Whether the disk cache has the program that acts."""
+        program = ActProgram(network, self.with_values)
+        return program.is_cached((program.tensors(), *self._example_row()), {**key, "part": "act"})
+
+    def build(self, network: ActorCritic, key: dict[str, Any], compiled: bool) -> None:
+        """Act by a program from now on, compiled or recorded; `collect` is then for this network alone."""
+        program = ActProgram(network, self.with_values)
+        self.act_unit = ActUnit(program, *self._example_row(), {**key, "part": "act"}, compiled)
+
+    def _example_row(self) -> tuple[Any, Tensor]:
+        return map_parts(lambda x: x[0], self.buffer.obs), self.noise_rows[0]
 
     def reset(self, seed: int | list[int] | None = None) -> None:
         """Start all environments afresh; episodes under way are dropped."""
@@ -297,6 +312,13 @@ class Collector:
 
     def _act(self, network: ActorCritic, t: int, obs: Any) -> None:
         """Choose the actions of row t, whose observations are `obs`."""
+        if self.act_unit is not None:
+            actions, params, *values = self.act_unit(obs, self.noise_rows[t])
+            self.action_rows[t].copy_(actions)
+            self.param_rows[t].copy_(params)
+            if values:
+                self.value_rows[t].copy_(values[0])
+            return
         if network.shared and self.with_values:
             policy, values = network(obs)
             self.value_rows[t].copy_(values)

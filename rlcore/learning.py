@@ -240,11 +240,11 @@ class Learner:
         """Whether the disk cache has this program."""
         return self.program.is_cached(self._example(), {**key, "part": "learn"})
 
-    def build(self, key: dict[str, Any]) -> None:
-        """Compile, or take from the disk cache; the program then runs without Python."""
+    def build(self, key: dict[str, Any], compiled: bool) -> None:
+        """Learn by a program without the agent's Python from now on, compiled or recorded."""
         inputs = self._example()
         self.program.forward(*inputs)  # names the metrics
-        self.run = self.program.make_runner(inputs, {**key, "part": "learn"})
+        self.run = self.program.make_runner(inputs, {**key, "part": "learn"}, compiled)
 
     def _example(self) -> tuple:
         """Inputs of the right shapes, for the compiler; draws nothing from the agent's generator."""
@@ -257,11 +257,9 @@ class Learner:
         orders = rows[: -(-len(rows) // config.num_minibatches)].expand(count, -1).contiguous()
         return *self._state(), orders, rows
 
-    def _inputs(self) -> tuple:
-        """What the program learns from in this iteration."""
-        mask = self.agent.buffer.mask.flatten()
-        rows = self.agent.rows_to_learn_from(mask)
-        return *self._state(), self.agent.minibatches(rows, padding=len(mask)), rows
+    def _inputs(self, rows: Tensor) -> tuple:
+        """What the program learns from in this iteration, whose real transitions are `rows`."""
+        return *self._state(), self.agent.minibatches(rows, padding=self.agent.buffer.mask.numel()), rows
 
     def _state(self) -> tuple[Tree, Tree, Tree]:
         agent, device = self.agent, self.agent.device
@@ -288,10 +286,11 @@ class Learner:
     @torch.no_grad()
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """As `Agent.learn_from_buffer`."""
-        inputs = self._inputs()
-        complete = len(inputs[-2]) == self.agent.config.update_epochs * self.agent.config.num_minibatches
-        run = self.run if complete else self.program  # fewer transitions than minibatches: Python, which fits all
-        state, metrics = run(*inputs)
+        rows = self.agent.rows_to_learn_from(self.agent.buffer.mask.flatten())
+        if self.agent.config.whole_episodes and len(rows) < 2 * self.agent.config.num_minibatches:
+            with torch.enable_grad():  # programs of free shapes are not for minibatches of one transition
+                return self.agent.learn_from_buffer()
+        state, metrics = self.run(*self._inputs(rows))
         self._write_back(state)
         named: dict[str, Tensor] = {}
         for part in ("steps", "before", "critic", "after"):
@@ -309,7 +308,7 @@ class Learner:
             for mine, new in zip(held(slots), state[name], strict=True):
                 mine.copy_(new)
         for (holder, name), new in zip(self.program.coef_slots, state["coefs"], strict=True):
-            holder[name] = new
+            holder[name] = new.clone()  # the runner's own may be fit for inference alone
         if agent.fits_critic:
             parameters = agent.network.critic_parameters()
             sizes = [p.numel() for p in parameters]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rlcore import matmul
-from rlcore.passes import rewrite
+from rlcore.passes import for_compiler, for_python
 from rlcore.tracing import recording
 
 Slot = tuple[dict[str, Any], str]
@@ -78,11 +79,12 @@ class Piece(nn.Module):
         super().__init__()
         self.function = function
         self.graph: torch.fx.GraphModule | None = None
+        self.places: Any = None  # the output's structure, once recorded
 
     def forward(self, *inputs: Any) -> Any:
         if self.graph is None:
             return self.function(*inputs)
-        return pytree.tree_unflatten(list(self.graph(*pytree.tree_leaves(inputs))), self.structure)
+        return _in_places(self.places, self.graph(*_leaves(inputs)))
 
     def record(self, *inputs: Any, free_shapes: bool = False) -> Any:
         """Record the function on these inputs; returns what it gives for them.
@@ -92,15 +94,15 @@ class Piece(nn.Module):
         """
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        leaves, spec = pytree.tree_flatten(inputs)
+        places = _numbered(inputs)
 
         def flat_function(*leaves: Tensor) -> list[Tensor]:
-            outputs, self.structure = pytree.tree_flatten(self.function(*pytree.tree_unflatten(list(leaves), spec)))
-            return [x.detach() for x in outputs]
+            outputs = self.function(*_in_places(places, leaves))
+            self.places = _numbered(outputs)
+            return [x.detach() for x in _leaves(outputs)]
 
         with recording():
-            graph = make_fx(flat_function, tracing_mode="symbolic" if free_shapes else "real")(*leaves)
-        self.graph = rewrite(graph)
+            self.graph = make_fx(flat_function, tracing_mode="symbolic" if free_shapes else "real")(*_leaves(inputs))
         return self(*inputs)
 
 
@@ -143,6 +145,12 @@ class Program(nn.Module):
     def record(self, *inputs: Any) -> None:
         raise NotImplementedError
 
+    def rewrite(self, rewriting: Callable[[torch.fx.GraphModule], torch.fx.GraphModule]) -> None:
+        """Change what was recorded, piece by piece."""
+        for piece in self.children():
+            if piece.graph is not None:
+                piece.graph = rewriting(piece.graph)
+
     def free_dimensions(self, *inputs: Any) -> Any:
         """Which dimensions may differ between calls, as torch.export's `dynamic_shapes`; None: none."""
         return None
@@ -155,9 +163,12 @@ class Program(nn.Module):
         """Whether the disk cache has this program for inputs of these shapes."""
         return (self._folder(inputs, key) / "program.pt2").exists()
 
-    def make_runner(self, inputs: tuple, key: dict[str, Any]) -> Any:
-        """The program for inputs of these shapes without Python: on the CPU compiled, or taken from the disk cache
-        where `key` (all else that the program depends on) is there already; on CUDA captured as a graph."""
+    def make_runner(self, inputs: tuple, key: dict[str, Any], compiled: bool = True) -> Any:
+        """The program for inputs of these shapes without the agent's Python: on the CPU compiled, or taken from the
+        disk cache where `key` (all else that the program depends on) is there already; on CUDA captured as a graph; or,
+        not `compiled`, as recorded operations."""
+        if not compiled:
+            return RecordedRunner(self, inputs)
         if any(x.is_cuda for x in pytree.tree_leaves(inputs)):
             return CapturedRunner(self, inputs)
         if not self.is_cached(inputs, key):
@@ -178,10 +189,28 @@ class Runner:
         self.loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / "program.pt2"), "model", False, 1, -1)
 
     def __call__(self, *inputs: Any) -> Any:
-        return _in_places(self.places, self.loader.run(_leaves(inputs)))
+        return _in_places(self.places, self.flat(_leaves(inputs)))
+
+    def flat(self, leaves: list[Tensor]) -> list[Tensor]:
+        """The same without structure: the tensors in the inputs' trees, to the tensors in the outputs'."""
+        return self.loader.run(leaves)
 
 
 # What torch's pytree does, for dicts, lists and tuples alone: its generality takes a tenth of a small iteration.
+
+
+def _numbered(tree: Any) -> Any:
+    """The tree with a number in the place of each leaf."""
+    numbers = itertools.count()
+
+    def number(tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return next(numbers)
+        if isinstance(tree, dict):
+            return {name: number(part) for name, part in tree.items()}
+        return type(tree)(map(number, tree))
+
+    return number(tree)
 
 
 def _leaves(tree: Any) -> list[Tensor]:
@@ -199,6 +228,25 @@ def _in_places(places: Any, leaves: list[Tensor]) -> Any:
     return type(places)(_in_places(part, leaves) for part in places)
 
 
+class RecordedRunner:
+    """A program as its operations, run one by one without the Python and the autograd that led to them.
+
+    Args:
+        program: runs its recorded pieces from now on.
+        inputs: an example.
+    """
+
+    def __init__(self, program: Program, inputs: tuple):
+        self.program = program
+        program.record(*inputs)
+        program.rewrite(for_python)
+        self(*inputs)  # what cannot be run this way says so now
+
+    @torch.inference_mode()
+    def __call__(self, *inputs: Any) -> Any:
+        return self.program(*inputs)
+
+
 class CapturedRunner:
     """A program captured as one CUDA graph: its Python runs once, its kernels are launched all at once from then on.
 
@@ -210,6 +258,7 @@ class CapturedRunner:
 
     def __init__(self, program: Program, inputs: tuple, graph: bool = True):
         self.program, self.inputs = program, pytree.tree_map(torch.clone, inputs)
+        self.input_leaves = _leaves(self.inputs)
         self.graph = None
         if not graph:
             return
@@ -223,14 +272,25 @@ class CapturedRunner:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.outputs = self.run()
+        self.output_leaves = _leaves(self.outputs)
 
     def __call__(self, *inputs: Any) -> Any:
-        for mine, new in zip(_leaves(self.inputs), _leaves(inputs), strict=True):
+        self._play(_leaves(inputs))
+        return self.outputs
+
+    def flat(self, leaves: list[Tensor]) -> list[Tensor]:
+        """As `Runner.flat`."""
+        self._play(leaves)
+        return self.output_leaves
+
+    def _play(self, leaves: list[Tensor]) -> None:
+        for mine, new in zip(self.input_leaves, leaves, strict=True):
             mine.copy_(new)
         if self.graph is None:
-            return self.run()
-        self.graph.replay()
-        return self.outputs
+            self.outputs = self.run()
+            self.output_leaves = _leaves(self.outputs)
+        else:
+            self.graph.replay()
 
     def run(self) -> Any:
         """The program without a look at any value, which a graph cannot follow."""
@@ -278,6 +338,7 @@ def _build(program: Program, inputs: tuple, folder: Path) -> None:
         )
     _, structure = pytree.tree_flatten(program.forward(*inputs))
     program.record(*inputs)
+    program.rewrite(for_compiler)
     program.loop = scan_loop
     try:
         options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.inductor_options}

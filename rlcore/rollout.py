@@ -232,10 +232,10 @@ class NativeCollector:
         program = self._program(network)
         return program.is_cached(self._example(program), {**key, "part": "rollout"})
 
-    def build(self, network: ActorCritic, key: dict[str, Any]) -> None:
-        """Compile, or take from the disk cache."""
+    def build(self, network: ActorCritic, key: dict[str, Any], compiled: bool) -> None:
+        """Play by a program without Python from now on, compiled or recorded."""
         program = self._program(network)
-        self.run = program.make_runner(self._example(program), {**key, "part": "rollout"})
+        self.run = program.make_runner(self._example(program), {**key, "part": "rollout"}, compiled)
 
     def _example(self, program: RolloutProgram) -> tuple:
         """Inputs of the right shapes, for the compiler; draws nothing from the agent's generator."""

@@ -36,7 +36,7 @@ def test_captured_equals_eager(case):
     eager = make(case, device=DEVICE, backend="native")
     captured = make(case, device=DEVICE, backend="native", compile=True)
     captured.engine.prepare(1000)
-    assert captured.engine.compiled
+    assert captured.engine.how == "compiled"
     for _ in range(5):
         ours, episodes = iterate(eager, eager.learn_from_buffer)
         theirs, same_episodes = iterate(captured, captured.engine.learn)
@@ -59,13 +59,24 @@ def test_every_agent_learns_on_the_card(case):
         assert not torch.equal(agent.parameter_vector, before)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case != "ppo_kl_shared"])
+def test_recorded_equals_eager_on_the_card(case):
+    eager, recorded = make(case, device=DEVICE), make(case, device=DEVICE, compile="record")
+    recorded.engine.prepare(1000)
+    for _ in range(3):
+        ours, _ = iterate(eager, eager.learn_from_buffer)
+        theirs, _ = iterate(recorded, recorded.engine.learn)
+        assert theirs == pytest.approx(ours, rel=1e-2, abs=1e-3)
+    assert_same(eager, recorded, 2e-4)
+
+
 @pytest.mark.parametrize("case", WHOLE_EPISODES)
 def test_whole_episodes_are_not_captured_and_say_so(case):
     with pytest.raises(UsageError, match="compile is true, but whole episodes"):
         make(case, device=DEVICE, compile=True).engine.prepare(1000)
     agent = make(case, device=DEVICE, compile="auto")
     agent.engine.prepare(10**9)
-    assert agent.engine.compiled is False
+    assert agent.engine.how == "python"
 
 
 @pytest.mark.parametrize("case", ["ppo", "ppo_continuous", "a2c"])
@@ -113,13 +124,13 @@ def test_the_native_vector_environment_runs_on_the_card():
             np.testing.assert_allclose(y, x, atol=1e-4)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_host_environments_feed_the_card(compiled):
+@pytest.mark.parametrize("compile, how", [(False, "python"), ("record", "recorded"), (True, "compiled")])
+def test_host_environments_feed_the_card(compile, how):
     agent = rlcore.PPO(
-        "CartPole-v1", num_envs=4, num_steps=16, seed=3, device=DEVICE, backend="vector", compile=compiled
+        "CartPole-v1", num_envs=4, num_steps=16, seed=3, device=DEVICE, backend="vector", compile=compile
     )
     agent.learn(10 * 64)
-    assert agent.engine.compiled is compiled and agent.global_step >= 10 * 64
+    assert agent.engine.how == how and agent.global_step >= 10 * 64
     assert torch.isfinite(agent.parameter_vector).all()
     agent.close()
 

@@ -100,6 +100,7 @@ def own_functions():
 def test_the_list_of_modules_is_complete():
     private = {"cli", "__main__", "version", "runs"}
     inner = {
+        "acting",
         "agents.agent",
         "agents.config",
         "agents.engine",

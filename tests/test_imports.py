@@ -14,7 +14,7 @@ LAYERS = [
     {"buffer"},
     {"normalize", "estimators", "diagnostics"},
     {"networks", "program"},
-    {"collect", "evaluation"},
+    {"acting", "collect", "evaluation"},
     {"rollout", "learning"},
     {"agents"},
     {"runs"},

@@ -14,6 +14,7 @@ from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
 from rlcore.learning import Learner
 from rlcore.optim import adam_corrections, adam_update, rmsprop_update
+from rlcore.passes import for_compiler, for_python
 from rlcore.program import CapturedRunner, Piece, Program, python_loop
 from rlcore.tracing import Constant, is_recording, recording, surely
 
@@ -98,13 +99,28 @@ def test_recording_changes_nothing(case):
     assert_same(program, recorded, 1e-5)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_equals_eager_after_5_iterations(case):
+    """Operations run one by one, rewritten for that, in acting and learning."""
+    eager, recorded = make(case), make(case, compile="record")
+    recorded.engine.prepare(10**6)
+    assert recorded.engine.how == "recorded" and recorded.backend == eager.backend
+    total = 5 * eager.config.num_envs * eager.config.num_steps
+    for _ in range(5):
+        ours, episodes = iterate(eager, eager.learn_from_buffer, total)
+        theirs, same_episodes = iterate(recorded, recorded.engine.learn, total)
+        assert episodes == same_episodes and list(ours) == list(theirs)
+        assert theirs == pytest.approx(ours, rel=1e-2, abs=1e-3)
+    assert_same(eager, recorded, 1e-4)
+
+
 @pytest.mark.parametrize("case", ["ppo", "a2c", "grpo", "reinforce", pytest.param("trpo"), "ppo_continuous"])
 def test_compiled_equals_eager_after_20_iterations(case):
     agent = make(case)
     eager, compiled = make(case, backend="native"), make(case, backend="native", compile=True)
     total = 20 * agent.config.num_envs * agent.config.num_steps
     compiled.engine.prepare(total)
-    assert compiled.engine.compiled and eager.backend == compiled.backend == "native"
+    assert compiled.engine.how == "compiled" and eager.backend == compiled.backend == "native"
     for _ in range(20):
         ours, episodes = iterate(eager, eager.learn_from_buffer, total)
         theirs, same_episodes = iterate(compiled, compiled.engine.learn, total)
@@ -113,6 +129,22 @@ def test_compiled_equals_eager_after_20_iterations(case):
         )  # fmt: skip
         assert same_episodes.returns == pytest.approx(episodes.returns, rel=1e-3)
     assert theirs == pytest.approx(ours, rel=2e-2, abs=1e-3)
+    assert_same(eager, compiled, 2e-4)
+
+
+def test_compiled_acting_on_host_environments_equals_eager():
+    options = dict(num_envs=3, num_steps=16, num_minibatches=3, shared=True, backend="sync")
+    eager = rlcore.PPO("CartPole-v1", **SMALL, **options)
+    compiled = rlcore.PPO("CartPole-v1", **{**SMALL, "compile": True}, **options)
+    compiled.engine.prepare(1000)
+    assert compiled.engine.how == "compiled" and compiled.backend == "sync"
+    for _ in range(5):
+        _, episodes = iterate(eager, eager.learn_from_buffer)
+        _, same_episodes = iterate(compiled, compiled.engine.learn)
+        assert episodes == same_episodes
+        for name in ("obs", "actions", "dist_params", "values", "logprobs"):
+            ours, theirs = getattr(eager.buffer, name), getattr(compiled.buffer, name)
+            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4, msg=name)
     assert_same(eager, compiled, 2e-4)
 
 
@@ -239,24 +271,80 @@ def test_a_native_run_resumes_exactly(tmp_path):
         assert torch.equal(resumed.network.state_dict()[name], x)
 
 
-def test_the_choice_to_compile_is_stored(tmp_path):
+def test_the_choice_is_stored(tmp_path):
     agent = rlcore.PPO("CartPole-v1", num_steps=8, **{**SMALL, "compile": "auto"})
     agent.learn(64)
-    assert agent.engine.compiled is False and "short" in agent.engine.reason
+    assert agent.engine.how == "python" and "short" in agent.engine.reason
     agent.save(tmp_path / "a.pt")
     again = rlcore.load(tmp_path / "a.pt")
     again.engine.prepare(10**9)  # long enough to compile, had the run not begun as Python
-    assert again.engine.compiled is False
+    assert again.engine.how == "python"
+
+
+@pytest.fixture
+def nothing_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLCORE_CACHE", str(tmp_path / "programs"))
+
+
+def chosen(seconds, algo=rlcore.PPO, env="CartPole-v1", prepare=lambda agent: None, **options):
+    """What `auto` takes for a run of so many seconds as Python."""
+    agent = algo(env, **{**SMALL, "compile": "auto", **options})
+    prepare(agent)
+    how, reason = agent.engine._choose_fastest(seconds)
+    agent.close()
+    return how, reason
+
+
+class Own(rlcore.PPO):
+    """An agent of a user's own."""
+
+
+def test_what_auto_takes(nothing_built, monkeypatch):
+    assert [chosen(seconds)[0] for seconds in (0.1, 10, 1000)] == ["python", "recorded", "compiled"]
+    assert chosen(1000, target_kl=0.1) == ("python", "target_kl ends epochs by a look at the data")
+    assert chosen(1000, algo=Own) == chosen(1000, torso=lambda shape: torch.nn.Linear(shape[0], 3))
+    assert chosen(1000, algo=Own)[0] == "python" and "one's own" in chosen(1000, algo=Own)[1]
+    assert chosen(1000, prepare=lambda agent: setattr(agent, "loss", lambda *_: None))[0] == "python"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert chosen(1000) == ("recorded", "there is no C++ compiler (g++)")
+
+
+def test_programs_of_ones_own_code_are_never_taken_from_the_cache(nothing_built):
+    keys = [Own("CartPole-v1", **SMALL).engine._key() for _ in range(2)]
+    assert keys[0] != keys[1]
+    keys = [rlcore.PPO("CartPole-v1", **SMALL).engine._key() for _ in range(2)]
+    assert keys[0] == keys[1]
 
 
 def test_what_cannot_be_compiled_is_said():
-    with pytest.raises(UsageError, match="compile is true, but target_kl"):
-        rlcore.PPO("CartPole-v1", target_kl=0.01, **{**SMALL, "compile": True}).learn(10)
-    agent = rlcore.PPO("CartPole-v1", target_kl=0.01, **{**SMALL, "compile": "auto"})
-    agent.engine.prepare(10**9)
-    assert agent.engine.compiled is False and "target_kl" in agent.engine.reason
-    with pytest.raises(UsageError, match="compile is 'maybe', but may be one of auto, true, false"):
+    for asked, word in ((True, "true"), ("record", "record")):
+        with pytest.raises(UsageError, match=f"compile is {word}, but target_kl"):
+            rlcore.PPO("CartPole-v1", target_kl=0.01, **{**SMALL, "compile": asked}).learn(10)
+    with pytest.raises(UsageError, match="compile is 'maybe', but may be one of auto, true, record, false"):
         rlcore.PPO("CartPole-v1", compile="maybe")
+
+
+class Peeking(rlcore.PPO):
+    def loss(self, network, batch):
+        loss, metrics = super().loss(network, batch)
+        return loss * (2.0 if float(loss.detach()) > 0 else 1.0), metrics
+
+
+def test_a_loss_that_looks_at_its_values_cannot_be_recorded():
+    with pytest.raises(UsageError, match=r"this agent could not be recorded .*compile may be false"):
+        Peeking("CartPole-v1", **{**SMALL, "compile": "record"}).learn(10)
+
+
+def test_whole_episodes_of_next_to_no_transitions_are_learned_from_as_python():
+    """Three rows for four minibatches; recorded programs of free shapes want two for each."""
+    options = dict(num_envs=1, num_steps=3, num_minibatches=4, update_epochs=2)
+    eager = rlcore.REINFORCE("CartPole-v1", **SMALL, **options)
+    recorded = rlcore.REINFORCE("CartPole-v1", **{**SMALL, "compile": "record"}, **options)
+    with pytest.warns(UserWarning, match="were cut there"):
+        eager.learn(9)
+        recorded.learn(9)
+    assert recorded.engine.how == "recorded"
+    assert_same(eager, recorded, 1e-6)
 
 
 def test_episode_counter_against_a_loop():
@@ -327,10 +415,31 @@ def test_small_layers_and_tanh_are_rewritten_to_the_same_values():
     piece = Piece(lambda x, w, b: {"y": torch.tanh(torch.nn.functional.linear(x, w, b))})
     inputs = torch.randn(3, 5), layer.weight.detach(), layer.bias.detach()
     expected = piece(*inputs)["y"]
-    recorded = piece.record(*inputs)["y"]
+    piece.record(*inputs)
+    piece.graph = for_compiler(piece.graph)
     targets = [node.target for node in piece.graph.graph.nodes]
     assert torch.ops.aten.tanh.default not in targets and torch.ops.aten.addmm.default not in targets
-    torch.testing.assert_close(recorded, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(piece(*inputs)["y"], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_operations_are_rewritten_for_python_to_the_same_values():
+    def function(x, w, b, rows):
+        hidden = torch.tanh(torch.nn.functional.linear(x, w, b)).detach()
+        picked = hidden[rows].view(2, -1).view(2, -1) * 2.0 + 1 - rows.numel()
+        return {"y": picked.t().t() / 3.0, "z": [(hidden > 0.25).float() * 0.5, rows * 2]}
+
+    piece = Piece(function)
+    inputs = torch.randn(64, 5), torch.randn(32, 5), torch.randn(32), torch.tensor([5, -1, 0, 5])
+    expected = piece(*inputs)
+    piece.record(*inputs)
+    before = len(piece.graph.graph.nodes)
+    piece.graph = for_python(piece.graph)
+    targets = [str(node.target) for node in piece.graph.graph.nodes if node.op == "call_function"]
+    assert len(piece.graph.graph.nodes) < before
+    assert not [name for name in targets if "aten" in name and "_to_copy" not in name]
+    result = piece(*inputs)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
+    assert [x.dtype for x in result["z"]] == [x.dtype for x in expected["z"]]
 
 
 class Doubling(Program):

@@ -441,7 +441,7 @@ class Agent:
             "collector": self.collector.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict() if self.reward_scaler else None,
             "coefs": {name: float(value) for name, value in self.coefs.items()},
-            "compiled": self.engine.compiled,
+            "how": self.engine.how,
             "backend": self.backend,
             "reference": self.reference.state_dict() if self.reference else None,
             "iteration": self.iteration,
@@ -473,7 +473,7 @@ class Agent:
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.iteration = state["iteration"]
-        self.engine.compiled, self.engine.reason = state["compiled"], "as the run began"
+        self.engine.how, self.engine.reason = state["how"], "as the run began"
 
     def reset_seeds(self, iteration: int) -> int | list[int]:
         """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset.

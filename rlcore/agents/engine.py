@@ -1,4 +1,8 @@
-"""How an agent's iterations run: as Python, or as compiled programs where that saves time.
+"""How an agent's iterations run, where each way saves time over the one before:
+
+    python    the agent's methods as they are written
+    recorded  the operations these methods came to, run one by one without autograd and modules; no compiler is needed
+    compiled  the same operations as compiled programs; on CUDA captured as graphs
 
 The choice never changes what is computed, up to rounding. It is stored with the agent, so that a run that is resumed
 goes on the way it began.
@@ -17,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlcore.agents.config import choice_word
 from rlcore.collect import Collector
 from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
@@ -26,9 +31,11 @@ from rlcore.rollout import NativeCollector
 from rlcore.spaces import Part
 from rlcore.torsos import is_image
 
-# What Python costs per row of a rollout and per gradient step of a small network, and what compiling costs, in seconds:
-# orders of magnitude on the machines measured, on which nothing but the choice depends.
-SECONDS_PER_ROW, SECONDS_PER_STEP, SECONDS_TO_COMPILE = 7e-5, 7e-4, 25.0
+# What Python costs per row of a rollout and per gradient step of a small network, and what recording and compiling
+# cost, in seconds: orders of magnitude on the machines measured, on which nothing but the choice depends.
+SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
+SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
+WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
 NOT_IN_PROGRAMS = ("seed", "learning_rate", "anneal_lr", "compile", "device", "backend", "reference", "reference_every")
 
 
@@ -53,18 +60,24 @@ class Engine:
     """Runs the two halves of an iteration, `collect` and `learn`.
 
     Attributes:
-        compiled: whether they are compiled programs; None until `prepare` has chosen.
+        how: python, recorded or compiled; None until `prepare` has chosen.
         reason: why, in words.
         seconds: what compiling took in this process; 0 from the disk cache.
     """
 
     def __init__(self, agent: Any, custom_torso: bool):
         self.agent, self.custom_torso = agent, custom_torso
-        self.compiled: bool | None = None
+        self.how: str | None = None
         self.reason = ""
         self.seconds = 0.0
         self.learn: Callable[[], dict[str, Tensor]] = agent.learn_from_buffer
         self._ready = False
+
+    @property
+    def own_code(self) -> bool:
+        """Whether code from outside this package takes part, whose changes the names that programs are kept under would
+        not show."""
+        return self.custom_torso or _has_own_code(self.agent)
 
     @functools.cached_property
     def _learner(self) -> Learner:
@@ -79,11 +92,11 @@ class Engine:
         """
         if self._ready:
             return
-        if self.compiled is None:
-            self.compiled, self.reason = self._choose(total_steps)
-        if self.compiled:
-            if self.may_go_native and self.agent.global_step == 0:
-                self.agent.use_backend("native")
+        if self.how is None:
+            self.how, self.reason = self._choose(total_steps)
+        if self.how == "compiled" and self.may_go_native and self.agent.global_step == 0:
+            self.agent.use_backend("native")
+        if self.how != "python":
             self._build()
         self._ready = True
 
@@ -95,37 +108,56 @@ class Engine:
         asked = agent.config.backend == "auto" and isinstance(agent.env_id, str) and not agent.env_kwargs
         return asked and find_native(agent.env_id) is not None
 
-    def _choose(self, total_steps: int) -> tuple[bool, str]:
-        asked, obstacle = self.agent.config.compile, self._obstacle()
+    def _choose(self, total_steps: int) -> tuple[str, str]:
+        asked, seconds = self.agent.config.compile, self._python_seconds(total_steps - self.agent.global_step)
         if asked is False:
-            return False, "not asked for"
+            return "python", "asked for"
+        if asked == "auto":
+            return self._choose_fastest(seconds)
+        how = "recorded" if asked == "record" else "compiled"
+        obstacle = self._obstacle() or (self._obstacle_to_compiling() if how == "compiled" else "")
         if obstacle:
-            if asked is True:
-                raise UsageError(f"compile is true, but {obstacle}; it may be auto or false")
-            return False, obstacle
-        if asked is True:
-            return True, "asked for"
-        if self._was_cached:
-            return True, "built before"
-        if self._python_seconds(total_steps - self.agent.global_step) > 4 * SECONDS_TO_COMPILE:
-            return True, "the run is long"
-        return False, "the run is too short to wait for the compiler"
+            raise UsageError(f"compile is {choice_word(asked)}, but {obstacle}; it may be auto or false")
+        return how, "asked for"
+
+    def _choose_fastest(self, seconds: float) -> tuple[str, str]:
+        """The choice for a run that would take so many `seconds` as Python."""
+        obstacle = self._obstacle() or self._not_worth_it()
+        if obstacle:
+            return "python", obstacle
+        reason = self._obstacle_to_compiling() or "the run is too short to wait for the compiler"
+        if not self._obstacle_to_compiling():
+            if self._was_cached:
+                return "compiled", "built before"
+            if seconds > WORTH * SECONDS_TO_COMPILE:
+                return "compiled", "the run is long"
+        if self.agent.device.type == "cpu" and seconds > WORTH * SECONDS_TO_RECORD:
+            return "recorded", reason
+        return "python", reason
 
     def _obstacle(self) -> str:
-        """Why this agent cannot be compiled, if so."""
+        """Why this agent's operations cannot be recorded, if so."""
         config = self.agent.config
         if config.target_kl is not None and self.agent.stops_early:
             return "target_kl ends epochs by a look at the data"
-        if self.agent.device.type == "cuda" and config.whole_episodes:
-            return "whole episodes have another shape in each iteration, which a CUDA graph cannot follow"
         if isinstance(self.agent.buffer.obs, FrameStacks):
             return "frames are stored once, which programs do not know"
-        if any(map(is_image, self._parts())) and config.compile is not True:
-            return "convolutions take the time, and they gain nothing"
-        if self.custom_torso and config.compile is not True:
-            return "a torso of one's own would be compiled anew in each process"
+        return ""
+
+    def _obstacle_to_compiling(self) -> str:
+        """Why recorded operations cannot be compiled here, if so."""
+        if self.agent.device.type == "cuda" and self.agent.config.whole_episodes:
+            return "whole episodes have another shape in each iteration, which a CUDA graph cannot follow"
         if self.agent.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             return "there is no C++ compiler (g++)"
+        return ""
+
+    def _not_worth_it(self) -> str:
+        """Why nobody would want this agent to run other than as Python unless he says so, if so."""
+        if any(map(is_image, self._parts())):
+            return "convolutions take the time, and they gain nothing"
+        if self.own_code:
+            return "an agent or torso of one's own may do what a recording does not see"
         return ""
 
     def _parts(self) -> list[Part]:
@@ -143,38 +175,45 @@ class Engine:
         config = {k: v for k, v in dataclasses.asdict(self.agent.config).items() if k not in NOT_IN_PROGRAMS}
         agent = self.agent
         spaces = str(agent.envs.single_observation_space), str(agent.envs.single_action_space)
-        own = {"torso": uuid.uuid4().hex} if self.custom_torso else {}
+        own = {"own_code": uuid.uuid4().hex} if self.own_code else {}
         return {"algo": type(agent).__qualname__, "env": agent.env_id, "spaces": spaces, "config": config, **own}
 
     @functools.cached_property
     def _was_cached(self) -> bool:
         """Whether the disk cache has every program of this agent, as first asked, which is before any is built."""
-        if self.custom_torso or self.agent.device.type != "cpu":
+        if self.own_code or self.agent.device.type != "cpu":
             return False
         key, agent = self._key(), self.agent
-        if not self._learner.is_cached(key):
-            return False
-        if agent.backend == "native":
-            return agent.collector.is_cached(agent.network, key)
-        return not self.may_go_native or make_native_collector(agent).is_cached(agent.network, key)
+        leaves_host = self.may_go_native and agent.backend != "native"
+        collector = make_native_collector(agent) if leaves_host else agent.collector
+        return self._learner.is_cached(key) and collector.is_cached(agent.network, key)
 
     def _build(self) -> None:
-        was_cached = self._was_cached
+        compiled = self.how == "compiled"
+        was_cached = compiled and self._was_cached
         start, key = time.perf_counter(), self._key()
         try:
-            self._learner.build(key)
-            if self.agent.backend == "native":
-                self.agent.collector.build(self.agent.network, key)
+            self._learner.build(key, compiled)
+            self.agent.collector.build(self.agent.network, key, compiled)
         except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
             what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UsageError(f"this agent could not be compiled ({what[:200]}); compile may be false") from error
+            raise UsageError(f"this agent could not be {self.how} ({what[:200]}); compile may be false") from error
         self.learn = self._learner.learn_from_buffer
-        self.seconds = 0.0 if was_cached else time.perf_counter() - start
+        self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
 
     def describe(self) -> str:
         """One line for the run's first lines."""
-        if not self.compiled:
+        if self.how == "python":
             return f"iterations run as Python: {self.reason}"
+        if self.how == "recorded":
+            return f"iterations are recorded operations, run one by one: {self.reason}"
+        kept = "" if self.own_code else ", kept for the next run"
         return f"iterations are compiled programs: {self.reason}" + (
-            f"; built in {self.seconds:.0f} s, kept for the next run" if self.seconds else ""
+            f"; built in {self.seconds:.0f} s{kept}" if self.seconds else ""
         )
+
+
+def _has_own_code(agent: Any) -> bool:
+    """Whether the agent's class, or a method put on it, is from outside this package."""
+    foreign = any(base.__module__.partition(".")[0] != "rlcore" for base in type(agent).__mro__[:-1])
+    return foreign or any(callable(value) and hasattr(type(agent), name) for name, value in vars(agent).items())

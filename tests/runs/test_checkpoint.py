@@ -78,8 +78,17 @@ def test_other_files_and_other_versions_are_refused(file, tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="is not a checkpoint of rlcore"):
         load(tmp_path / "other.pt")
     monkeypatch.setattr(module, "VERSION", 99)
-    with pytest.raises(CheckpointError, match="has version 2, but this rlcore reads version 99"):
+    with pytest.raises(CheckpointError, match="has version 3, but this rlcore reads 2 and 99"):
         load(file)
+
+
+@pytest.mark.parametrize("compiled, how", [(True, "compiled"), (False, "python"), (None, None)])
+def test_checkpoints_of_version_2_are_read(file, compiled, how):
+    payload = module.read_checkpoint(file)
+    del payload["agent"]["how"]
+    payload["agent"]["compiled"] = compiled
+    torch.save({**payload, "version": 2}, file)
+    assert load(file).engine.how == how
 
 
 def test_an_agent_of_another_shape_is_refused(file):
