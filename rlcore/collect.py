@@ -277,6 +277,7 @@ class Collector:
         obs, first = self.next_obs, self.next_first
         begun = first  # of the environment's own episodes: a lost life ends one for learning alone
         playing = np.ones(self.buffer.num_envs, dtype=bool)
+        self.life_lost[:] = False
         for t in range(self.buffer.num_steps):
             row = rows.write_obs(t, obs, begun)
             rows.dones[t] = first
@@ -290,18 +291,19 @@ class Collector:
             rows.terminated[t] = step.terminated
             rows.truncated[t] = step.truncated
             rows.mask[t] = step.real & playing
-            self.life_lost[t] = False if step.life_lost is None else step.life_lost
-            rows.terminated[t] |= self.life_lost[t]
+            if step.life_lost is not None:
+                self.life_lost[t] = step.life_lost
+                rows.terminated[t] |= step.life_lost
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
             if self.whole_episodes:
-                playing &= ~(step.terminated | step.truncated)
+                playing &= ~step.done
                 if not playing.any():
                     break
             # The observation after a dead row starts an episode; without dead rows, the one after the end does.
-            begun = ~step.real if envs.has_dead_rows else step.terminated | step.truncated
-            first = begun | self.life_lost[t]
+            begun = ~step.real if envs.has_dead_rows else step.done
+            first = begun if step.life_lost is None else begun | step.life_lost
         self.buffer.length = t + 1
         rows.mask[t + 1 :] = False
         if self.whole_episodes:

@@ -76,7 +76,7 @@ def play_episodes(
         obs = step.obs
         running_return += np.where(step.real, step.rewards, 0.0)
         running_length += step.real
-        done = (step.terminated | step.truncated) & step.real
+        done = step.done & step.real
         cut = ~done & (running_length >= max_steps)
         if cut.any():
             obs, done = envs.restart(cut, max_steps), done | cut

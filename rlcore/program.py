@@ -19,7 +19,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -108,12 +108,11 @@ class Piece(nn.Module):
 
 def python_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     """`carry, y = body(carry, x)` for each row x of `xs`; gives the last carry and all y stacked."""
-    rows = []
-    leaves, spec = pytree.tree_flatten(xs)
-    for parts in zip(*(leaf.unbind() for leaf in leaves), strict=True):
-        carry, y = body(carry, pytree.tree_unflatten(list(parts), spec))
-        rows.append(y)
-    return carry, pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
+    places, rows = _numbered(xs), []
+    for parts in zip(*(leaf.unbind() for leaf in _leaves(xs)), strict=True):
+        carry, y = body(carry, _in_places(places, parts))
+        rows.append(_leaves(y))
+    return carry, _in_places(_numbered(y), [torch.stack(column) for column in zip(*rows, strict=True)])
 
 
 def scan_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -219,7 +218,7 @@ def _leaves(tree: Any) -> list[Tensor]:
     return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(part)]
 
 
-def _in_places(places: Any, leaves: list[Tensor]) -> Any:
+def _in_places(places: Any, leaves: Sequence[Tensor]) -> Any:
     """The tree in which each place's number is replaced by the leaf of that number."""
     if isinstance(places, int):
         return leaves[places]

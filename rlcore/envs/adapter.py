@@ -28,7 +28,7 @@ class Step(NamedTuple):
     Attributes:
         obs: observation to act on next, `[N, ...]` arrays, split into parts.
         rewards: `[N]`.
-        terminated, truncated: `[N]` bool.
+        terminated, truncated, done: `[N]` bool; `done` is either.
         real: `[N]` bool, False where this step was the dead row of a next-step autoreset.
         final_envs: indices of environments whose true successor is not in `obs`, in the order of `final_obs`.
         final_obs: their true successors `[len(final_envs), ...]`, or None where there are none.
@@ -39,6 +39,7 @@ class Step(NamedTuple):
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    done: np.ndarray
     real: np.ndarray
     final_envs: np.ndarray
     final_obs: Any
@@ -112,14 +113,14 @@ class VectorAdapter:
         if self.has_dead_rows:
             self.pending = done
         if self.has_dead_rows or not done.any():
-            return Step(obs, rewards, terminated, truncated, real, NO_ENVS, None, infos.get("life_lost"))
+            return Step(obs, rewards, terminated, truncated, done, real, NO_ENVS, None, infos.get("life_lost"))
         final_envs = np.flatnonzero(done)
         if self.mode is AutoresetMode.SAME_STEP:
             final_obs = self._final_from_infos(infos, final_envs)
         else:
             final_obs = map_parts(lambda x: x[final_envs].copy(), obs)
             obs = self._renew(done)
-        return Step(obs, rewards, terminated, truncated, real, final_envs, final_obs, infos.get("life_lost"))
+        return Step(obs, rewards, terminated, truncated, done, real, final_envs, final_obs, infos.get("life_lost"))
 
     def restart(self, which: np.ndarray, after: int) -> Any:
         """Begin a new episode in the environments `which [N]`, whose episodes were cut `after` so many steps.
