@@ -165,14 +165,18 @@ class Program(nn.Module):
     def make_runner(self, inputs: tuple, key: dict[str, Any], compiled: bool = True) -> Any:
         """The program for inputs of these shapes without the agent's Python: on the CPU compiled, or taken from the
         disk cache where `key` (all else that the program depends on) is there already; on CUDA captured as a graph; or,
-        not `compiled`, as recorded operations."""
+        not `compiled`, as recorded operations. A key with `own_code` leaves nothing in the cache."""
         if not compiled:
             return RecordedRunner(self, inputs)
         if any(x.is_cuda for x in pytree.tree_leaves(inputs)):
             return CapturedRunner(self, inputs)
+        folder = self._folder(inputs, key)
         if not self.is_cached(inputs, key):
-            _build(self, inputs, self._folder(inputs, key))
-        return Runner(self._folder(inputs, key))
+            _build(self, inputs, folder)
+        runner = Runner(folder)
+        if "own_code" in key:  # a name that will not come again
+            shutil.rmtree(folder)
+        return runner
 
     def _folder(self, inputs: tuple, key: dict[str, Any]) -> Path:
         return cache_folder() / fingerprint([key, self.shapes_of(inputs)])

@@ -1,7 +1,9 @@
 """Compiled programs compute what Python computes, for every agent."""
 
+import dataclasses
 import warnings
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -307,6 +309,19 @@ def test_what_auto_takes(nothing_built, monkeypatch):
     assert chosen(1000, prepare=lambda agent: setattr(agent, "loss", lambda *_: None))[0] == "python"
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert chosen(1000) == ("recorded", "there is no C++ compiler (g++)")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"max_episode_steps": 50}, {"kwargs": {"sutton_barto_reward": True}}, {"entry_point": "mine:CartPole"}]
+)
+def test_an_id_that_was_registered_anew_has_no_native_twin(monkeypatch, changed):
+    spec = gymnasium.spec("CartPole-v1")
+    agent = rlcore.PPO("CartPole-v1", **SMALL)
+    assert agent.engine.may_go_native
+    monkeypatch.setitem(gymnasium.registry, "CartPole-v1", dataclasses.replace(spec, **changed))
+    assert not agent.engine.may_go_native
+    with pytest.raises(UsageError, match="CartPole-v1 as it is registered here has no native implementation"):
+        rlcore.PPO("CartPole-v1", backend="native", **SMALL)
 
 
 def test_programs_of_ones_own_code_are_never_taken_from_the_cache(nothing_built):

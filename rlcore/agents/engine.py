@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rlcore.agents.config import choice_word
 from rlcore.collect import Collector
+from rlcore.envs.make import find_spec, native_twin
 from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
 from rlcore.frames import FrameStacks
@@ -75,8 +76,8 @@ class Engine:
 
     @property
     def own_code(self) -> bool:
-        """Whether code from outside this package takes part, whose changes the names that programs are kept under would
-        not show."""
+        """Whether code from outside this package takes part: the names under which programs are kept would not tell
+        one version of it from the next."""
         return self.custom_torso or _has_own_code(self.agent)
 
     @functools.cached_property
@@ -106,7 +107,7 @@ class Engine:
         run as Python they are slower. `agent.envs` stays what it is."""
         agent = self.agent
         asked = agent.config.backend == "auto" and isinstance(agent.env_id, str) and not agent.env_kwargs
-        return asked and find_native(agent.env_id) is not None
+        return asked and native_twin(find_spec(agent.env_id)) is not None
 
     def _choose(self, total_steps: int) -> tuple[str, str]:
         asked, seconds = self.agent.config.compile, self._python_seconds(total_steps - self.agent.global_step)

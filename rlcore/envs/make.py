@@ -8,7 +8,7 @@ import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlcore.envs import atari, envpool
-from rlcore.envs.native import NATIVE_TASKS, find_native
+from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.envs.native_vector import NativeVectorEnv
 from rlcore.errors import UsageError, did_you_mean
 
@@ -104,9 +104,22 @@ def resolve_backend(spec: gymnasium.envs.registration.EnvSpec, backend: str = "a
         raise UsageError(f"{spec.id} comes as a vector environment alone; backend may be auto or envpool")
     if backend == "vector" and not spec.vector_entry_point:
         raise UsageError(f"{spec.id} has no vector implementation of its own; backend may be auto, sync or async")
-    if backend == "native" and find_native(spec.id) is None:
-        raise UsageError(f"{spec.id} has no native implementation; backend native is for {', '.join(NATIVE_TASKS)}")
+    if backend == "native" and native_twin(spec) is None:
+        changed = " as it is registered here" if find_native(spec.id) else ""
+        raise UsageError(
+            f"{spec.id}{changed} has no native implementation; backend native is for {', '.join(NATIVE_TASKS)}"
+        )
     return backend
+
+
+def native_twin(spec: gymnasium.envs.registration.EnvSpec) -> NativeTask | None:
+    """The same environment as tensor functions, or None. An id that was registered anew stands for another one."""
+    task = find_native(spec.id)
+    if task is None:
+        return None
+    own = str(spec.entry_point).startswith(("gymnasium.envs.classic_control.", "rlcore.envs."))
+    plain = spec.kwargs in ({}, {"task": spec.id}) and not spec.additional_wrappers
+    return task if own and plain and spec.max_episode_steps == task.max_episode_steps else None
 
 
 def _is_game(env_id: str) -> bool:
