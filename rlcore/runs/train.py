@@ -27,7 +27,7 @@ from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
 from rlcore.runs.progress import Progress
 from rlcore.torsos import is_image
 
-TENSORBOARD_POINTS = 500  # at most so many points per curve: writing each iteration costs more than it shows
+TENSORBOARD_POINTS = 200  # at most so many points per curve: writing each iteration costs more than it shows
 SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point
 CHECKPOINTS_PER_RUN = 10
 RECENT_EPISODES = 100
