@@ -12,13 +12,14 @@ run folder, and 100 evaluation episodes. In each repetition, one after the other
     imports         python -c "import torch, gymnasium"
     compiled        rlcore train ppo CartPole-v1, with the compiled programs in the disk cache
     compiled-single the same, but the evaluation is done on 100 environments of gymnasium.make, by a loop of this file
-    python          rlcore train ppo CartPole-v1 with an empty disk cache: so short a run is then not compiled
+    uncompiled      rlcore train ppo CartPole-v1 with an empty disk cache: so short a run is then not compiled, but
+                    runs its recorded operations one by one (on CUDA, as Python)
 
 What `rlcore train` evaluates with is gymnasium's own too, the vector implementation that it registers for CartPole-v1;
 only training uses the native twin. So `compiled` and `compiled-single` differ in which of gymnasium's two
-implementations judges. Apart from all measured times, the policies of `compiled` and `python` are judged by that loop
-as well, on other seeds. The cache is filled by one run beforehand, whose time is reported as the cold time. On CUDA
-there is no disk cache: `compiled` captures CUDA graphs in each process, and `python` is asked for.
+implementations judges. Apart from all measured times, the policies of `compiled` and `uncompiled` are judged by that
+loop as well, on other seeds. The cache is filled by one run beforehand, whose time is reported as the cold time. On
+CUDA there is no disk cache: `compiled` captures CUDA graphs in each process, and for `uncompiled` Python is asked for.
 
 OMP_NUM_THREADS is taken out of the environment, so that `rlcore train` chooses its threads as it does for a user.
 """
@@ -40,7 +41,7 @@ import machine
 import numpy as np
 
 ALGO, ENV_ID, SOLVED, EPISODES = "ppo", "CartPole-v1", 475.0, 100
-CASES = ("compiled", "compiled-single", "python")
+CASES = ("compiled", "compiled-single", "uncompiled")
 CHECK_SEED = 1_000_000  # of the episodes of gymnasium.make; no training seed is near
 
 
@@ -99,17 +100,24 @@ def repeat(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, An
         "imports": timed([sys.executable, "-c", "import torch, gymnasium"], folder / "programs"),
         "compiled": timed(train_command(options, seed, dirs["compiled"], *asked[0]), folder / "programs"),
         "compiled-single": timed([*single, *command[3:]], folder / "programs"),
-        "python": timed(train_command(options, seed, dirs["python"], *asked[1]), folder / "nothing"),
+        "uncompiled": timed(train_command(options, seed, dirs["uncompiled"], *asked[1]), folder / "nothing"),
     }
-    for case in ("compiled", "python"):
+    for case in ("compiled", "uncompiled"):
         evaluation = json.loads((dirs[case] / "evaluation.json").read_text())
         row[case] |= {key: evaluation[key] for key in ("mean", "training_seconds")}
     for case in CASES:
-        expected = "iterations run as Python" if case == "python" else "iterations are compiled programs"
-        if not row[case]["engine"].startswith(expected):
+        if row[case]["engine"].startswith("iterations are compiled programs") == (case == "uncompiled"):
             raise SystemExit(f"the case {case} is not what it should be: '{row[case]['engine']}'")
-    apart = [sys.executable, __file__, "--worker", "check", "--run-dirs", str(dirs["compiled"]), str(dirs["python"])]
-    for case, mean in zip(("compiled", "python"), timed(apart, folder / "programs")["means"], strict=True):
+    apart = [
+        sys.executable,
+        __file__,
+        "--worker",
+        "check",
+        "--run-dirs",
+        str(dirs["compiled"]),
+        str(dirs["uncompiled"]),
+    ]
+    for case, mean in zip(("compiled", "uncompiled"), timed(apart, folder / "programs")["means"], strict=True):
         row[case]["mean_single"] = mean
     row["compiled-single"]["mean"] = row["compiled-single"].pop("means")[0]
     return row
@@ -170,7 +178,7 @@ def report(summary: dict[str, dict[str, Any]], cold: dict[str, Any] | None) -> N
             own, other = "", own
         median = f"{row['seconds_median']:.2f} s"
         print(f"{case:16}{median:>9}{f'{low:.2f}-{high:.2f} s':>16}{spread:>22}{own:>10}{other:>20}")
-    for case in ("compiled", "python"):
+    for case in ("compiled", "uncompiled"):
         print(f"of {case}, training alone: {summary[case]['training_seconds_median']:.2f} s")
     if cold:
         print(f"the first run, which built the programs: {cold['seconds']:.1f} s")

@@ -27,7 +27,7 @@ Tree = dict[str, Any]
 
 
 class LearningProgram(Program):
-    """`(state, fixed, rollout, orders, rows) -> (state, metrics)`, see `Learner`."""
+    """`(state, fixed, rollout, orders, rows) -> (state, metrics)`, see `Learner`; its notes name the metrics."""
 
     def __init__(self, agent: Any):
         super().__init__()
@@ -43,9 +43,9 @@ class LearningProgram(Program):
         ids = [id(p) for p in agent.parameters]
         self.critic_positions = [ids.index(id(p)) for p in network.critic_parameters()] if agent.fits_critic else []
         self.update = adam_update if config.optimizer == "adam" else self._rmsprop
+        self.stops_early = agent.stops_early  # asked here, as torch's exporter misreads a property of a base class
         self.begin, self.step = Piece(self._begin), Piece(self._step)
         self.critic_step, self.finish = Piece(self._critic_step), Piece(self._finish)
-        self.metric_names: dict[str, list[str]] = {}
 
     def _rmsprop(self, vector: Tensor, moments: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, _):
         return rmsprop_update(vector, moments, gradient, learning_rate, eps, self.agent.config.rmsprop_alpha)
@@ -58,9 +58,13 @@ class LearningProgram(Program):
         def step(carry: Any, x: Any) -> Any:
             return self.step(carry, *x, batch, coefs, buffers, learning_rate)
 
-        corrections = adam_corrections(state["steps"], len(orders))
-        (vector, moments), steps = self.loop(step, (state["vector"], state["moments"]), (orders, corrections))
-        metrics = {"steps": steps.mean(0), "before": before}
+        carry, xs = (state["vector"], state["moments"]), (orders, adam_corrections(state["steps"], len(orders)))
+        if self.stops_early:
+            (vector, moments), steps, count = self._steps_until_stopped(step, carry, xs)
+        else:
+            (vector, moments), steps = self.loop(step, carry, xs)
+            steps, count = steps.mean(0), len(orders)
+        metrics = {"steps": steps, "before": before}
         if agent.fits_critic:
 
             def critic_step(carry: Any, corrections: Tensor) -> Any:
@@ -71,9 +75,34 @@ class LearningProgram(Program):
             (vector, critic), losses = self.loop(critic_step, (vector, state["critic_moments"]), corrections)
             state = {**state, "critic_moments": critic, "critic_steps": done + updates}
             metrics["critic"] = losses[-1]
-        state = {**state, "vector": vector, "moments": moments, "steps": state["steps"] + len(orders)}
+        state = {**state, "vector": vector, "moments": moments, "steps": state["steps"] + count}
         state, metrics["after"] = self.finish(state, fixed, rollout, batch, returns)
         return state, metrics
+
+    def _steps_until_stopped(self, step: Any, carry: Any, xs: Any) -> tuple[Any, Tensor, Tensor]:
+        """As `Agent.stops_after`, without leaving the loop: steps after the stop are computed and not taken.
+
+        Returns:
+            The carry after the last step taken, the means of the metrics over those taken, and how many these are.
+        """
+        config, (orders, _) = self.agent.config, xs
+        ends_epoch = torch.arange(1, len(orders) + 1, device=orders.device) % config.num_minibatches == 0
+
+        def step_if_going(carry: Any, x: Any) -> Any:
+            before, going, kl = carry
+            *x, ends_epoch = x
+            after, metrics = step(before, x)
+            kl = kl + metrics[self.notes["steps"].index("approx_kl")]
+            stops = ends_epoch & (kl / config.num_minibatches > 1.5 * config.target_kl)
+            taken = pytree.tree_map(lambda new, old: torch.where(going, new, old), after, before)
+            row = torch.cat([torch.where(going, metrics, 0.0), going.float().unsqueeze(0)])
+            return (taken, going & ~stops, torch.where(ends_epoch, 0.0, kl)), row
+
+        going = torch.ones((), dtype=torch.bool, device=orders.device)
+        start = carry, going, torch.zeros((), device=orders.device)
+        (carry, _, _), rows = self.loop(step_if_going, start, (*xs, ends_epoch))
+        totals = rows.sum(0)
+        return carry, totals[:-1] / totals[-1], totals[-1]
 
     def shapes_of(self, inputs: tuple) -> list[Any]:
         if not self.agent.config.whole_episodes:
@@ -113,7 +142,7 @@ class LearningProgram(Program):
         return buffer
 
     def _metrics(self, part: str, metrics: dict[str, Tensor]) -> Tensor:
-        self.metric_names[part] = list(metrics)
+        self.notes[part] = list(metrics)
         if not metrics:
             return torch.zeros(0, device=self.agent.device)
         return torch.stack([value.detach().float() for value in metrics.values()])
@@ -242,9 +271,7 @@ class Learner:
 
     def build(self, key: dict[str, Any], compiled: bool) -> None:
         """Learn by a program without the agent's Python from now on, compiled or recorded."""
-        inputs = self._example()
-        self.program.forward(*inputs)  # names the metrics
-        self.run = self.program.make_runner(inputs, {**key, "part": "learn"}, compiled)
+        self.run = self.program.make_runner(self._example(), {**key, "part": "learn"}, compiled)
 
     def _example(self) -> tuple:
         """Inputs of the right shapes, for the compiler; draws nothing from the agent's generator."""
@@ -295,7 +322,7 @@ class Learner:
         named: dict[str, Tensor] = {}
         for part in ("steps", "before", "critic", "after"):
             if part in metrics:
-                named |= dict(zip(self.program.metric_names[part], metrics[part].unbind(), strict=True))
+                named |= dict(zip(self.program.notes[part], metrics[part].unbind(), strict=True))
         return named
 
     def _write_back(self, state: Tree) -> None:

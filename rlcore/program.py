@@ -133,6 +133,9 @@ class Program(nn.Module):
 
     A subclass makes its pieces in `__init__`, composes them in `forward`, going through `self.loop` for loops, and
     records them in `record(*inputs)`.
+
+    Attributes:
+        notes: what its Python finds out beside its outputs, plain data that is kept with the built program.
     """
 
     inductor_options: ClassVar[dict[str, Any]] = {}
@@ -140,6 +143,7 @@ class Program(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.loop = python_loop
+        self.notes: dict[str, Any] = {}
 
     def record(self, *inputs: Any) -> None:
         raise NotImplementedError
@@ -174,6 +178,7 @@ class Program(nn.Module):
         if not self.is_cached(inputs, key):
             _build(self, inputs, folder)
         runner = Runner(folder)
+        self.notes = json.loads((folder / "notes.json").read_text())
         if "own_code" in key:  # a name that will not come again
             shutil.rmtree(folder)
         return runner
@@ -353,6 +358,7 @@ def _build(program: Program, inputs: tuple, folder: Path) -> None:
             scratch = Path(tempfile.mkdtemp(dir=folder.parent))
             inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
         (scratch / "structure.json").write_text(pytree.treespec_dumps(structure))
+        (scratch / "notes.json").write_text(json.dumps(program.notes))
     finally:
         program.loop = python_loop
     try:

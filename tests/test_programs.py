@@ -14,8 +14,9 @@ from rlcore.agents.engine import make_native_collector
 from rlcore.collect import Collector, EpisodeCounter
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
+from rlcore.frames import FrameStacks
 from rlcore.learning import Learner
-from rlcore.optim import adam_corrections, adam_update, rmsprop_update
+from rlcore.optim import adam_corrections, adam_update, optimizer_state, rmsprop_update
 from rlcore.passes import for_compiler, for_python
 from rlcore.program import CapturedRunner, Piece, Program, python_loop
 from rlcore.tracing import Constant, is_recording, recording, surely
@@ -31,6 +32,14 @@ CASES = {
     "ppo_kl_shared": (
         rlcore.PPO, "CartPole-v1",
         dict(num_steps=16, num_envs=2, num_minibatches=2, objective="kl", target_kl=1e-4, shared=True),
+    ),
+    "ppo_target_kl": (  # which ends some iterations after one epoch, some later
+        rlcore.PPO, "CartPole-v1",
+        dict(num_steps=16, num_envs=3, num_minibatches=3, update_epochs=4, learning_rate=3e-3, target_kl=1e-3),
+    ),
+    "grpo_target_kl": (
+        rlcore.GRPO, "CartPole-v1",
+        dict(num_envs=4, group_size=2, num_steps=60, update_epochs=4, learning_rate=1e-2, target_kl=3e-3),
     ),
     "a2c": (rlcore.A2C, "Acrobot-v1", dict(num_envs=3, norm_reward=True)),
     "trpo": (rlcore.TRPO, "CartPole-v1", dict(num_envs=2, num_steps=32, num_minibatches=2, cg_iterations=4)),
@@ -116,7 +125,7 @@ def test_recorded_equals_eager_after_5_iterations(case):
     assert_same(eager, recorded, 1e-4)
 
 
-@pytest.mark.parametrize("case", ["ppo", "a2c", "grpo", "reinforce", pytest.param("trpo"), "ppo_continuous"])
+@pytest.mark.parametrize("case", ["ppo", "a2c", "grpo", "reinforce", "trpo", "ppo_continuous", "ppo_target_kl"])
 def test_compiled_equals_eager_after_20_iterations(case):
     agent = make(case)
     eager, compiled = make(case, backend="native"), make(case, backend="native", compile=True)
@@ -148,6 +157,20 @@ def test_compiled_acting_on_host_environments_equals_eager():
             ours, theirs = getattr(eager.buffer, name), getattr(compiled.buffer, name)
             torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4, msg=name)
     assert_same(eager, compiled, 2e-4)
+
+
+@pytest.mark.parametrize("case", ["ppo_target_kl", "grpo_target_kl"])
+def test_programs_stop_where_python_stops(case):
+    """Iterations of one epoch, of some and of all; the optimiser's count tells how many steps were taken."""
+    eager, program = make(case), make(case)
+    learner, counts = Learner(program), []
+    for _ in range(12):
+        iterate(eager, eager.learn_from_buffer)
+        iterate(program, learner.learn_from_buffer)
+        counts.append([int(optimizer_state(a.optimizer, [a.parameter_vector])[-1][0]) for a in (eager, program)])
+    assert all(ours == theirs for ours, theirs in counts)
+    taken = np.diff([0, *(ours for ours, _ in counts)]) // eager.config.num_minibatches
+    assert len(set(taken)) > 1 and min(taken) < eager.config.update_epochs
 
 
 def buffers_of_both_collectors(algo, env_id, num_steps, starts, **options):
@@ -297,13 +320,20 @@ def chosen(seconds, algo=rlcore.PPO, env="CartPole-v1", prepare=lambda agent: No
     return how, reason
 
 
+def frames():
+    """Observations as those of Atari are kept."""
+    return FrameStacks(2, 1, (4, 8, 8), torch.device("cpu"))
+
+
 class Own(rlcore.PPO):
     """An agent of a user's own."""
 
 
 def test_what_auto_takes(nothing_built, monkeypatch):
     assert [chosen(seconds)[0] for seconds in (0.1, 10, 1000)] == ["python", "recorded", "compiled"]
-    assert chosen(1000, target_kl=0.1) == ("python", "target_kl ends epochs by a look at the data")
+    assert chosen(1000, prepare=lambda agent: monkeypatch.setattr(agent.buffer, "obs", frames())) == (
+        "python", "frames are stored once, which programs do not know",
+    )  # fmt: skip
     assert chosen(1000, algo=Own) == chosen(1000, torso=lambda shape: torch.nn.Linear(shape[0], 3))
     assert chosen(1000, algo=Own)[0] == "python" and "one's own" in chosen(1000, algo=Own)[1]
     assert chosen(1000, prepare=lambda agent: setattr(agent, "loss", lambda *_: None))[0] == "python"
@@ -331,10 +361,12 @@ def test_programs_of_ones_own_code_are_never_taken_from_the_cache(nothing_built)
     assert keys[0] == keys[1]
 
 
-def test_what_cannot_be_compiled_is_said():
+def test_what_cannot_be_compiled_is_said(monkeypatch):
     for asked, word in ((True, "true"), ("record", "record")):
-        with pytest.raises(UsageError, match=f"compile is {word}, but target_kl"):
-            rlcore.PPO("CartPole-v1", target_kl=0.01, **{**SMALL, "compile": asked}).learn(10)
+        agent = rlcore.PPO("CartPole-v1", **{**SMALL, "compile": asked})
+        monkeypatch.setattr(agent.buffer, "obs", frames())
+        with pytest.raises(UsageError, match=f"compile is {word}, but frames are stored once"):
+            agent.learn(10)
     with pytest.raises(UsageError, match="compile is 'maybe', but may be one of auto, true, record, false"):
         rlcore.PPO("CartPole-v1", compile="maybe")
 

@@ -292,8 +292,10 @@ class Agent:
         config = self.config
         rows = self.rows_to_learn_from(batch.mask)
         steps: list[dict[str, Tensor]] = []
-        for _ in range(config.update_epochs):
-            for indices in self.shuffled(rows).tensor_split(min(config.num_minibatches, len(rows))):
+        # All orders first, so that the generator ends up where that of a program does, which draws before it knows how
+        # far it will come.
+        for order in [self.shuffled(rows) for _ in range(config.update_epochs)]:
+            for indices in order.tensor_split(min(config.num_minibatches, len(rows))):
                 steps.append(self.step(batch.take(indices)))
             if self.stops_after(steps[-config.num_minibatches :]):
                 break

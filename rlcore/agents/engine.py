@@ -138,9 +138,6 @@ class Engine:
 
     def _obstacle(self) -> str:
         """Why this agent's operations cannot be recorded, if so."""
-        config = self.agent.config
-        if config.target_kl is not None and self.agent.stops_early:
-            return "target_kl ends epochs by a look at the data"
         if isinstance(self.agent.buffer.obs, FrameStacks):
             return "frames are stored once, which programs do not know"
         return ""
