@@ -143,7 +143,7 @@ def _tensors_for_numbers(recorded: GraphModule) -> None:
         value = node.args[0].meta["val"]
         if value.device.type == "cpu" and value.dtype == torch.float32:
             name = f"number_{node.name}"
-            setattr(recorded, name, torch.tensor(node.args[1], dtype=torch.float32))
+            setattr(recorded, name, torch.tensor(node.args[1]))
             with recorded.graph.inserting_before(node):
                 node.args = (node.args[0], recorded.graph.create_node("get_attr", name))
 

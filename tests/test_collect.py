@@ -131,6 +131,28 @@ def test_a_dead_row_is_masked_and_its_successor_begins_an_episode():
     assert play.buffer.dones[:3, 0].tolist() == [False, True, False]
 
 
+class LosesLives(gym.vector.VectorWrapper):
+    """Tells of a lost life in its second step, and of none in steps without."""
+
+    steps = 0
+
+    def step(self, actions):
+        *step, infos = self.env.step(actions)
+        self.steps += 1
+        return *step, {**infos, "life_lost": np.array([True])} if self.steps == 2 else infos
+
+
+def test_a_lost_life_ends_an_episode_for_learning_alone():
+    envs = LosesLives(vectorize(lambda n: Scripted([(5, "t")]), 1, AutoresetMode.DISABLED))
+    play, network = collector(envs, 3)
+    assert play.collect(network).lengths == []
+    assert play.buffer.terminated.flatten().tolist() == [False, True, False]
+    assert play.buffer.dones.flatten().tolist() == [False, False, True]
+    episodes = play.collect(network)  # whose second step is a real end
+    assert play.buffer.terminated.flatten().tolist() == [False, True, False]
+    assert episodes.lengths == [5] and play.buffer.dones.flatten().tolist() == [False, False, True]
+
+
 def test_log_probabilities_are_those_of_the_policy_that_acted():
     envs = vectorize(lambda n: Echo(action_space=spaces.Box(-1, 1, (2,))), 2, AutoresetMode.SAME_STEP)
     play, network = collector(envs, 6)

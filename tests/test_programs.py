@@ -17,7 +17,7 @@ from rlcore.errors import UsageError
 from rlcore.frames import FrameStacks
 from rlcore.learning import Learner
 from rlcore.optim import adam_corrections, adam_update, optimizer_state, rmsprop_update
-from rlcore.passes import for_compiler, for_python
+from rlcore.passes import _direct, for_compiler, for_python
 from rlcore.program import CapturedRunner, Piece, Program, python_loop
 from rlcore.tracing import Constant, is_recording, recording, surely
 
@@ -387,11 +387,44 @@ def test_whole_episodes_of_next_to_no_transitions_are_learned_from_as_python():
     options = dict(num_envs=1, num_steps=3, num_minibatches=4, update_epochs=2)
     eager = rlcore.REINFORCE("CartPole-v1", **SMALL, **options)
     recorded = rlcore.REINFORCE("CartPole-v1", **{**SMALL, "compile": "record"}, **options)
+    recorded.engine.prepare(9)
+    recorded.engine._learner.run = None  # not to be called
     with pytest.warns(UserWarning, match="were cut there"):
         eager.learn(9)
         recorded.learn(9)
     assert recorded.engine.how == "recorded"
     assert_same(eager, recorded, 1e-6)
+
+
+def test_what_was_recorded_may_go_on_as_python():
+    agent = make("ppo", compile="record")
+    agent.learn(100)
+    agent.learn_from_buffer()  # needs coefficients that gradients may pass
+
+
+class Noting(Program):
+    """Notes something when it is recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.doubled = Piece(lambda x: [x * 2])
+
+    def forward(self, x):
+        return self.doubled(x)
+
+    def record(self, x):
+        self.doubled.record(x)
+        self.notes = {"names": ["doubled"]}
+
+
+def test_notes_are_kept_with_a_program_and_ones_own_code_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLCORE_CACHE", str(tmp_path))
+    x = torch.arange(3.0)
+    for key, kept in (({"own_code": "1"}, 0), ({"name": "noting"}, 1), ({"name": "noting"}, 1)):
+        program = Noting()
+        assert torch.equal(program.make_runner((x,), key)(x)[0], 2 * x)
+        assert program.notes == {"names": ["doubled"]} and len(list(tmp_path.iterdir())) == kept
+    assert program.doubled.graph is None  # the third came from the cache
 
 
 def test_episode_counter_against_a_loop():
@@ -487,6 +520,12 @@ def test_operations_are_rewritten_for_python_to_the_same_values():
     result = piece(*inputs)
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
     assert [x.dtype for x in result["z"]] == [x.dtype for x in expected["z"]]
+
+
+def test_only_functions_written_in_c_take_the_place_of_operators():
+    aten = torch.ops.aten
+    assert _direct(aten.mul.Tensor) is torch.mul and _direct(aten.expand.default) is torch.Tensor.expand
+    assert _direct(aten.norm.Scalar) is None  # torch.norm is Python, and takes other arguments
 
 
 class Doubling(Program):
