@@ -21,6 +21,8 @@ class ActProgram(Program):
         with_values: whether values are wanted.
     """
 
+    stays = True  # the network learns in place
+
     def __init__(self, network: ActorCritic, with_values: bool):
         super().__init__()
         self.__dict__["network"] = network  # not a submodule: its parameters are inputs here

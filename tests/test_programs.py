@@ -10,6 +10,7 @@ import torch
 
 import rlcore
 from rlcore import estimators
+from rlcore.acting import ActProgram
 from rlcore.agents.engine import make_native_collector
 from rlcore.collect import Collector, EpisodeCounter
 from rlcore.envs import VectorAdapter, make_vec
@@ -544,6 +545,23 @@ def test_a_captured_program_takes_new_inputs():
             carry = carry + row
         result = runner(inputs)
         assert torch.equal(result["last"], carry) and torch.equal(result["rows"], torch.stack(rows))
+
+
+def test_a_captured_act_reads_the_weights_where_they_are():
+    agent = make("ppo_kl_shared")
+    obs, noise = agent.buffer.obs[0], agent.collector.noise[0]
+    program = ActProgram(agent.network, with_values=True)
+    runner = CapturedRunner(program, (program.tensors(), obs, noise), graph=False)
+    for _ in range(2):
+        obs, noise = torch.randn_like(obs), torch.randn_like(noise)
+        with torch.no_grad():
+            agent.parameter_vector.add_(0.1)
+            policy, values = agent.network(obs)
+        actions, params, theirs = runner.flat([*program.tensors(), obs, noise])
+        assert torch.equal(params, policy.params) and torch.equal(theirs, values)
+        assert torch.equal(actions, policy.sample(noise))
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(runner.inputs[0], program.tensors(), strict=True))
+    assert runner.inputs[1].data_ptr() != obs.data_ptr()
 
 
 def test_native_collector_is_made_for_the_agents_own_buffer():
