@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 import gymnasium
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rlcore.distributions import Distribution, make_distribution
 from rlcore.errors import UsageError
@@ -37,8 +36,8 @@ class Preprocess(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         part = self.part
         if part.categories:
-            columns = x.reshape(len(x), -1).unbind(1)
-            return torch.cat([F.one_hot(c, n) for c, n in zip(columns, part.categories, strict=True)], 1).float()
+            columns = x.reshape(len(x), -1).split(1, 1)
+            return torch.cat([_one_hot(c, n) for c, n in zip(columns, part.categories, strict=True)], 1)
         if part.image:
             x = x.to(torch.float32, memory_format=self.layout).mul_(1 / 255)  # bytes, so `to` has made a copy
         x = x if x.is_floating_point() else x.float()
@@ -48,6 +47,11 @@ class Preprocess(nn.Module):
     def out_shape(self) -> tuple[int, ...]:
         """Shape of one preprocessed observation; a lone number counts as a vector of one."""
         return (sum(self.part.categories),) if self.part.categories else self.part.shape or (1,)
+
+
+def _one_hot(x: Tensor, categories: int) -> Tensor:
+    """`x [B, 1]` as `[B, categories]`; torch's own looks at the data, which a recording cannot."""
+    return (x == torch.arange(categories, device=x.device)).float()
 
 
 class Trunk(nn.Module):

@@ -213,6 +213,27 @@ def test_an_agent_trains_on_every_action_space(action, squash):
         agent.learn(40)
 
 
+@pytest.mark.parametrize(
+    "obs, action, options",
+    [
+        *((obs, "discrete", dict(norm_obs=True, shared=True)) for obs in OBSERVATIONS),
+        *(("box", action, {}) for action in ACTIONS),
+        ("box", "box", dict(squash=True, state_dependent_std=True, norm_reward=True)),
+    ],
+)
+def test_recorded_operations_do_what_python_does_on_every_space(obs, action, options):
+    def trained(compile):
+        envs = vectorize(lambda n: Echo(OBSERVATIONS[obs], ACTIONS[action]), 2, MODES[1])
+        agent = PPO(envs, num_steps=8, seed=0, hidden_sizes=(8,), update_epochs=2, compile=compile, **options)
+        return agent.learn(64)
+
+    ours, theirs = trained(False), trained("record")
+    assert theirs.engine.how == "recorded"
+    torch.testing.assert_close(theirs.parameter_vector, ours.parameter_vector, atol=1e-5, rtol=1e-4)
+    for name in ("dist_params", "values", "logprobs"):
+        torch.testing.assert_close(getattr(theirs.buffer, name), getattr(ours.buffer, name), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("what", ["observation", "reward"])
 @pytest.mark.parametrize("mode", MODES)
 def test_nan_from_an_environment_names_environment_and_step(what, mode):

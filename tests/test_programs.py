@@ -383,6 +383,19 @@ def test_a_loss_that_looks_at_its_values_cannot_be_recorded():
         Peeking("CartPole-v1", **{**SMALL, "compile": "record"}).learn(10)
 
 
+@pytest.mark.parametrize("how", ["recorded", "compiled"])
+def test_auto_runs_as_python_what_cannot_be_prepared(monkeypatch, how):
+    def breaks(*_):
+        raise RuntimeError("no such operation\nand more")
+
+    agent = rlcore.PPO("CartPole-v1", num_steps=8, **{**SMALL, "compile": "auto"})
+    monkeypatch.setattr(agent.engine, "_choose_fastest", lambda seconds: (how, "why not"))
+    monkeypatch.setattr(Learner, "build", breaks)
+    agent.learn(100)
+    assert agent.engine.how == "python" and agent.backend == "vector" and agent.global_step >= 100
+    assert agent.engine.describe() == (f"iterations run as Python: this agent could not be {how} (no such operation)")
+
+
 def test_whole_episodes_of_next_to_no_transitions_are_learned_from_as_python():
     """Three rows for four minibatches; recorded programs of free shapes want two for each."""
     options = dict(num_envs=1, num_steps=3, num_minibatches=4, update_epochs=2)

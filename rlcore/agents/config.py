@@ -48,7 +48,7 @@ class Config:
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
     backend: BackendName = "auto"  # how the environments are stepped, see make_vec
-    compile: Literal["auto", True, "record", False] = "auto"  # compiled, recorded, Python as it is, or what saves time
+    compile: Literal["auto", True, "record", False] = "auto"  # true: programs, record: their operations, false: Python
     precision: Literal["float32", "bfloat16"] = "float32"  # of the torsos' arithmetic; bfloat16 is for CUDA
     device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
     seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run

@@ -37,6 +37,7 @@ from rlcore.torsos import is_image
 SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
 SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
 WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
+REMEDY = "; compile may be false"
 NOT_IN_PROGRAMS = ("seed", "learning_rate", "anneal_lr", "compile", "device", "backend", "reference", "reference_every")
 
 
@@ -95,11 +96,23 @@ class Engine:
             return
         if self.how is None:
             self.how, self.reason = self._choose(total_steps)
-        if self.how == "compiled" and self.may_go_native and self.agent.global_step == 0:
-            self.agent.use_backend("native")
         if self.how != "python":
-            self._build()
+            self._prepare_programs()
         self._ready = True
+
+    def _prepare_programs(self) -> None:
+        agent, host = self.agent, self.agent.backend
+        goes_native = self.how == "compiled" and self.may_go_native and agent.global_step == 0
+        if goes_native:
+            agent.use_backend("native")
+        try:
+            self._build()
+        except UsageError as error:
+            if agent.config.compile != "auto":
+                raise
+            self.how, self.reason = "python", str(error).removesuffix(REMEDY)
+            if goes_native:
+                agent.use_backend(host)
 
     @property
     def may_go_native(self) -> bool:
@@ -195,7 +208,7 @@ class Engine:
             self.agent.collector.build(self.agent.network, key, compiled)
         except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
             what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UsageError(f"this agent could not be {self.how} ({what[:200]}); compile may be false") from error
+            raise UsageError(f"this agent could not be {self.how} ({what[:200]}){REMEDY}") from error
         self.learn = self._learner.learn_from_buffer
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
 
