@@ -83,7 +83,7 @@ def test_recorded_products_are_replaced_and_stay_equal(monkeypatch):
         return torch.tanh(torch.addmm(bias, x, weight)) @ weight.t()
 
     inputs = [torch.randn(*size, generator=torch.Generator().manual_seed(0)) for size in ((20, 6), (6, 5), (5,))]
-    recorded = passes.rewrite(make_fx(layers)(*inputs))
+    recorded = passes.for_compiler(make_fx(layers)(*inputs))
     targets = [node.target for node in recorded.graph.nodes]
     assert targets.count(torch.ops.rlcore.matmul_small.default) == 2
     assert not {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.tanh.default} & set(targets)
@@ -95,5 +95,5 @@ def test_other_products_are_left_to_torch(monkeypatch, pays):
     """Float64 in any case, and all on processors that the kernel is not for."""
     monkeypatch.setattr(matmul, "pays", lambda: pays)
     dtype = torch.float64 if pays else torch.float32
-    recorded = passes.rewrite(make_fx(torch.mm)(torch.ones(20, 3, dtype=dtype), torch.ones(3, 4, dtype=dtype)))
+    recorded = passes.for_compiler(make_fx(torch.mm)(torch.ones(20, 3, dtype=dtype), torch.ones(3, 4, dtype=dtype)))
     assert torch.ops.aten.mm.default in [node.target for node in recorded.graph.nodes]
