@@ -81,7 +81,7 @@ def techniques_for(algo: str, device: str) -> list[str]:
     own = ["python", "python-sync", "recorded", "recorded-sync", "compiled-host", "compiled"]
     if device == "cuda":
         whole_episodes = algo in ("reinforce", "grpo")
-        own = ["python", "python-native", *([] if whole_episodes else ["compiled-host", "compiled"])]
+        own = ["python", "python-native", "recorded", *([] if whole_episodes else ["compiled-host", "compiled"])]
     return own + {"ppo": ["sb3", "rejax"], "a2c": ["sb3"]}.get(algo, [])
 
 

@@ -59,7 +59,7 @@ def test_every_agent_learns_on_the_card(case):
         assert not torch.equal(agent.parameter_vector, before)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "ppo_kl_shared"])
+@pytest.mark.parametrize("case", CASES)
 def test_recorded_equals_eager_on_the_card(case):
     eager, recorded = make(case, device=DEVICE), make(case, device=DEVICE, compile="record")
     recorded.engine.prepare(1000)
