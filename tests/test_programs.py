@@ -305,6 +305,9 @@ def test_the_choice_is_stored(tmp_path):
     again = rlcore.load(tmp_path / "a.pt")
     again.engine.prepare(10**9)  # long enough to compile, had the run not begun as Python
     assert again.engine.how == "python"
+    asked = rlcore.load(tmp_path / "a.pt", compile="record")
+    asked.engine.prepare(10**9)
+    assert asked.engine.how == "recorded"
 
 
 @pytest.fixture

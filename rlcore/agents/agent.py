@@ -546,4 +546,6 @@ def load_agent(
     except (RuntimeError, KeyError, ValueError) as error:
         agent.close()
         raise CheckpointError(f"the checkpoint {path} does not fit this network or environment: {error}") from error
+    if "compile" in overrides:  # asked for now, so not as the run began
+        agent.engine.how = None
     return agent

@@ -164,7 +164,7 @@ class Engine:
         return ""
 
     def _not_worth_it(self) -> str:
-        """Why nobody would want this agent to run other than as Python unless he says so, if so."""
+        """Why this agent is better left as Python unless something else is asked for, if so."""
         if any(map(is_image, self._parts())):
             return "convolutions take the time, and they gain nothing"
         if self.own_code:
