@@ -13,8 +13,18 @@ from rlcore.program import Piece, Program, buffer_slots, held, holding, paramete
 from rlcore.spaces import Obs
 
 
+def act(network: ActorCritic, obs: Obs, noise: Tensor, with_values: bool) -> list[Tensor]:
+    """Actions and parameters of their distribution for one row `obs [N, ...]`, and values `[N]` where these are wanted
+    and come for free from a shared torso."""
+    if network.shared and with_values:
+        policy, values = network(obs)
+        return [policy.sample(noise), policy.params, values]
+    policy = network.policy(obs)
+    return [policy.sample(noise), policy.params]
+
+
 class ActProgram(Program):
-    """`(tensors, obs, noise) -> [actions, params]`, and values where these come for free from a shared torso.
+    """`(tensors, obs, noise) ->` what `act` gives.
 
     Args:
         network: whose parameters and buffers `tensors` take the place of.
@@ -27,7 +37,7 @@ class ActProgram(Program):
         super().__init__()
         self.__dict__["network"] = network  # not a submodule: its parameters are inputs here
         self.slots = parameter_slots(network) + buffer_slots(network)
-        self.with_values = with_values and network.shared
+        self.with_values = with_values
         self.act = Piece(self._act)
 
     def tensors(self) -> list[Tensor]:
@@ -43,15 +53,11 @@ class ActProgram(Program):
     @torch.no_grad()
     def _act(self, tensors: list[Tensor], obs: Obs, noise: Tensor) -> list[Tensor]:
         with holding(self.slots, tensors):
-            if self.with_values:
-                policy, values = self.network(obs)
-                return [policy.sample(noise), policy.params, values]
-            policy = self.network.policy(obs)
-            return [policy.sample(noise), policy.params]
+            return act(self.network, obs, noise, self.with_values)
 
 
 class ActUnit:
-    """Acts by a program: `unit(obs, noise)` gives what ActProgram gives.
+    """Acts by a program: `unit(obs, noise)` gives what `act` gives.
 
     Args:
         program: what to build; its network is the one that acts from then on.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.acting import ActProgram, ActUnit
+from rlcore.acting import ActProgram, ActUnit, act
 from rlcore.buffer import RolloutBuffer
 from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
@@ -314,20 +314,13 @@ class Collector:
 
     def _act(self, network: ActorCritic, t: int, obs: Any) -> None:
         """Choose the actions of row t, whose observations are `obs`."""
-        if self.act_unit is not None:
-            actions, params, *values = self.act_unit(obs, self.noise_rows[t])
-            self.action_rows[t].copy_(actions)
-            self.param_rows[t].copy_(params)
-            if values:
-                self.value_rows[t].copy_(values[0])
-            return
-        if network.shared and self.with_values:
-            policy, values = network(obs)
-            self.value_rows[t].copy_(values)
-        else:
-            policy = network.policy(obs)
-        self.action_rows[t].copy_(policy.sample(self.noise_rows[t]))
-        self.param_rows[t].copy_(policy.params)
+        noise = self.noise_rows[t]
+        row = self.act_unit(obs, noise) if self.act_unit else act(network, obs, noise, self.with_values)
+        actions, params, *values = row
+        self.action_rows[t].copy_(actions)
+        self.param_rows[t].copy_(params)
+        if values:
+            self.value_rows[t].copy_(values[0])
 
     def _complete(self, network: ActorCritic, finals: list[tuple[int, np.ndarray, Any]]) -> None:
         """Fill what needs no environment: log-probabilities, values and next values."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -193,7 +192,7 @@ class Runner:
 
     def __init__(self, folder: Path):
         structure = pytree.treespec_loads((folder / "structure.json").read_text())
-        self.places = pytree.tree_unflatten(list(range(structure.num_leaves)), structure)
+        self.places = pytree.tree_unflatten(range(structure.num_leaves), structure)
         # The loader alone: importing inductor takes longer than a short run.
         self.loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / "program.pt2"), "model", False, 1, -1)
 
@@ -205,21 +204,13 @@ class Runner:
         return self.loader.run(leaves)
 
 
-# What torch's pytree does, for dicts, lists and tuples alone: its generality takes a tenth of a small iteration.
-
-
 def _numbered(tree: Any) -> Any:
     """The tree with a number in the place of each leaf."""
-    numbers = itertools.count()
+    leaves, structure = pytree.tree_flatten(tree)
+    return pytree.tree_unflatten(range(len(leaves)), structure)
 
-    def number(tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return next(numbers)
-        if isinstance(tree, dict):
-            return {name: number(part) for name, part in tree.items()}
-        return type(tree)(map(number, tree))
 
-    return number(tree)
+# What torch's pytree does, for dicts, lists and tuples alone: its generality takes a tenth of a small iteration.
 
 
 def _leaves(tree: Any) -> list[Tensor]:

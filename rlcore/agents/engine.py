@@ -37,7 +37,6 @@ from rlcore.torsos import is_image
 SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
 SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
 WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
-REMEDY = "; compile may be false"
 NOT_IN_PROGRAMS = ("seed", "learning_rate", "anneal_lr", "compile", "device", "backend", "reference", "reference_every")
 
 
@@ -107,10 +106,12 @@ class Engine:
             agent.use_backend("native")
         try:
             self._build()
-        except UsageError as error:
+        except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
+            what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            problem = f"this agent could not be {self.how} ({what[:200]})"
             if agent.config.compile != "auto":
-                raise
-            self.how, self.reason = "python", str(error).removesuffix(REMEDY)
+                raise UsageError(f"{problem}; compile may be false") from error
+            self.how, self.reason = "python", problem
             if goes_native:
                 agent.use_backend(host)
 
@@ -139,12 +140,12 @@ class Engine:
         obstacle = self._obstacle() or self._not_worth_it()
         if obstacle:
             return "python", obstacle
-        reason = self._obstacle_to_compiling() or "the run is too short to wait for the compiler"
-        if not self._obstacle_to_compiling():
-            if self._was_cached:
-                return "compiled", "built before"
-            if seconds > WORTH * SECONDS_TO_COMPILE:
-                return "compiled", "the run is long"
+        obstacle = self._obstacle_to_compiling()
+        if not obstacle and self._was_cached:
+            return "compiled", "built before"
+        if not obstacle and seconds > WORTH * SECONDS_TO_COMPILE:
+            return "compiled", "the run is long"
+        reason = obstacle or "the run is too short to wait for the compiler"
         if self.agent.device.type == "cpu" and seconds > WORTH * SECONDS_TO_RECORD:
             return "recorded", reason
         return "python", reason
@@ -203,12 +204,8 @@ class Engine:
         compiled = self.how == "compiled"
         was_cached = compiled and self._was_cached
         start, key = time.perf_counter(), self._key()
-        try:
-            self._learner.build(key, compiled)
-            self.agent.collector.build(self.agent.network, key, compiled)
-        except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
-            what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UsageError(f"this agent could not be {self.how} ({what[:200]}){REMEDY}") from error
+        self._learner.build(key, compiled)
+        self.agent.collector.build(self.agent.network, key, compiled)
         self.learn = self._learner.learn_from_buffer
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
 
