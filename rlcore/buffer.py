@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import mmap
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +15,9 @@ from torch import Tensor
 
 from rlcore.errors import UsageError
 from rlcore.frames import FrameStacks
-from rlcore.spaces import ActionSpec, Obs, action_spec, map_parts, observation_parts
+from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
+
+LARGE = 2**20  # bytes from which on a field's memory is taken page by page
 
 
 class RolloutBuffer:
@@ -46,7 +51,7 @@ class RolloutBuffer:
         frame_stack: number of frames in an observation `[S, H, W]` that is a stack of the latest, 0 where it is none.
 
     Raises:
-        UsageError: where a size is below 1 or a space has no tensor form.
+        UsageError: where a size is below 1, a space has no tensor form, or the machine has too little memory.
     """
 
     def __init__(
@@ -66,9 +71,10 @@ class RolloutBuffer:
         self.length = num_steps
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(num_steps, num_envs, *shape, dtype=dtype, device=device)
+            return _zeros((num_steps, num_envs, *shape), dtype, self.device)
 
         parts = observation_parts(observation_space)
+        _check_memory(num_steps, num_envs, _row_size(parts, spec, frame_stack), self.device)
         self.obs: Obs | FrameStacks = (
             FrameStacks(num_steps, num_envs, parts.shape, self.device)
             if frame_stack
@@ -186,6 +192,41 @@ class Batch:
     def replace(self, **fields: Any) -> Batch:
         """The same transitions with other values in some fields."""
         return dataclasses.replace(self, **fields)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. Large ones in host memory take it as they are written, so that an agent that only acts takes none."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE or device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=dtype).view(shape)
+
+
+def _check_memory(num_steps: int, num_envs: int, row: int, device: torch.device) -> None:
+    """Refuse a rollout of so many bytes a `row` that it could never fit, before anything of it is made."""
+    needed, there = num_steps * num_envs * row, _memory(device)
+    if there and needed > there:
+        raise UsageError(
+            f"num_steps × num_envs is {num_steps} × {num_envs}, and a rollout of so many transitions takes "
+            f"{needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
+        )
+
+
+def _row_size(parts: Part | dict[str, Part], spec: ActionSpec, frame_stack: int) -> int:
+    """Bytes of a transition in the fields that depend on the environment."""
+    parts = parts.values() if isinstance(parts, dict) else [parts]
+    obs = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts) // max(frame_stack, 1)
+    return obs + math.prod(spec.shape) * spec.dtype.itemsize + spec.num_params * 4
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of memory on a device, used or not; 0 where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1] if torch.cuda.is_available() else 0
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _weight(mask: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-"""Checkpoint files: written all or not at all, and read without executing anything they bring along."""
+"""Checkpoint files: written all or not at all, and read without executing or believing anything they bring along."""
 
 from __future__ import annotations
 
 import io
-import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rlcore.archive import Refused, read_archive
 from rlcore.errors import CheckpointError
+from rlcore.files import write_atomically
 
 FORMAT = "rlcore-checkpoint"
 VERSION = 3
@@ -33,71 +33,97 @@ def write_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:
         raise CheckpointError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from error
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` beside `path`, flush it to the disk, and rename it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the platform can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What `write_checkpoint` stored, on the CPU.
 
     Raises:
         CheckpointError: where the file is missing, cut short, damaged, of another version, or not ours. A pickle that
-            names anything but tensors and built-in types is refused before it is run.
+            names anything but tensors and built-in types is refused, and so is one that would take more memory than
+            the file's size explains.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"the checkpoint {path} does not exist")
-    _check_archive(path)
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of rlcore: it does not hold tensors and plain data alone"
-        ) from error
+        payload = read_archive(path)
+    except PermissionError as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # a damaged file fails in as many ways as zip and pickle have parts
+        why = str(error) if isinstance(error, Refused) else "it is cut short, damaged, or of another kind"
+        raise CheckpointError(f"{path} is not a checkpoint of rlcore: {why}") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of rlcore")
-    if payload.get("version") not in (2, VERSION):
+    version = payload.get("version")
+    if type(version) is not int or version not in (2, VERSION):
         raise CheckpointError(
-            f"the checkpoint {path} has version {payload.get('version')!r}, but this rlcore reads 2 and {VERSION}"
+            f"the checkpoint {path} has version {version!r:.20}, but this rlcore reads 2 and {VERSION}"
         )
-    if payload["version"] == 2:  # which had two ways to run iterations
-        compiled = payload["agent"].pop("compiled")
-        payload["agent"]["how"] = {True: "compiled", False: "python", None: None}[compiled]
     return payload
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse a file that is no zip archive, was cut short, or whose checksums do not hold."""
-    with open(path, "rb") as file:
-        is_ours = file.read(2) == b"PK"
-    if not is_ours:
-        raise CheckpointError(f"{path} is not a checkpoint of rlcore")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
-        damaged = "its end"
-    if damaged:
-        raise CheckpointError(f"the checkpoint {path} is cut short or damaged (at {damaged})")
+def read_agent(path: str | Path) -> dict[str, Any]:
+    """The checkpoint of an agent: `read_checkpoint`, with all parts that an agent is made from.
+
+    Raises:
+        CheckpointError: as there, and where a part is missing or of another kind.
+    """
+    payload = read_checkpoint(path)
+    if "algo" not in payload and "buffer" in payload:
+        raise CheckpointError(
+            f"{path} is what a run that diverged left to look at, not an agent; load a checkpoint from before that"
+        )
+    kinds = {"algo": str, "env_id": str | None, "env_kwargs": dict, "config": dict, "agent": dict, "extra": dict}
+    for name, kind in kinds.items():
+        if name not in payload or not isinstance(payload[name], kind):
+            raise CheckpointError(f"{path} is not the checkpoint of an agent: its part '{name}' is missing or damaged")
+    for name in ("env_kwargs", "config"):
+        if not all(isinstance(key, str) and _is_plain(value) for key, value in payload[name].items()):
+            raise CheckpointError(f"{path} is not the checkpoint of an agent: its part '{name}' is no plain data")
+    if payload["version"] == 2:  # which had two ways to run iterations
+        compiled = payload["agent"].pop("compiled", None)
+        payload["agent"]["how"] = "compiled" if compiled is True else "python" if compiled is False else None
+    return payload
+
+
+def check_like(state: Any, fresh: Any, name: str) -> None:
+    """Refuse a state that has not the structure of a fresh one: the same keys in its dicts, tensors of the same shape
+    and dtype, plain values of the same type.
+
+    Raises:
+        ValueError: names the first part that differs.
+    """
+    if isinstance(fresh, dict):
+        if not isinstance(state, dict) or state.keys() != fresh.keys():
+            raise ValueError(f"{name} has other parts than expected")
+        for key, value in fresh.items():
+            check_like(state[key], value, f"{name}.{key}")
+    elif isinstance(fresh, Tensor):
+        if not isinstance(state, Tensor) or state.shape != fresh.shape or state.dtype != fresh.dtype:
+            raise ValueError(f"{name} is {_described(state)}, but must be {_described(fresh)}")
+    elif type(state) is not type(fresh):
+        raise ValueError(f"{name} is {_described(state)}, but must be {_described(fresh)}")
+
+
+def stored_count(state: dict[str, Any], name: str) -> int:
+    """A count out of a state.
+
+    Raises:
+        ValueError: where it is missing or no whole number of at least 0.
+    """
+    value = state.get(name)
+    if type(value) is not int or value < 0 or value >= 2**63:
+        raise ValueError(f"{name} is missing or no whole number of at least 0")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether there are no tensors in it."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else not isinstance(value, Tensor)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
+    return type(value).__name__

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rlcore.checkpoint import check_like
+
+# What an optimiser remembers of each parameter beside the number of steps, tensors of its shape.
+MOMENTS = {torch.optim.Adam: ["exp_avg", "exp_avg_sq"], torch.optim.RMSprop: ["square_avg"]}
 
 
 def flatten_parameters(module: nn.Module) -> tuple[list[nn.Parameter], nn.Parameter]:
@@ -36,12 +43,32 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) 
     """What the optimiser remembers of each parameter, made where it has not begun: first moments, second moments, and
     the number of steps, each a list over parameters; RMSprop has second moments and steps."""
     adam = isinstance(optimizer, torch.optim.Adam)
-    names = ["exp_avg", "exp_avg_sq", "step"] if adam else ["square_avg", "step"]
+    names = [*MOMENTS[type(optimizer)], "step"]
     for parameter in parameters:
         if not optimizer.state[parameter]:
             state = {name: torch.zeros_like(parameter.detach()) for name in names[:-1]}
             optimizer.state[parameter] = {**state, "step": torch.zeros((), device=parameter.device if adam else "cpu")}
     return [[optimizer.state[parameter][name] for parameter in parameters] for name in names]
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], state: dict[str, Any], name: str
+) -> None:
+    """Go on where `optimizer.state_dict()` was taken: moments, step counts and learning rate; all else is the
+    configuration's, whatever the state says.
+
+    Raises:
+        ValueError: where the state is not one of this optimiser over these parameters.
+    """
+    moments, groups = state.get("state"), state.get("param_groups")
+    rate = groups[0].get("lr") if isinstance(groups, list) and groups and isinstance(groups[0], dict) else None
+    if not isinstance(moments, dict) or not isinstance(rate, float | int) or not math.isfinite(rate):
+        raise ValueError(f"{name} has other parts than expected")
+    if moments:  # none before the first step
+        of_each = [{**dict.fromkeys(MOMENTS[type(optimizer)], x.detach()), "step": torch.zeros(())} for x in parameters]
+        check_like(moments, dict(enumerate(of_each)), name)
+    now = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": [{**group, "lr": float(rate)} for group in now]})
 
 
 def clipped(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:

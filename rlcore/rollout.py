@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcore.buffer import RolloutBuffer
+from rlcore.checkpoint import check_like, stored_count
 from rlcore.collect import EpisodeCounter, Episodes
 from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
@@ -278,12 +279,13 @@ class NativeCollector:
     def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
         """Go on where `state_dict` was taken, or from new episodes (`seed`) where it is of another kind of environment
         or none is to be restored."""
-        self.rows_collected, self.global_step = state["rows_collected"], state["global_step"]
+        self.rows_collected = stored_count(state, "rows_collected")
+        self.global_step = stored_count(state, "global_step")
+        self.reset(seed or 0)
         if "carry" in state and restore_envs:
+            check_like(state["carry"], self.carry, "collector.carry")
             self.carry = {name: x.to(self.buffer.device) for name, x in state["carry"].items()}
             self.counter.load_state_dict(state)
-        else:
-            self.reset(seed or 0)
 
     @torch.inference_mode()
     def collect(self, network: ActorCritic) -> Episodes:

@@ -95,7 +95,13 @@ def _described(point: EntryPoint) -> str:
 AGENTS = AgentTable({"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "trpo": TRPO, "grpo": GRPO})
 
 
-def load(path: str | Path, env: str | VectorEnv | None = None, torso: Torso | None = None, **overrides: Any) -> Agent:
+def load(
+    path: str | Path,
+    env: str | VectorEnv | None = None,
+    torso: Torso | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Agent:
     """The agent that `agent.save(path)` stored, ready to act, to be evaluated or to learn on.
 
     Args:
@@ -103,12 +109,14 @@ def load(path: str | Path, env: str | VectorEnv | None = None, torso: Torso | No
         env: needed where the agent was trained on a VectorEnv instance; may replace the environment otherwise. With it
             new episodes begin; without it they go on where they were.
         torso: needed where the agent was made with a torso of your own: code is not stored.
+        env_kwargs: arguments of the environment's constructor that replace those stored under the same names. Stored
+            texts that look like a path or an import are taken only where they are given here again.
         overrides: hyperparameters to change, such as `device`.
 
     Raises:
         CheckpointError: where the file is not a whole checkpoint of this version or does not fit `env` and `torso`.
     """
-    return load_agent(AGENTS, path, env, torso, **overrides)
+    return load_agent(AGENTS, path, env, torso, env_kwargs, **overrides)
 
 
 __all__ = [

@@ -11,7 +11,8 @@ import math
 import secrets
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,19 +22,26 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
-from rlcore.agents.engine import Engine, make_collector
-from rlcore.agents.setup import check_group_starts, resolve_device, shares_torso, time_limit, with_num_envs_of
+from rlcore.agents.engine import WAYS, Engine, make_collector
+from rlcore.agents.setup import (
+    check_group_starts,
+    one_thread,
+    resolve_device,
+    shares_torso,
+    time_limit,
+    with_num_envs_of,
+)
 from rlcore.buffer import Batch, RolloutBuffer
-from rlcore.checkpoint import read_checkpoint, write_checkpoint
+from rlcore.checkpoint import check_like, read_agent, write_checkpoint
 from rlcore.collect import Episodes
 from rlcore.diagnostics import explained_variance
 from rlcore.envs import VectorAdapter, make_vec
-from rlcore.envs.make import find_spec, resolve_backend
-from rlcore.errors import CheckpointError, DivergenceError, UsageError
+from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported, find_spec, resolve_backend
+from rlcore.errors import CheckpointError, DivergenceError, RlcoreError, UsageError
 from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
 from rlcore.networks import ActorCritic, Torso
 from rlcore.normalize import RewardScaler
-from rlcore.optim import clipped, flat, flatten_parameters, make_optimizer
+from rlcore.optim import clipped, flat, flatten_parameters, make_optimizer, restore_optimizer
 
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
@@ -87,8 +95,15 @@ class Agent:
         self.env_kwargs = dict(env_kwargs or {})
         self.backend: str | None = None  # how environments made from an id are stepped
         if isinstance(env, str):
-            self.backend = resolve_backend(find_spec(env), config.backend, self.group_starts)
-            env = make_vec(env, config.num_envs, self.backend, **self.env_kwargs)
+            restarts = config.on_env_error == "restart"
+            self.backend = resolve_backend(find_spec(env), config.backend, self.group_starts, restarts)
+            faults = dict(env_timeout=config.env_timeout, on_env_error=config.on_env_error)
+            env = make_vec(env, config.num_envs, self.backend, **faults, **self.env_kwargs)
+        elif config.on_env_error == "restart":
+            raise UsageError(
+                "on_env_error is 'restart', which is for an environment id; this agent was given a VectorEnv, whose "
+                "environments it cannot make anew"
+            )
         elif self.env_kwargs:
             raise UsageError(
                 "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"
@@ -102,7 +117,8 @@ class Agent:
             shared = shares_torso(self.adapter.parts, torso or config.torso) and not self.critic_apart
             self.config = config = dataclasses.replace(config, shared=shared)
 
-        with torch.random.fork_rng(devices=[]):  # the same weights on every device, and nobody else's generator moved
+        # The same weights on every device and with any number of threads, and nobody else's generator moved.
+        with one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.network = self._build_network(torso).to(self.device)
         self.buffer = RolloutBuffer(
@@ -183,9 +199,11 @@ class Agent:
         network = copy.deepcopy(self.network).requires_grad_(False)
         if source != "initial":
             try:
-                network.load_state_dict(read_checkpoint(source)["agent"]["network"])
-            except (RuntimeError, KeyError) as error:
-                raise CheckpointError(f"the policy in {source} does not fit this environment or network") from error
+                _restore_network(network, read_agent(source)["agent"].get("network"), "network")
+            except ValueError as error:
+                raise CheckpointError(
+                    f"the policy in {source} does not fit this environment or network: {error}"
+                ) from error
         return network
 
     # The loop.
@@ -210,7 +228,7 @@ class Agent:
 
         Raises:
             DivergenceError: when a metric is not finite. The network is then as the bad update left it.
-            EnvironmentFault: when the environment returns NaN.
+            EnvironmentFault: when an environment fails or returns NaN, and is not to be begun anew.
         """
         if not isinstance(total_steps, int) or total_steps < 1:
             raise UsageError(f"total_steps is {total_steps!r}, but must be a whole number of at least 1")
@@ -223,11 +241,15 @@ class Agent:
                 self.collector.reset(self.reset_seeds(self.iteration))
             episodes = self.collector.collect(self.network)
             self._tell_cut_episodes()
+            self._forget_cut_returns()
             tensors = self.engine.learn()
+            tensors["param_norm"] = torch.linalg.vector_norm(self.parameter_vector.detach())
             self.iteration += 1
             metrics = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
             self._check_finite(metrics)
             metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+            if self.config.on_env_error == "restart":
+                metrics["env_restarts"] = float(self.collector.restarts)
             metrics["steps_per_second"] = (self.global_step - first) / (time.perf_counter() - start)
             yield metrics, episodes
 
@@ -240,6 +262,11 @@ class Agent:
                 f"{self.config.num_steps} and were cut there; later cuts are not reported",
                 stacklevel=3,
             )
+
+    def _forget_cut_returns(self) -> None:
+        """The discounted return of an episode that an environment's fault cut before this rollout ends there."""
+        if self.reward_scaler is not None and self.config.on_env_error == "restart":
+            self.reward_scaler.carry[torch.from_numpy(self.collector.cut_before).to(self.device)] = 0
 
     def anneal(self, remaining: float) -> None:
         """Set what changes over a run; `remaining` goes from 1 at its start to 0 at its end."""
@@ -360,10 +387,12 @@ class Agent:
         return loss.detach()
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
-        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics.get(name, 0.0))]
+        # The weights too: those of the last step are in no loss yet, and a loss may be finite where they have no sense.
+        bad = [name for name in ("loss", "grad_norm", "param_norm") if not math.isfinite(metrics.get(name, 0.0))]
         if bad:
             raise DivergenceError(
-                f"{bad[0]} became {metrics[bad[0]]} in iteration {self.iteration} at step {self.global_step:,}"
+                f"{bad[0]} became {metrics[bad[0]]} in iteration {self.iteration} at step {self.global_step:,} "
+                f"(learning_rate {self.config.learning_rate:g})"
             )
 
     # Acting.
@@ -412,7 +441,8 @@ class Agent:
         # A process each, or much memory each: no more than in training.
         heavy = self.config.backend == "async" or (self.envs.metadata or {}).get("heavy", False)
         most = self.config.num_envs if heavy else MAX_ENVS
-        envs = make_vec(env or self.env_id, min(episodes, most), self.config.backend, **kwargs)
+        timeout = self.config.env_timeout  # a fault ends an evaluation in any case: a score with one in it is none
+        envs = make_vec(env or self.env_id, min(episodes, most), self.config.backend, env_timeout=timeout, **kwargs)
         try:
             return self._play(envs, episodes, seed, deterministic, max_steps)
         finally:
@@ -455,25 +485,32 @@ class Agent:
         Args:
             state: what `state_dict` gave.
             restore_envs: False begins new episodes, in environments that may differ from those of the state.
+
+        Raises:
+            ValueError: where a part of the state is not of the kind and size that this agent has.
         """
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        _check_kinds(state)
+        _restore_network(self.network, state["network"], "network")
+        restore_optimizer(self.optimizer, [self.parameter_vector], state["optimizer"], "optimizer")
         if self.critic_optimizer:
-            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        if len(state["generator"]) == len(self.generator.get_state()):
-            self.generator.set_state(state["generator"])
-        else:  # saved on another kind of device, whose generator has a state of another form
-            self.generator.manual_seed(self.restart_seed(state["iteration"]))
+            parameters = self.network.critic_parameters()
+            restore_optimizer(self.critic_optimizer, parameters, state["critic_optimizer"] or {}, "critic_optimizer")
+        check_like(state["coefs"], {name: float(value) for name, value in self.coefs.items()}, "coefs")
         if state["backend"] == "native" and self.backend != "native" and self.engine.may_go_native:
             self.use_backend("native")
         # Environments whose state is not plain data start afresh, with seeds that no earlier part of the run used.
         self.collector.load_state_dict(state["collector"], self.restart_seed(state["iteration"]), restore_envs)
+        # After the collector, which draws its first noise from it.
+        if len(state["generator"]) == len(self.generator.get_state()):
+            self.generator.set_state(state["generator"])
+        else:  # saved on another kind of device, whose generator has a state of another form
+            self.generator.manual_seed(self.restart_seed(state["iteration"]))
         if self.reward_scaler:
             fresh = {} if restore_envs else {"carry": self.reward_scaler.carry}
-            self.reward_scaler.load_state_dict({**state["reward_scaler"], **fresh})
+            _restore_network(self.reward_scaler, {**(state["reward_scaler"] or {}), **fresh}, "reward_scaler")
         self.coefs.update(state["coefs"])
         if self.reference:
-            self.reference.load_state_dict(state["reference"])
+            _restore_network(self.reference, state["reference"], "reference")
         self.iteration = state["iteration"]
         self.engine.how, self.engine.reason = state["how"], "as the run began"
 
@@ -521,31 +558,97 @@ def mean_metrics(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return dict(zip(steps[0], flat.view(len(steps), -1).mean(0).unbind(), strict=True))
 
 
+def _check_kinds(state: dict[str, Any]) -> None:
+    """Refuse a state that lacks a part, or has one of another kind; each part looks at its own inside."""
+    kinds = {
+        "network": dict, "optimizer": dict, "critic_optimizer": dict | None, "generator": Tensor, "collector": dict,
+        "reward_scaler": dict | None, "coefs": dict, "how": str | None, "backend": str | None,
+        "reference": dict | None, "iteration": int,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if name not in state or not isinstance(state[name], kind):
+            raise ValueError(f"its part '{name}' is missing or of another kind")
+    for name, known in (("how", WAYS), ("backend", BACKENDS)):
+        if state[name] is not None and state[name] not in known:
+            raise ValueError(f"its part '{name}' is '{state[name][:20]}', but may be one of {', '.join(known)}")
+    if state["generator"].dtype != torch.uint8 or state["generator"].ndim != 1 or state["iteration"] < 0:
+        raise ValueError("its part 'generator' or 'iteration' is none")
+
+
+def _restore_network(module: torch.nn.Module, state: Any, name: str) -> None:
+    check_like(state, dict(module.state_dict()), name)
+    module.load_state_dict(state)
+
+
 def load_agent(
-    agents: dict[str, type[Agent]],
+    agents: Mapping[str, type[Agent]],
     path: str | Path,
     env: str | VectorEnv | None = None,
     torso: Torso | None = None,
+    env_kwargs: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Agent:
     """The agent stored in `path`, made anew by one of `agents`."""
-    payload = read_checkpoint(path)
+    payload = read_agent(path)
     algo, config = payload["algo"], {**payload["config"], **overrides}
     if algo not in agents:
         raise CheckpointError(f"the checkpoint {path} is of algorithm '{algo}', but known are {', '.join(agents)}")
     if env is None and payload["env_id"] is None:
         raise UsageError(f"the agent in {path} was trained on a VectorEnv of your own: pass load(path, env=...)")
     if isinstance(env, VectorEnv):
-        config["num_envs"] = env.num_envs
-    kwargs = {} if isinstance(env, VectorEnv) else payload["env_kwargs"]
+        config["num_envs"], kwargs = env.num_envs, {}
+    else:
+        kwargs = {**payload["env_kwargs"], **(env_kwargs or {})}
+        check_env_kwargs(kwargs, env_kwargs or {}, f"the checkpoint {path}")
+        if "num_envs" not in overrides:
+            _check_num_envs(payload, path)
+    if env is None:
+        check_imported(payload["env_id"], f"the checkpoint {path}")
+    if torso is None and "hidden_sizes" not in overrides:
+        _check_weights(payload, path)
     named = config.pop("torso", None)
     torso = named if torso is None else torso
-    agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
+    if "reference" not in overrides:  # its weights are stored too; the file they came from may be gone, or anyone's
+        reference = config.pop("reference", None)
+    try:
+        agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
+    except RlcoreError:
+        raise
+    except Exception as error:  # sizes and numbers out of a file can make anything fail
+        raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_one_line(error)}") from error
     try:
         agent.load_state_dict(payload["agent"], restore_envs=env is None)
-    except (RuntimeError, KeyError, ValueError) as error:
+        if "reference" not in overrides and reference is not None:
+            agent.config = dataclasses.replace(agent.config, reference=reference)
+    except Exception as error:
         agent.close()
-        raise CheckpointError(f"the checkpoint {path} does not fit this network or environment: {error}") from error
+        raise CheckpointError(
+            f"the checkpoint {path} does not fit this network or environment: {_one_line(error)}"
+        ) from error
     if "compile" in overrides:  # asked for now, so not as the run began
         agent.engine.how = None
     return agent
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_num_envs(payload: dict[str, Any], path: str | Path) -> None:
+    """Refuse a number of environments that the file does not hold the states of, before any is made."""
+    collector, claimed = payload["agent"].get("collector"), payload["config"].get("num_envs")
+    collector = collector if isinstance(collector, dict) else {}
+    carry = collector.get("carry") if isinstance(collector.get("carry"), dict) else {}
+    firsts = collector.get("next_first", carry.get("first"))
+    if not isinstance(firsts, Tensor) or firsts.shape != (claimed,):
+        raise CheckpointError(f"the checkpoint {path} does not hold the {str(claimed)[:20]} environments that it names")
+
+
+def _check_weights(payload: dict[str, Any], path: str | Path) -> None:
+    """Refuse layers with more weights than the file holds, before any is made."""
+    network, sizes = payload["agent"].get("network"), payload["config"].get("hidden_sizes", ())
+    held = sum(x.numel() for x in network.values() if isinstance(x, Tensor)) if isinstance(network, dict) else 0
+    if isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes):
+        named = max(sum(map(abs, sizes)), sum(abs(a * b) for a, b in pairwise(sizes)))
+        if named > held:
+            raise CheckpointError(f"the checkpoint {path} does not hold the weights of the layers that it names")

@@ -37,24 +37,32 @@ from rlcore.torsos import is_image
 SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
 SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
 WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
-NOT_IN_PROGRAMS = ("seed", "learning_rate", "anneal_lr", "compile", "device", "backend", "reference", "reference_every")
+NOT_IN_PROGRAMS = (
+    "seed", "learning_rate", "anneal_lr", "compile", "device", "backend", "reference", "reference_every",
+    "env_timeout", "on_env_error",
+)  # fmt: skip
 
 
 def make_collector(agent: Any) -> Collector | NativeCollector:
     """The collector for the agent's environments."""
     if agent.backend == "native":
         return make_native_collector(agent)
-    return Collector(agent.adapter, agent.buffer, agent.generator, *_collector_options(agent))
+    group_size = agent.config.group_size if agent.group_starts else 1
+    options = *_collector_options(agent), group_size, agent.config.seed
+    return Collector(agent.adapter, agent.buffer, agent.generator, *options)
 
 
 def make_native_collector(agent: Any) -> NativeCollector:
     """A collector of the environment's native twin."""
-    task = find_native(agent.env_id)
+    task = find_native(find_spec(agent.env_id).id)
     return NativeCollector(task, agent.adapter, agent.buffer, agent.generator, *_collector_options(agent))
 
 
 def _collector_options(agent: Any) -> tuple[bool, bool, float]:
     return agent.config.whole_episodes, agent.needs_values, agent.config.noise_correlation
+
+
+WAYS = ("python", "recorded", "compiled")
 
 
 class Engine:
@@ -121,6 +129,7 @@ class Engine:
         run as Python they are slower. `agent.envs` stays what it is."""
         agent = self.agent
         asked = agent.config.backend == "auto" and isinstance(agent.env_id, str) and not agent.env_kwargs
+        asked = asked and agent.config.on_env_error == "stop"  # where a choice was made for what can fail
         return asked and native_twin(find_spec(agent.env_id)) is not None
 
     def _choose(self, total_steps: int) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,18 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device is '{name}', but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return device
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread of the CPU: what splits its work among several rounds differently with each number of
+    them, and the weights that a run begins with must depend on its seed alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def with_num_envs_of(envs: VectorEnv, hyperparameters: dict[str, Any]) -> dict[str, Any]:

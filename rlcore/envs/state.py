@@ -5,12 +5,21 @@ wrappers and copies, and takes their attributes: numbers, arrays, random generat
 anything else is met (a physics engine, an emulator, a process) the whole environment counts as not capturable, because
 half a state restored would be a wrong run. Captured states hold only tensors and built-in types, so that they can be
 stored in a file that is read without executing anything.
+
+A file may come from anyone, and an environment's attributes also hold what decides which code runs: specifications,
+classes, names of modules, paths. So a state is compared with what the same capture takes from the environment it is
+for before anything of it is put back: environments, constants, random generators and texts must stand where they stand
+there, under the same names, and texts must be the same. Numbers alone may differ, and single characters (cards, cells
+of a map), in which nothing can hide.
 """
 
 from __future__ import annotations
 
 import enum
 import inspect
+import math
+import re
+import sys
 from collections import deque
 from typing import Any
 
@@ -20,29 +29,196 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 CONSTANT = (gymnasium.Space, EnvSpec, enum.Enum, type, np.dtype)
-PLAIN = (bool, int, float, str, bytes, type(None))
+NUMBER = (bool, int, float, type(None))
+PLAIN = (*NUMBER, str, bytes)
+CONTAINERS = {"list": list, "tuple": tuple, "deque": deque}
+NUMERIC = {getattr(torch, kind + size) for kind in ("int", "uint") for size in ("8", "16", "32", "64")}
+NUMERIC |= {torch.bool, torch.float16, torch.float32, torch.float64}
+MOST_VALUES = 100_000  # in one state; Python needs a hundred bytes and more for each, when it is taken and read back
 
 
 class NotCapturable(Exception):
     """Names the attribute that is not plain data."""
 
 
-def capture_state(env: Any) -> dict[str, Any]:
+class Misfit(ValueError):
+    """Names the part of a state that does not belong into this environment."""
+
+
+def capture_state(env: Any, most: int | None = MOST_VALUES) -> dict[str, Any]:
     """The attributes of an environment, its wrappers and copies, as tensors and built-in types.
 
+    Args:
+        env: a single environment or a vector environment.
+        most: number of values from which on this is too much to store; None: any number.
+
     Raises:
-        NotCapturable: where some attribute is not plain data.
+        NotCapturable: where some attribute is not plain data, or all together are too much.
     """
-    return _capture_object(env, type(env).__name__)
+    env = _unwrapped(env)
+    return _capture_object(env, type(env).__name__, _Budget(most))
 
 
 def restore_state(env: Any, state: dict[str, Any]) -> None:
-    """Put back what `capture_state` took from an environment built the same way."""
-    _restore_object(env, state)
+    """Put back what `capture_state` took from an environment built the same way.
+
+    Args:
+        env: after a reset, since many environments have their attributes only then.
+        state: from anyone; nothing is changed unless all of it fits.
+
+    Raises:
+        Misfit: where the state is not one that this environment could have come to by itself.
+    """
+    try:
+        fresh = capture_state(env, most=None)
+    except NotCapturable as error:
+        raise Misfit(f"the state of this environment cannot be put back: {error}") from error
+    check_fits(state, fresh)
+    _restore_object(_unwrapped(env), state)
+
+
+def check_fits(state: Any, fresh: dict[str, Any]) -> None:
+    """Refuse a captured state that differs in more than numbers from that of a `fresh` environment of its kind.
+
+    Raises:
+        Misfit: names the first part that does.
+    """
+    _check_names(state, fresh, "the environment")
+
+
+def _check_names(state: Any, fresh: dict[str, Any], path: str) -> None:
+    if not isinstance(state, dict) or state.keys() != fresh.keys():
+        raise Misfit(f"{path} has other attributes than stored")
+    for name, packed in state.items():
+        # Loops go over this many copies; all other numbers are the environment's own business.
+        if name == "num_envs" and not (type(packed) is int and packed == fresh[name]):
+            raise Misfit(f"{path} has another number of copies than stored")
+        _check(packed, fresh[name], f"{path}.{name}")
+
+
+def _check(packed: Any, fresh: Any, path: str) -> None:
+    (kind, content), (fresh_kind, fresh_content) = _unpack(packed, path), _unpack(fresh, path)
+    if kind == fresh_kind == "env":
+        _check_names(content, fresh_content, path)
+    elif kind == "generator" and fresh_kind in ("generator", "none"):
+        _check_generator(content, fresh_content, path)
+    elif kind == "constant" and fresh_kind in ("constant", "none"):
+        pass  # what is there stays
+    elif kind == fresh_kind == "text" and packed == fresh:
+        pass
+    elif kind == fresh_kind == "dict":
+        pairs, known = _by_key(content, path), _by_key(fresh_content, path)
+        if pairs.keys() != known.keys():
+            _check_free(packed, fresh, path)
+        for key, value in pairs.items():
+            _check(value, known.get(key), f"{path}[{key!r}]")
+    elif kind == fresh_kind and kind in CONTAINERS and len(content) == len(fresh_content):
+        for i, (value, known) in enumerate(zip(content, fresh_content, strict=True)):
+            _check(value, known, f"{path}[{i}]")
+    else:
+        _check_free(packed, fresh, path)
+
+
+def _check_free(packed: Any, fresh: Any, path: str) -> None:
+    """Only what is numbers and single characters may become something else."""
+    if not (_is_free(fresh) and _is_free(packed)):
+        raise Misfit(f"{path} is stored as {_unpack(packed, path)[0]}, which a fresh environment does not have there")
+
+
+def _is_free(packed: Any) -> bool:
+    kind, content = _unpack(packed, "a part")
+    if kind == "dict":
+        return all(_is_free(key) and _is_free(value) for key, value in content)
+    if kind in CONTAINERS:
+        return all(map(_is_free, content))
+    return kind in ("none", "number") or (kind == "text" and _longest(content) <= 1)
+
+
+def _unpack(packed: Any, path: str) -> tuple[str, Any]:
+    """The kind of a packed value (none, number, text, constant, env, generator, dict, list, tuple or deque) and its
+    content, checked to be what `_capture` makes of such a value."""
+    if packed is None:
+        return "none", None
+    if isinstance(packed, NUMBER):
+        return "number", packed
+    if isinstance(packed, str | bytes):
+        return "text", packed
+    kind, content = next(iter(packed.items())) if isinstance(packed, dict) and len(packed) == 1 else (None, None)
+    pairs = isinstance(content, list) and all(isinstance(part, tuple) and len(part) == 2 for part in content)
+    right = {
+        "env": isinstance(content, dict),
+        "constant": content is None,
+        "generator": isinstance(content, dict),
+        "scalar": isinstance(content, torch.Tensor) and content.dtype in NUMERIC and not content.ndim,
+        "array": isinstance(content, torch.Tensor) and content.dtype in NUMERIC,
+        "text": _is_text(content),
+        "dict": pairs,
+        **dict.fromkeys(CONTAINERS, isinstance(content, list)),
+    }
+    if not isinstance(kind, str) or not right.get(kind, False):
+        raise Misfit(f"{path} is stored in a form that no environment's state has")
+    return {"scalar": "number", "array": "number"}.get(kind, kind), content
+
+
+def _is_text(content: Any) -> bool:
+    """Whether this is dtype, shape and bytes of an array of text."""
+    if not (isinstance(content, list) and len(content) == 3):
+        return False
+    dtype, shape, data = content
+    match = re.fullmatch(r"([<>|])([SU])(\d{1,6})", dtype) if isinstance(dtype, str) else None
+    if not match or not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+        return False
+    size = math.prod(shape) * int(match[3]) * (4 if match[2] == "U" else 1)
+    if not isinstance(data, bytes) or len(data) != size or not size > 0:
+        return False
+    return match[2] == "S" or not (np.frombuffer(data, f"{match[1]}u4") > sys.maxunicode).any()
+
+
+def _longest(text: Any) -> int:
+    """The most characters in a text, or in an element of an array of texts."""
+    return len(text) if isinstance(text, str | bytes) else int(text[0][2:])
+
+
+def _by_key(pairs: list, path: str) -> dict[Any, Any]:
+    values = {_key(key, path): value for key, value in pairs}
+    if len(values) != len(pairs):
+        raise Misfit(f"{path} has a key twice")
+    return values
+
+
+def _key(packed: Any, path: str) -> Any:
+    """A dict's key in a form that can be compared."""
+    kind, content = _unpack(packed, path)
+    if kind == "tuple":
+        return tuple(_key(part, path) for part in content)
+    if isinstance(content, torch.Tensor) and not content.ndim:
+        return content.item()
+    if kind not in ("none", "number", "text") or isinstance(content, torch.Tensor):
+        raise Misfit(f"{path} has a key that no environment's state has")
+    return (content[0], content[2]) if isinstance(content, list) else content
+
+
+def _check_generator(content: Any, fresh: Any, path: str) -> None:
+    """The same kind of generator as there, or numpy's default where none has been made yet."""
+    try:
+        state = _restore(content, None)
+        name = "PCG64" if fresh is None else _restore(fresh, None)["bit_generator"]
+        if state["bit_generator"] != name:
+            raise ValueError(name)
+        getattr(np.random, name)().state = state
+    except Exception as error:  # numpy refuses in several ways
+        raise Misfit(f"{path} is stored as a random generator in a state that none can have") from error
 
 
 def _is_env(value: Any) -> bool:
     return isinstance(value, gymnasium.Env | gymnasium.vector.VectorEnv)
+
+
+def _unwrapped(env: Any) -> Any:
+    """The environment inside wrappers of ours that have no state of their own."""
+    while getattr(type(env), "transparent", False):
+        env = env.env
+    return env
 
 
 def _is_constant(value: Any) -> bool:
@@ -58,13 +234,26 @@ def _is_frozen(value: Any) -> bool:
     return isinstance(value, PLAIN) or _is_constant(value)
 
 
-def _capture_object(env: Any, path: str) -> dict[str, Any]:
-    return {name: _capture(value, f"{path}.{name}") for name, value in vars(env).items()}
+class _Budget:
+    """Counts the values of a state while it is taken."""
+
+    def __init__(self, most: int | None):
+        self.most, self.taken = most, 0
+
+    def spend(self, path: str) -> None:
+        self.taken += 1
+        if self.most is not None and self.taken > self.most:
+            raise NotCapturable(f"at {path}, more than {self.most:,} values are reached")
 
 
-def _capture(value: Any, path: str) -> Any:
+def _capture_object(env: Any, path: str, budget: _Budget) -> dict[str, Any]:
+    return {name: _capture(value, f"{path}.{name}", budget) for name, value in vars(env).items()}
+
+
+def _capture(value: Any, path: str, budget: _Budget) -> Any:
+    budget.spend(path)
     if _is_env(value):
-        return {"env": _capture_object(value, path)}
+        return {"env": _capture_object(_unwrapped(value), path, budget)}
     if _is_constant(value):
         return {"constant": None}
     if type(value) in PLAIN:  # not isinstance: np.float64 is a float
@@ -73,16 +262,17 @@ def _capture(value: Any, path: str) -> Any:
         return {"scalar": torch.from_numpy(np.array(value))}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return {"array": torch.from_numpy(value.copy())}
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "SU":
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "SU" and value.nbytes:
         value = np.asarray(value)
         return {"text": [value.dtype.str, list(value.shape), value.tobytes()]}
     if isinstance(value, np.random.Generator):
-        return {"generator": _capture(value.bit_generator.state, path)}
+        return {"generator": _capture(value.bit_generator.state, path, budget)}
     if isinstance(value, dict):
-        return {"dict": [(_capture(k, path), _capture(v, f"{path}[{k!r}]")) for k, v in value.items()]}
-    for name, kind in (("list", list), ("tuple", tuple), ("deque", deque)):
+        parts = ((_capture(k, path, budget), _capture(v, f"{path}[{k!r}]", budget)) for k, v in value.items())
+        return {"dict": list(parts)}
+    for name, kind in CONTAINERS.items():
         if type(value) is kind:
-            return {name: [_capture(v, f"{path}[{i}]") for i, v in enumerate(value)]}
+            return {name: [_capture(v, f"{path}[{i}]", budget) for i, v in enumerate(value)]}
     raise NotCapturable(f"{path} is {type(value).__name__}")
 
 
@@ -105,7 +295,7 @@ def _restore(packed: Any, current: Any) -> Any:
         return packed
     ((kind, content),) = packed.items()
     if kind == "env":
-        _restore_object(current, content)
+        _restore_object(_unwrapped(current), content)
     if kind in ("env", "constant"):
         return current
     if kind == "scalar":
@@ -129,8 +319,4 @@ def _restore(packed: Any, current: Any) -> Any:
         else [None] * len(content)
     )
     values = [_restore(v, o) for v, o in zip(content, old, strict=True)]
-    return (
-        deque(values, getattr(current, "maxlen", None))
-        if kind == "deque"
-        else {"list": list, "tuple": tuple}[kind](values)
-    )
+    return deque(values, getattr(current, "maxlen", None)) if kind == "deque" else CONTAINERS[kind](values)
