@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import errno
 import json
+import os
 import sys
 import time
 import tomllib
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +26,9 @@ COMMANDS = {
     "list": "list agents, presets and default hyperparameters",
 }
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
+LONGEST_MESSAGE = 2000
+HIGHEST_NUMBER = 2**63 - 1
+MOST_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,21 +51,92 @@ class Parser(argparse.ArgumentParser):
         return values
 
 
+class Output:
+    """A stream to print to. Where that fails, the rest is printed to nowhere, and the work goes on: a reader that has
+    seen enough (`| head`) or a terminal that was closed must not end a training run.
+
+    Attributes:
+        problem: since when nothing is printed, or None.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream, self.problem = stream, None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.problem = self.problem or error
+            with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[Output]:
+    """Standard output and error as `Output`; yields the former."""
+    before = sys.stdout, sys.stderr
+    # There are none where they were closed before we began.
+    sys.stdout, sys.stderr = (Output(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
+    try:
+        yield sys.stdout
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.formatwarning = lambda message, *_: f"rlcore: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"rlcore: {_printable(message)}\n"
+    with _lasting_output() as output:
+        code = _run(arguments)
+        output.flush()
+        if output.problem is None or output.problem.errno == errno.EPIPE:  # `rlcore list | head`
+            return code
+        failed = _fail(f"standard output could not be written: {output.problem.strerror or output.problem}", 2)
+        return code if code or arguments[0] == "train" else failed
+
+
+def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except RlcoreError as error:
-        print(f"rlcore: {error}", file=sys.stderr)
-        return getattr(error, "code", 2)
+        return _fail(error, getattr(error, "code", 2))
     except KeyboardInterrupt:
-        print("rlcore: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `rlcore list | head`
-        sys.stderr.close()
-        return 0
+        return _fail("interrupted", 130)
+    except (ConnectionError, EOFError) as error:
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return _fail(f"the connection to another process, such as one that steps environments, broke ({what})", 2)
+    except MemoryError as error:
+        return _fail(f"there is not enough memory{f': {error}' if str(error) else ''}", 2)
+
+
+def _fail(message: Any, code: int) -> int:
+    print(f"rlcore: {_printable(message)}", file=sys.stderr)
+    return code
+
+
+def _printable(message: Any) -> str:
+    """One line without what would move a terminal's cursor; names out of files come into messages."""
+    text = str(message)
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE // 2]}...{text[-LONGEST_MESSAGE // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -144,7 +221,9 @@ def _train_parser(algo: str) -> Parser:
 
     prog = f"rlcore train {algo}"
     parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=_summary(AGENTS[algo]))
-    parser.add_argument("env_id", metavar="ENV_ID", help="gymnasium environment, such as CartPole-v1 or module:Name-v0")
+    env_help = "gymnasium environment, such as CartPole-v1, or module:Name-v0 of a module that registers it"
+    parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
+    _add_import_flag(parser)
     _add_run_flags(parser)
     _add_hyperparameters(parser, algo)
     return parser
@@ -161,14 +240,54 @@ def _add_run_flags(parser: Parser) -> None:
     preset = "tuned values of that environment id, or none for the algorithm's own defaults"
     _flag(group, "--preset", "NAME", f"{preset} (default: those of ENV_ID where there are any)")
     _flag(group, "--run-dir", "DIR", "the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)")
-    env_arg = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
-    _flag(group, "--env-arg", "NAME=VALUE", env_arg, action="append")
+    _add_env_arg_flag(group)
     _add_common_flags(group)
 
 
-def _add_common_flags(group: Any) -> None:
-    _flag(group, "--checkpoint-every", "STEPS", "environment steps between checkpoints (default: a tenth of the run)")
-    _flag(group, "--eval-episodes", "K", "greedy episodes of the final evaluation, 0 for none (default: 100)")
+def _add_import_flag(group: Any) -> None:
+    text = "module to import first, such as one that registers environments; may be repeated"
+    _flag(group, "--import", "MODULE", text, action="append")
+
+
+def _add_env_arg_flag(group: Any, stored: str = "") -> None:
+    text = f"argument of the environment's constructor, VALUE as in TOML; may be repeated{stored}"
+    _flag(group, "--env-arg", "NAME=VALUE", text, action="append")
+
+
+def _add_flags_for_stored(group: Any) -> None:
+    """What a command needs that opens a stored agent."""
+    _add_import_flag(group)
+    _add_env_arg_flag(group, " (default: as stored)")
+
+
+def _import_modules(values: dict[str, Any]) -> None:
+    """Those of --import, before anything is read."""
+    if "import" in values:
+        from rlcore.envs.make import import_module
+
+        _look_in_current_folder()
+        for name in values["import"]:
+            import_module(name)
+
+
+def _look_in_current_folder() -> None:
+    """For modules that the user names, as `python -m` does; last, so that no file there passes for an installed one."""
+    with contextlib.suppress(FileNotFoundError):  # the folder has been removed
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
+
+
+def _changes(values: dict[str, Any]) -> dict[str, Any]:
+    """What the flags change of a stored agent, as `rlcore.load` takes it."""
+    changes = {"device": values["device"]} if "device" in values else {}
+    return {**changes, "env_kwargs": _env_kwargs(values["env_arg"])} if "env_arg" in values else changes
+
+
+def _add_common_flags(group: Any, before: str | None = None) -> None:
+    every = f"environment steps between checkpoints (default: {before or 'a tenth of the run'})"
+    _flag(group, "--checkpoint-every", "STEPS", every)
+    episodes = f"greedy episodes of the final evaluation, 0 for none (default: {before or '100'})"
+    _flag(group, "--eval-episodes", "K", episodes)
     _flag(group, "--threads", "K", "torch's CPU threads, or auto: 1 for small networks and minibatches (default: auto)")
     text = "show progress (default: yes)"
     group.add_argument("--progress", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
@@ -200,7 +319,7 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _whole_number(name: str, text: Any, lowest: int = 1) -> int:
+def _whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_NUMBER) -> int:
     """A count from the command line; 1e6 and 1_000_000 are welcome."""
     try:
         number = float(text) if isinstance(text, str) and "e" in text.lower() else int(text)
@@ -210,6 +329,8 @@ def _whole_number(name: str, text: Any, lowest: int = 1) -> int:
         raise UsageError(f"{name} is '{text}', but must be a whole number") from None
     if number < lowest:
         raise UsageError(f"{name} is {int(number)}, but must be at least {lowest}")
+    if number > highest:
+        raise UsageError(f"{name} is {text}, but must be at most {highest:,}")
     return int(number)
 
 
@@ -223,6 +344,9 @@ def _hyperparameters(algo: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _env_kwargs(pairs: list[str]) -> dict[str, Any]:
+    from rlcore.envs.make import check_names
+    from rlcore.runs.settings import refuse_odd_value
+
     kwargs = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -230,8 +354,10 @@ def _env_kwargs(pairs: list[str]) -> dict[str, Any]:
             raise UsageError(f"--env-arg is '{pair}', but must be NAME=VALUE")
         try:
             kwargs[name] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             kwargs[name] = text
+        refuse_odd_value(f"--env-arg {name}", kwargs[name])
+    check_names(kwargs)
     return kwargs
 
 
@@ -239,9 +365,12 @@ def _train_new(algo: str, env_id: str, values: dict[str, Any]) -> int:
     from rlcore.agents import AGENTS
     from rlcore.presets import find_preset, load_preset
 
+    _import_modules(values)
+    if ":" in env_id:
+        _look_in_current_folder()
     name = values.get("preset")
     preset = find_preset(algo, env_id) if name is None else None if name == "none" else load_preset(algo, name)
-    used = "none" if preset is None else name or env_id
+    used = "none" if preset is None else name or _name_of(env_id)
     # Flags before presets, and what a flag implies (a variant's switches) between them.
     merged = {**(preset or {}), **AGENTS[algo].Config.implied(values), **values}
     settings = {
@@ -259,15 +388,15 @@ def _train_new(algo: str, env_id: str, values: dict[str, Any]) -> int:
 
 def _train_from_config(arguments: list[str]) -> int:
     from rlcore.agents.config import field_types
-    from rlcore.runs.folder import read_toml
+    from rlcore.envs.make import check_env_kwargs, check_imported
+    from rlcore.runs.settings import read_settings
 
     parser = Parser(prog="rlcore train", description="Make the run that a config.toml describes, in a new folder.")
     _flag(parser, "--config", "FILE", "config.toml of a run folder", required=True)
+    _add_import_flag(parser)
     known, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
-    config = read_toml(Path(known.config))
-    for key in ("algo", "env_id", "total_steps", "hyperparameters"):
-        if key not in config:
-            raise UsageError(f"{known.config} is not the config of a run: it has no '{key}'")
+    _import_modules(vars(known))
+    config = read_settings(Path(known.config))
     algo = _algorithm(config["algo"])
     _add_run_flags(parser)
     _add_hyperparameters(parser, algo)
@@ -279,14 +408,18 @@ def _train_from_config(arguments: list[str]) -> int:
     check_names(AGENTS[algo].Config, config["hyperparameters"])
     kinds = field_types(AGENTS[algo].Config)
     stored = {n: None if v == "none" and n in kinds else v for n, v in config["hyperparameters"].items()}
+    given = _env_kwargs(values.get("env_arg", []))
     settings = {
         "algo": algo,
         "env_id": config["env_id"],
-        "preset": config.get("preset", "none"),
+        "preset": config["preset"],
         "total_steps": _whole_number("--total-steps", values.get("total_steps", config["total_steps"])),
-        "env_kwargs": {**config.get("env_kwargs", {}), **_env_kwargs(values.get("env_arg", []))},
+        "env_kwargs": {**config["env_kwargs"], **given},
     }
+    check_imported(settings["env_id"], known.config)
+    check_env_kwargs(settings["env_kwargs"], given, known.config)
     values.setdefault("checkpoint_every", config.get("checkpoint_every"))
+    values.setdefault("eval_episodes", config["eval_episodes"])
     merged = {**stored, **AGENTS[algo].Config.implied(values), **_hyperparameters(algo, values)}
     return _launch(settings, merged, values, f"config {known.config}")
 
@@ -295,36 +428,65 @@ def _launch(settings: dict[str, Any], hyperparameters: dict[str, Any], values: d
     """Make the agent and the run, train, evaluate, and tell the result."""
     from rlcore.agents import AGENTS
     from rlcore.runs.folder import RunFolder
+    from rlcore.runs.settings import EVAL_EPISODES
     from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run, describe_environment, set_threads
 
     total = settings["total_steps"]
     every = values.get("checkpoint_every") or -(-total // CHECKPOINTS_PER_RUN)
     settings["checkpoint_every"] = _whole_number("--checkpoint-every", every)
-    episodes = _whole_number("--eval-episodes", values.get("eval_episodes", 100), lowest=0)
+    settings["eval_episodes"] = _whole_number("--eval-episodes", values.get("eval_episodes", EVAL_EPISODES), lowest=0)
     threads = _threads(values)
     if "run_dir" in values:
         RunFolder.refuse_existing(values["run_dir"])
-    agent = AGENTS[settings["algo"]](settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
-    try:
-        run_dir = values.get("run_dir") or _default_run_dir(settings, agent.config.seed)
+    with _enough_memory(hyperparameters):
+        agent = AGENTS[settings["algo"]](settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
+    with contextlib.closing(agent):
         set_threads(agent, threads)
         agent.engine.prepare(total)
-        run = Run.start(run_dir, agent, settings)
-        print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
-        print(agent.engine.describe(), flush=True)
-        return _finish(run, episodes, values.get("progress", True))
-    finally:
-        agent.close()
+        with contextlib.closing(Run.start(_new_folder(values, settings, agent.config.seed), agent, settings)) as run:
+            print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
+            print(agent.engine.describe(), flush=True)
+            return _finish(run, values.get("progress", True))
+
+
+@contextlib.contextmanager
+def _enough_memory(hyperparameters: dict[str, Any]) -> Iterator[None]:
+    """Tells in one sentence that an agent does not fit into memory, which torch, numpy and the system each tell their
+    own way."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError, OSError) as error:
+        words = ("allocate memory", "out of memory", "calculation overflowed", "array is too big", "Unable to allocate")
+        if isinstance(error, RlcoreError) or not (
+            isinstance(error, MemoryError) or any(word in str(error) for word in words)
+        ):
+            raise
+        sizes = ("num_envs", "num_steps", "hidden_sizes")
+        asked = ", ".join(f"{name} = {_shown(hyperparameters[name])}" for name in sizes if name in hyperparameters)
+        raise UsageError(
+            f"there is not enough memory for this agent and its rollouts{f' ({asked})' if asked else ''}; smaller "
+            "num_envs, num_steps or hidden_sizes need less"
+        ) from error
 
 
 def _threads(values: dict[str, Any]) -> str:
     asked = values.get("threads", "auto")
-    return asked if asked == "auto" else str(_whole_number("--threads", asked))
+    return asked if asked == "auto" else str(_whole_number("--threads", asked, highest=MOST_THREADS))
 
 
-def _default_run_dir(settings: dict[str, Any], seed: int) -> str:
-    env = settings["env_id"].replace("/", "-").replace(":", "-")
-    return f"runs/{env}/{settings['algo']}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _new_folder(values: dict[str, Any], settings: dict[str, Any], seed: int) -> Any:
+    """That of --run-dir, or one of its own even where another run of these begins in the same second."""
+    from rlcore.runs.folder import RunFolder
+
+    if "run_dir" in values:
+        return RunFolder.create(values["run_dir"])
+    env, now = _name_of(settings["env_id"]).replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
+    return RunFolder.create_numbered(f"runs/{env}/{settings['algo']}-seed{seed}-{now}")
+
+
+def _name_of(env_id: str) -> str:
+    """What stands behind the module in "module:Name-v0"."""
+    return env_id.rpartition(":")[2]
 
 
 def _resume(arguments: list[str]) -> int:
@@ -334,34 +496,32 @@ def _resume(arguments: list[str]) -> int:
     _flag(parser, "--resume", "DIR", "the run folder", required=True)
     _flag(parser, "--total-steps", "K", "new end of the run (default: as before)")
     _flag(parser, "--device", "X", f"{DEVICE_HELP} (default: as before)")
-    _add_common_flags(parser)
+    _add_flags_for_stored(parser)
+    _add_common_flags(parser, "as before")
     values = vars(parser.parse(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
-    total = _whole_number("--total-steps", values["total_steps"]) if "total_steps" in values else None
-    overrides = {"device": values["device"]} if "device" in values else {}
+    lowest = {"total_steps": 1, "checkpoint_every": 1, "eval_episodes": 0}
+    numbers = {n: _whole_number("--" + n.replace("_", "-"), values[n], lowest[n]) for n in lowest if n in values}
     threads = _threads(values)
-    run = Run.resume(values["resume"], total, **overrides)
-    try:
-        if "checkpoint_every" in values:
-            run.checkpoint_every = _whole_number("--checkpoint-every", values["checkpoint_every"])
-        episodes = _whole_number("--eval-episodes", values.get("eval_episodes", 100), lowest=0)
-        step = run.agent.global_step
-        set_threads(run.agent, threads)
-        run.agent.engine.prepare(run.total_steps)
-        print(f"resuming {run.settings['algo']} on {describe_environment(run.agent)} at step {step:,}", flush=True)
-        print(run.agent.engine.describe(), flush=True)
-        return _finish(run, episodes, values.get("progress", True))
-    finally:
-        run.agent.close()
+    _import_modules(values)
+    run = Run.resume(values["resume"], numbers.pop("total_steps", None), **numbers, **_changes(values))
+    with contextlib.closing(run), contextlib.closing(run.agent) as agent:
+        set_threads(agent, threads)
+        if not run.is_complete:
+            agent.engine.prepare(run.total_steps)
+        print(f"resuming {run.settings['algo']} on {describe_environment(agent)} at step {agent.global_step:,}")
+        print("the final evaluation is missing" if run.is_complete else agent.engine.describe(), flush=True)
+        return _finish(run, values.get("progress", True))
 
 
-def _finish(run: Any, episodes: int, progress: bool) -> int:
+def _finish(run: Any, progress: bool) -> int:
     run.train(progress)
-    steps, seconds = run.agent.global_step, run.seconds
+    steps, seconds, episodes = run.agent.global_step, run.seconds, run.eval_episodes
     if episodes:
         report = run.evaluate(episodes)
         score = f"return {report['mean']:.1f} ± {report['std']:.1f}{_normalized(report)}"
         print(f"evaluation: {score} over {episodes} greedy episodes")
-    print(f"trained {steps:,} steps in {seconds:.1f} s ({steps / seconds:,.0f} steps/s); run folder: {run.folder.path}")
+    speed = f"{steps / max(seconds, 1e-9):,.0f} steps/s"
+    print(f"trained {steps:,} steps in {seconds:.1f} s ({speed}); run folder: {run.folder.path}")
     return 0
 
 
@@ -382,13 +542,15 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most probable")
     parser.add_argument("--device", metavar="X", default="auto", help=DEVICE_HELP)
     parser.add_argument("--json", action="store_true", help="print the result as JSON, every episode included")
+    _add_flags_for_stored(parser)
     values = parser.parse(arguments)
 
     from rlcore.runs.train import evaluation_report, evaluation_seed, open_agent
 
     episodes = _whole_number("--episodes", values.episodes)
     seed = _whole_number("--seed", values.seed, lowest=0) if "seed" in values else None
-    agent, file = open_agent(values.run, device=values.device)
+    _import_modules(vars(values))
+    agent, file = open_agent(values.run, **_changes(vars(values)))
     try:
         seed = evaluation_seed(agent.config.seed) if seed is None else seed
         report = {"checkpoint": str(file), **evaluation_report(agent, episodes, seed, not values.stochastic)}
@@ -414,13 +576,15 @@ def video(arguments: list[str]) -> int:
     parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most probable")
     parser.add_argument("--max-steps", metavar="K", default="10000", help="longest film")
     parser.add_argument("--device", metavar="X", default="auto", help=DEVICE_HELP)
+    _add_flags_for_stored(parser)
     values = parser.parse(arguments)
 
     from rlcore.runs.train import open_agent
     from rlcore.runs.video import record_video
 
     seed, max_steps = _whole_number("--seed", values.seed, lowest=0), _whole_number("--max-steps", values.max_steps)
-    agent, file = open_agent(values.run, device=values.device)
+    _import_modules(vars(values))
+    agent, file = open_agent(values.run, **_changes(vars(values)))
     try:
         folder = Path(values.run) if Path(values.run).is_dir() else file.parent
         film = record_video(agent, getattr(values, "out", folder / "video.mp4"), seed, not values.stochastic, max_steps)

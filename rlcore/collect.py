@@ -7,6 +7,8 @@ complete; that is the same arithmetic in 1/T of the calls.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +18,12 @@ from torch import Tensor
 
 from rlcore.acting import ActProgram, ActUnit, act
 from rlcore.buffer import RolloutBuffer
+from rlcore.checkpoint import check_like, stored_count
 from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
-from rlcore.envs.state import NotCapturable, capture_state, restore_state
-from rlcore.errors import EnvironmentFault, UsageError
+from rlcore.envs.async_vector import GuardedAsyncVectorEnv
+from rlcore.envs.state import MOST_VALUES, Misfit, NotCapturable, capture_state, check_fits, restore_state
+from rlcore.errors import DivergenceError, EnvironmentFault, UsageError
 from rlcore.frames import FrameStacks
 from rlcore.networks import ActorCritic
 from rlcore.spaces import map_parts
@@ -60,14 +64,21 @@ class EpisodeCounter:
         """All environments begin new episodes."""
         self.returns[:], self.lengths[:] = 0, 0
 
-    def count(self, rewards: np.ndarray, ends: np.ndarray, mask: np.ndarray, first_step: int) -> Episodes:
+    def forget(self, which: np.ndarray) -> None:
+        """The episodes under way in the environments `which [N]` count for nothing."""
+        self.returns[which], self.lengths[which] = 0, 0
+
+    def count(
+        self, rewards: np.ndarray, ends: np.ndarray, mask: np.ndarray, first_step: int, cuts: np.ndarray | None = None
+    ) -> Episodes:
         """The episodes that ended in a rollout.
 
         Args:
             rewards, ends, mask: `[T, N]`; rows where `mask` is False count for nothing.
             first_step: environment steps before this rollout.
+            cuts: `[T, N]`, rows after which an episode was given up, which is no episode to report.
         """
-        ends = ends & mask
+        ends = (ends if cuts is None else ends | cuts) & mask
         # One row in front, so that the sum over an episode is a difference of two rows.
         returns = np.zeros((len(ends) + 1, ends.shape[1]))
         lengths = np.zeros((len(ends) + 1, ends.shape[1]), dtype=np.int64)
@@ -91,6 +102,8 @@ class EpisodeCounter:
         self.returns[n[last]] -= totals[last]
         self.lengths[n[last]] -= sizes[last]
         order = np.lexsort((n, t))
+        if cuts is not None:
+            order = order[~cuts[t, n][order]]
         at = (first_step + np.cumsum(steps))[t]
         return Episodes(*(x[order].tolist() for x in (at, n, own_returns, own_lengths)))
 
@@ -185,6 +198,12 @@ class Collector:
             is still standard normal; actions that push one way for a while explore what white noise does not reach
             (Hollenstein et al. 2024, "Colored noise in PPO"). For Gaussian policies.
         with_values: False leaves out the critic, for agents that have no use for it; values then stay 0.
+        group_size: G, where each G environments start alike and are compared with each other; 1 where not.
+        seed: of the run, from which environments that failed get theirs.
+
+    Of an environment that fails and is begun anew nothing is learned but what came before: the row of the fault is
+    masked, and the row before it is cut (truncated), so that its successor, which the faulty row shows, is valued. Of a
+    rollout of whole episodes the episode is left out, and with it those that it would be compared with.
 
     Raises:
         UsageError: for correlated noise where actions are not real numbers.
@@ -198,24 +217,27 @@ class Collector:
         whole_episodes: bool = False,
         with_values: bool = True,
         noise_correlation: float = 0.0,
+        group_size: int = 1,
+        seed: int = 0,
     ):
         self.envs, self.buffer, self.generator = envs, buffer, generator
+        self.group_size, envs.restarts.seed = group_size, seed
         self.whole_episodes, self.with_values = whole_episodes, with_values
         self.noise_correlation = noise_correlation
         if noise_correlation and envs.action_spec.dtype != torch.float32:
             raise UsageError(f"noise_correlation is {noise_correlation}, but is for Box actions alone")
         self.cut_episodes = 0  # whole-episode rollouts: how many were still running after T steps
-        self.rows = HostRows(buffer)
         self.fill_with_noise = distribution_class(envs.action_spec).noise_
         self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
-        # Views of every row, made once: indexing a tensor costs more than a small layer.
-        self.noise_rows = self.noise.unbind()
-        self.action_rows, self.param_rows = buffer.actions.unbind(), buffer.dist_params.unbind()
-        self.value_rows = buffer.values.unbind()
         self.next_obs: Any = None  # [N, ...] to act on next, as the environment gave it
         self.life_lost = np.zeros((buffer.num_steps, buffer.num_envs), dtype=bool)  # ends for learning alone
+        self.gave_up = np.zeros_like(self.life_lost)  # [T, N] rows after which a fault cut the episode
+        self.cut_before = np.zeros(buffer.num_envs, dtype=bool)  # whose episode a fault in row 0 cut before the rollout
+        self._failed, self._told_restart = False, False  # in this rollout; ever in this process
         self.next_first = np.zeros(buffer.num_envs, dtype=bool)  # whether it is the first of an episode after another
         self.counter = EpisodeCounter(buffer.num_envs)
+        self._begun = False
+        self._fresh: dict[str, Any] | None = None  # state of the environments after their first reset, where it is data
         self.rows_collected = 0
         self.global_step = 0  # real transitions so far, over all environments
         self.act_unit: ActUnit | None = None  # acts in place of Python, once built
@@ -230,12 +252,43 @@ class Collector:
         program = ActProgram(network, self.with_values)
         self.act_unit = ActUnit(program, *self._example_row(), {**key, "part": "act"}, compiled)
 
+    # Views of every row, made once, since indexing a tensor costs more than a small layer; and made when first played,
+    # since there may be millions.
+
+    @functools.cached_property
+    def rows(self) -> HostRows:
+        """The rows that the environments fill."""
+        return HostRows(self.buffer)
+
+    @functools.cached_property
+    def noise_rows(self) -> tuple[Tensor, ...]:
+        """Action noise, `[N, A]` each."""
+        return self.noise.unbind()
+
+    @functools.cached_property
+    def policy_rows(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What the network fills: actions, parameters of their distribution, values."""
+        buffer = self.buffer
+        return list(zip(buffer.actions.unbind(), buffer.dist_params.unbind(), buffer.values.unbind(), strict=True))
+
     def _example_row(self) -> tuple[Any, Tensor]:
-        return map_parts(lambda x: x[0], self.buffer.obs), self.noise_rows[0]
+        return map_parts(lambda x: x[0], self.buffer.obs), self.noise[0]
+
+    @property
+    def restarts(self) -> int:
+        """How often an environment that failed was begun anew."""
+        return int(self.envs.restarts.counts.sum())
 
     def reset(self, seed: int | list[int] | None = None) -> None:
-        """Start all environments afresh; episodes under way are dropped."""
+        """Start all environments afresh; episodes under way are dropped.
+
+        Raises:
+            EnvironmentFault: where an environment fails.
+        """
         self.next_obs = self.envs.reset(seed)
+        self._tell_restart()
+        if not self._begun:
+            self._begun, self._fresh = True, self._capture()
         self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
         self.counter.reset()
 
@@ -244,24 +297,29 @@ class Collector:
         """Fill the buffer and return the episodes that finished on the way.
 
         Raises:
-            EnvironmentFault: where an observation or a reward is not finite; names the environment and the step.
+            EnvironmentFault: where an environment fails, or an observation or a reward is not finite; names the
+                environment and the step.
+            DivergenceError: where that is the fault of an action that is not finite.
         """
         if self.next_obs is None:
             self.reset()
+        self.envs.steps = self.rows_collected
         self._draw_noise()
         finals = self._play(network)
+        self._tell_restart()
         self._check_finite(finals)
         self.rows.flush()
         self._complete(network, finals)
         rows = self.rows
         ends = (rows.terminated | rows.truncated) & ~self.life_lost
-        episodes = self.counter.count(rows.rewards, ends, rows.mask, self.global_step)
+        cuts = self.gave_up if self._failed else None
+        episodes = self.counter.count(rows.rewards, ends, rows.mask, self.global_step, cuts)
         self.rows_collected += self.buffer.length
         self.global_step += self.counter.steps
         return episodes
 
     def _draw_noise(self) -> None:
-        last = self.noise_rows[-1].clone()
+        last = self.noise[-1].clone()
         self.fill_with_noise(self.noise, self.generator)
         if self.noise_correlation:
             # The process begins in its stationary state: the first row of all is white.
@@ -277,7 +335,10 @@ class Collector:
         obs, first = self.next_obs, self.next_first
         begun = first  # of the environment's own episodes: a lost life ends one for learning alone
         playing = np.ones(self.buffer.num_envs, dtype=bool)
+        if self.group_size > 1:
+            playing &= ~self._with_group(envs.astray)
         self.life_lost[:] = False
+        self._failed, self.cut_before[:], self.gave_up[:] = False, False, False
         for t in range(self.buffer.num_steps):
             row = rows.write_obs(t, obs, begun)
             rows.dones[t] = first
@@ -286,6 +347,7 @@ class Collector:
                 step = envs.step(rows.read_actions(t))
             except Exception:
                 self._check_finite(finals, t + 1)  # a NaN that came earlier is the better explanation
+                self._check_policy(t + 1)
                 raise
             rows.rewards[t] = step.rewards
             rows.terminated[t] = step.terminated
@@ -297,12 +359,15 @@ class Collector:
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
+            if step.failed is not None:
+                playing = self._give_up(t, step.failed, playing)
             if self.whole_episodes:
                 playing &= ~step.done
                 if not playing.any():
                     break
             # The observation after a dead row starts an episode; without dead rows, the one after the end does.
             begun = ~step.real if envs.has_dead_rows else step.done
+            begun = begun if step.failed is None else begun | step.failed
             first = begun if step.life_lost is None else begun | step.life_lost
         self.buffer.length = t + 1
         rows.mask[t + 1 :] = False
@@ -310,17 +375,55 @@ class Collector:
             rows.truncated[t] |= playing  # an episode that is still running is cut here
             self.cut_episodes = int(playing.sum())
         self.next_obs, self.next_first = obs, first
+        if (self._failed or envs.astray.any()) and not rows.mask[: t + 1].any():
+            raise EnvironmentFault(
+                "nothing of a rollout is left to learn from, since each environment, or one of its group, failed in "
+                f"it: {envs.restarts.latest}"
+            )
         return finals
+
+    def _give_up(self, t: int, failed: np.ndarray, playing: np.ndarray) -> np.ndarray:
+        """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing."""
+        self._failed = True
+        self._check_policy(t + 1)
+        rows = self.rows
+        if self.whole_episodes:
+            left_out = self._with_group(failed & playing)
+            rows.mask[: t + 1, left_out] = False
+            return playing & ~left_out
+        if t == 0:
+            self.counter.forget(failed)
+            self.cut_before |= failed
+            return playing
+        before = failed & rows.mask[t - 1]
+        ended = rows.terminated[t - 1] | rows.truncated[t - 1]
+        self.gave_up[t - 1] = before & ~(ended & ~self.life_lost[t - 1])
+        rows.truncated[t - 1] |= before & ~ended
+        return playing
+
+    def _with_group(self, which: np.ndarray) -> np.ndarray:
+        """`which [N]` and all others of their groups."""
+        return which.reshape(-1, self.group_size).any(1).repeat(self.group_size)
+
+    def _tell_restart(self) -> None:
+        if self.envs.restarts.first is not None and not self._told_restart:
+            self._told_restart = True
+            warnings.warn(
+                f"{self.envs.restarts.first}; it was begun anew (on_env_error is restart), and so will others be "
+                "without a word",
+                stacklevel=2,
+            )
 
     def _act(self, network: ActorCritic, t: int, obs: Any) -> None:
         """Choose the actions of row t, whose observations are `obs`."""
         noise = self.noise_rows[t]
         row = self.act_unit(obs, noise) if self.act_unit else act(network, obs, noise, self.with_values)
         actions, params, *values = row
-        self.action_rows[t].copy_(actions)
-        self.param_rows[t].copy_(params)
+        action_row, param_row, value_row = self.policy_rows[t]
+        action_row.copy_(actions)
+        param_row.copy_(params)
         if values:
-            self.value_rows[t].copy_(values[0])
+            value_row.copy_(values[0])
 
     def _complete(self, network: ActorCritic, finals: list[tuple[int, np.ndarray, Any]]) -> None:
         """Fill what needs no environment: log-probabilities, values and next values."""
@@ -373,10 +476,31 @@ class Collector:
         bad = np.argwhere(~np.isfinite(values.reshape(*values.shape[:2], -1)).all(-1))
         t, n = bad[0]
         env = n if envs is None else envs[n]
+        self._check_policy(t + offset)
         value = values[t, n].ravel()
         raise EnvironmentFault(
             f"environment {env} returned {value[~np.isfinite(value)][0]} in {what} "
             f"at vector step {self.rows_collected + t + offset:,}"
+        )
+
+    def _check_policy(self, steps: int) -> None:
+        """Refuse actions that are not finite although what the policy saw was, in the first `steps` rows: what comes of
+        them in an environment is not the environment's fault."""
+        rows = self.rows
+        # [steps, N, P + A]; a choice is finite in any case, whatever it was drawn from
+        parts = [x[:steps].flatten(2).float() for x in (self.buffer.dist_params, self.buffer.actions.unsqueeze(-1))]
+        output = torch.cat(parts, -1).cpu().numpy()
+        bad = ~np.isfinite(output).all(-1)
+        for values in rows.obs.values() if isinstance(rows.obs, dict) else [rows.obs]:
+            if values.dtype.kind == "f":
+                bad &= np.isfinite(values[:steps].reshape(*bad.shape, -1)).all(-1)
+        if not bad.any():
+            return
+        t, n = np.argwhere(bad)[0]
+        value = output[t, n][~np.isfinite(output[t, n])][0]
+        raise DivergenceError(
+            f"the policy's action for environment {n} is {value} at vector step {self.rows_collected + t + 1:,}: "
+            "the weights are no longer finite"
         )
 
     def is_capturable(self) -> bool:
@@ -384,39 +508,77 @@ class Collector:
         return self._captured() is not None
 
     def _captured(self) -> dict[str, Any] | None:
+        """The environments' state, if it is one that fresh environments would take back."""
+        state = None if self._fresh is None else self._capture()
+        if state is None:
+            return None
+        in_processes = isinstance(self.envs.envs, GuardedAsyncVectorEnv)
+        pairs = zip(state["workers"], self._fresh["workers"], strict=True) if in_processes else [(state, self._fresh)]
         try:
-            return capture_state(self.envs.envs)
-        except NotCapturable:
+            for one, fresh in pairs:
+                check_fits(one, fresh)
+        except Misfit:
+            return None
+        return state
+
+    def _capture(self) -> dict[str, Any] | None:
+        envs = self.envs.envs
+        try:
+            if isinstance(envs, GuardedAsyncVectorEnv):
+                states = envs.get_states(MOST_VALUES // envs.num_envs)
+                return None if states is None else {"workers": states}
+            return capture_state(envs)
+        except (NotCapturable, EnvironmentFault):  # a fault is found again, and told, by the next step
             return None
 
     def state_dict(self) -> dict[str, Any]:
         """Where collection stands, environments included if their state is plain data (`env` is None if not)."""
-        env = self._captured()
+        env, standing = self._captured(), self._standing()
         return {
             "env": env,
-            "pending": torch.from_numpy(self.envs.pending.copy()),
-            "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs) if env is not None else None,
-            "next_first": torch.from_numpy(self.next_first.copy()),
-            "noise": self.noise_rows[-1].clone(),
-            **self.counter.state_dict(),
+            **standing,
+            "next_obs": standing["next_obs"] if env is not None else None,
+            "noise": self.noise[-1].clone(),
             "rows_collected": self.rows_collected,
             "global_step": self.global_step,
+            "restarts": torch.from_numpy(self.envs.restarts.counts.copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
-        """Go on where `state_dict` was taken, or from new episodes (`seed`) where it holds no environment or none is
-        to be restored."""
+        """Go on where `state_dict` was taken, or from new episodes (`seed`) where it holds no environment, or those of
+        another backend, or none is to be restored.
+
+        Raises:
+            ValueError: where the state does not fit.
+        """
         self.reset(seed)
-        self.rows_collected, self.global_step = state["rows_collected"], state["global_step"]
+        self.rows_collected = stored_count(state, "rows_collected")
+        self.global_step = stored_count(state, "global_step")
         if len(state["noise"]) == self.buffer.num_envs:
-            self.noise_rows[-1].copy_(state["noise"])
-        if state["env"] is None or not restore_envs:
+            self.noise[-1].copy_(state["noise"])
+        if not restore_envs:
             return
-        restore_state(self.envs.envs, state["env"])
+        self.envs.restarts.load(state.get("restarts", np.zeros(self.buffer.num_envs, np.int64)))
+        envs, stored = self.envs.envs, state["env"]
+        in_processes = isinstance(stored, dict) and stored.keys() == {"workers"}
+        if stored is None or in_processes != isinstance(envs, GuardedAsyncVectorEnv):
+            return
+        own = self._standing()
+        check_like({name: state.get(name) for name in own}, own, "collector")
+        envs.set_states(stored["workers"]) if in_processes else restore_state(envs, stored)
         self.envs.pending = state["pending"].numpy().copy()
         self.next_obs = map_parts(lambda x: x.numpy().copy(), state["next_obs"])
         self.next_first = state["next_first"].numpy().copy()
         self.counter.load_state_dict(state)
+
+    def _standing(self) -> dict[str, Any]:
+        """What belongs to the episodes under way, beside the environments' own state."""
+        return {
+            "pending": torch.from_numpy(self.envs.pending.copy()),
+            "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs),
+            "next_first": torch.from_numpy(self.next_first.copy()),
+            **self.counter.state_dict(),
+        }
 
 
 __all__ = ["Collector", "EpisodeCounter", "Episodes"]

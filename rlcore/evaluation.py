@@ -10,7 +10,7 @@ import torch
 
 from rlcore.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
-from rlcore.errors import UsageError
+from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic
 from rlcore.spaces import map_parts
 
@@ -63,7 +63,11 @@ def play_episodes(
     """Play `episodes` whole episodes, a number fixed in advance in each environment.
 
     Taking whichever episodes end first would favour short ones. An episode still running after `max_steps` is cut.
+
+    Raises:
+        EnvironmentFault: where an environment fails, or returns a reward that is not finite.
     """
+    envs.clock = "at step {:,} of the evaluation"
     quota = np.full(envs.num_envs, episodes // envs.num_envs)
     quota[: episodes % envs.num_envs] += 1
     returns: list[list[float]] = [[] for _ in quota]  # per environment, because they finish out of order
@@ -74,6 +78,7 @@ def play_episodes(
     while (played < quota).any():
         step = envs.step(actor(obs, deterministic))
         obs = step.obs
+        _check_rewards(step.rewards, envs)
         running_return += np.where(step.real, step.rewards, 0.0)
         running_length += step.real
         done = step.done & step.real
@@ -87,6 +92,13 @@ def play_episodes(
                 played[n] += 1
         running_return[done], running_length[done] = 0.0, 0
     return Evaluation(np.concatenate(returns).astype(np.float64), np.concatenate(lengths).astype(np.int64))
+
+
+def _check_rewards(rewards: np.ndarray, envs: VectorAdapter) -> None:
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if len(bad):
+        when = envs.clock.format(envs.steps)
+        raise EnvironmentFault(f"environment {bad[0]} returned {rewards[bad[0]]} in its reward {when}")
 
 
 def check_episodes(episodes: int) -> None:

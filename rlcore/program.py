@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,10 +29,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rlcore import matmul
+from rlcore.files import FolderLock, InUse
 from rlcore.passes import for_compiler, for_python
 from rlcore.tracing import recording
 
 Slot = tuple[dict[str, Any], str]
+BUILT_FILES = ("program.pt2", "structure.json", "notes.json")
+SCRATCH = re.compile(r"([0-9a-f]{24})\.\w+\.building")  # where a program is built, by the name it will have
 
 
 def parameter_slots(module: nn.Module) -> list[Slot]:
@@ -164,7 +168,7 @@ class Program(nn.Module):
 
     def is_cached(self, inputs: tuple, key: dict[str, Any]) -> bool:
         """Whether the disk cache has this program for inputs of these shapes."""
-        return (self._folder(inputs, key) / "program.pt2").exists()
+        return _is_whole(self._folder(inputs, key))
 
     def make_runner(self, inputs: tuple, key: dict[str, Any], compiled: bool = True) -> Any:
         """The program for inputs of these shapes without the agent's Python: on the CPU compiled, or taken from the
@@ -175,13 +179,35 @@ class Program(nn.Module):
         if any(x.is_cuda for x in pytree.tree_leaves(inputs)):
             return CapturedRunner(self, inputs)
         folder = self._folder(inputs, key)
-        if not self.is_cached(inputs, key):
-            _build(self, inputs, folder)
-        runner = Runner(folder)
-        self.notes = json.loads((folder / "notes.json").read_text())
+        runner = self._from_cache(folder) or self._build_once(inputs, folder)
         if "own_code" in key:  # a name that will not come again
             shutil.rmtree(folder)
         return runner
+
+    def _from_cache(self, folder: Path) -> Runner | None:
+        """The program that was built there, or None where there is none that is whole."""
+        if not _is_whole(folder):
+            return None
+        try:
+            runner, notes = Runner(folder), json.loads((folder / "notes.json").read_text())
+        except (OSError, RuntimeError, ValueError):  # removed at this moment, or of a system with other libraries
+            return None
+        self.notes = notes
+        return runner
+
+    def _build_once(self, inputs: tuple, folder: Path) -> Runner:
+        """Build into the cache; of processes that want the same program, one does and the others wait for it."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock_of(folder).acquire(wait=True) as lock:
+            runner = self._from_cache(folder)
+            if runner is not None:
+                return runner
+            _remove(folder)  # damaged
+            _remove_dead_scratch(folder, lock)
+            _build(self, inputs, folder)
+            runner = Runner(folder)
+            self.notes = json.loads((folder / "notes.json").read_text())
+            return runner
 
     def _folder(self, inputs: tuple, key: dict[str, Any]) -> Path:
         return cache_folder() / fingerprint([key, self.shapes_of(inputs)])
@@ -329,6 +355,42 @@ def _has_vector_instructions() -> bool:
     return bool(valid_vec_isa_list()) or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX")
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of a built program are there as they were written; loading a damaged library may crash."""
+    try:
+        return (folder / "checksum").read_text() == _checksum(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _checksum(folder: Path) -> str:
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in BUILT_FILES)).hexdigest()
+
+
+def _lock_of(folder: Path) -> FolderLock:
+    return FolderLock(folder.with_name(f"{folder.name}.lock"))
+
+
+def _remove_dead_scratch(folder: Path, lock: FolderLock) -> None:
+    """Remove what processes left that died while they built: whoever builds holds the lock of that name."""
+    for other in folder.parent.iterdir():
+        match = SCRATCH.fullmatch(other.name)
+        if match is None or not lock.held:
+            continue
+        if match[1] == folder.name:
+            _remove(other)
+            continue
+        with suppress(InUse), _lock_of(folder.with_name(match[1])).acquire():
+            _remove(other)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _build(program: Program, inputs: tuple, folder: Path) -> None:
     """Record, export and compile into `folder`, which appears whole or not at all."""
     import torch._inductor as inductor
@@ -343,20 +405,23 @@ def _build(program: Program, inputs: tuple, folder: Path) -> None:
     program.record(*inputs)
     program.rewrite(for_compiler)
     program.loop = scan_loop
+    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))
     try:
         options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.inductor_options}
         with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
             warnings.simplefilter("ignore")  # torch's own, about its own internals
             free = program.free_dimensions(*inputs)
             exported = torch.export.export(program, inputs, dynamic_shapes=free, strict=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent))
             inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
         (scratch / "structure.json").write_text(pytree.treespec_dumps(structure))
         (scratch / "notes.json").write_text(json.dumps(program.notes))
+        (scratch / "checksum").write_text(_checksum(scratch))
+    except BaseException:
+        _remove(scratch)
+        raise
     finally:
         program.loop = python_loop
     try:
         scratch.rename(folder)
-    except OSError:  # another process was quicker
+    except OSError:  # another process was quicker, where there are no locks
         shutil.rmtree(scratch)

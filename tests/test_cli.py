@@ -1,5 +1,8 @@
+import errno
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -195,3 +198,388 @@ def test_the_run_says_how_its_environments_are_really_stepped(capsys, tmp_path):
     settings = ("--total-steps", "50", "--eval-episodes", "0", "--no-progress", "--num-envs", "4", "--group-size", "2")
     code, out, _ = run(capsys, "train", "grpo", "CartPole-v1", *settings, "--run-dir", str(tmp_path / "g"))
     assert code == 0 and "backend sync (groups need a seed for each environment)" in out
+
+
+SMALL = ("--num-steps", "16", "--num-envs", "2", "--hidden-sizes", "8", "--seed", "1", "--preset", "none")
+SMALL += ("--total-steps", "400", "--compile", "false", "--device", "cpu", "--eval-episodes", "1")
+
+# Output that cannot be written.
+
+
+class Broken(io.StringIO):
+    """A pipe whose reader has gone after so many writes."""
+
+    def __init__(self, writes, number=errno.EPIPE):
+        super().__init__()
+        self.left, self.number = writes, number
+
+    def write(self, text):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 5])
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_training_goes_on_where_nobody_reads_what_it_prints(capsys, tmp_path, monkeypatch, writes, number):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken(writes, number))
+        code = main([*TRAIN, *SMALL, "--run-dir", str(tmp_path / "r")])
+    errors = capsys.readouterr().err
+    assert code == 0 and (not errors if number == errno.EPIPE else os.strerror(number) in errors)
+    assert json.loads((tmp_path / "r" / "evaluation.json").read_text())["global_step"] >= 400
+
+
+def test_a_list_that_nobody_reads_is_no_mistake_but_one_that_cannot_be_written_is(capsys, monkeypatch):
+    for number, code, words in (
+        (errno.EPIPE, 0, ""),
+        (errno.ENOSPC, 2, "standard output could not be written: No spac"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Broken(3, number))
+            assert main(["list"]) == code
+        errors = capsys.readouterr().err
+        assert words in errors if words else not errors
+
+
+def test_a_pipe_that_is_closed_by_its_reader(tmp_path):
+    command = [sys.executable, "-m", "rlcore", *TRAIN, *SMALL, "--run-dir", str(tmp_path / "r")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 0 and not errors
+    assert (tmp_path / "r" / "evaluation.json").exists()
+
+
+def test_without_standard_output_at_all(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", None)
+        assert main([*TRAIN, *SMALL, "--run-dir", str(tmp_path / "r")]) == 0
+        assert main(["trian"]) == 2
+
+
+def test_letters_that_the_terminal_has_not(tmp_path, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert main([*TRAIN, *SMALL, "--run-dir", str(tmp_path / "r")]) == 0
+    assert b"2 \\xd7 CartPole-v1" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (BrokenPipeError(32, "Broken pipe"), "broke (BrokenPipeError: [Errno 32] Broken pipe)"),
+        (ConnectionResetError(), "broke (ConnectionResetError)"),
+        (EOFError(), "broke (EOFError)"),
+        (MemoryError(), "there is not enough memory"),
+    ],
+)
+def test_a_broken_connection_is_not_taken_for_closed_output(capsys, tmp_path, monkeypatch, error, words):
+    def fails(self, total_steps):
+        raise error
+
+    monkeypatch.setattr("rlcore.agents.Agent.iterations", fails)
+    assert words in refused(capsys, *TRAIN, *SMALL, "--run-dir", str(tmp_path / "r"))
+
+
+def test_what_nobody_expected_is_not_hidden(monkeypatch):
+    monkeypatch.setattr("rlcore.cli._dispatch", lambda arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+def test_messages_are_one_line_that_moves_no_cursor(capsys):
+    message = refused(capsys, "train", "p\x1b[2Jp\no", "CartPole-v1")
+    assert "'p\\x1b[2Jp\\no' is not an algorithm" in message
+    assert len(refused(capsys, "train", "x" * 10_000)) < 2_100
+
+
+def test_an_environment_that_fails_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    from rlcore.errors import EnvironmentFault
+
+    def fails(self, *arguments):
+        raise EnvironmentFault("environment 3 died")
+
+    path = str(tmp_path / "r")
+    monkeypatch.setattr("rlcore.agents.Agent.evaluate", fails)
+    assert f"environment 3 died; continue with --resume {path}\n" in refused(capsys, *TRAIN, *SMALL, "--run-dir", path)
+    monkeypatch.setattr("rlcore.agents.Agent.iterations", fails)
+    monkeypatch.setattr("rlcore.agents.Agent.evaluate", None)
+    message = refused(capsys, "train", "--resume", path, "--total-steps", "800")
+    assert f"environment 3 died; continue with --resume {path}\n" in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_an_agent_too_large_for_memory_is_one_sentence(capsys, tmp_path, monkeypatch, error):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr("rlcore.agents.Agent._build_network", fails)
+    message = refused(capsys, *TRAIN, *SMALL, "--run-dir", str(tmp_path / "r"))
+    assert "not enough memory for this agent" in message and "num_envs = 2, num_steps = 16" in message
+    assert not (tmp_path / "r").exists()
+
+
+def test_another_error_while_making_an_agent_is_not_taken_for_that(monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("rlcore.agents.Agent._build_network", fails)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main([*TRAIN, *SMALL])
+
+
+# Signals.
+
+
+def send(numbers, code, ignored=()):
+    """The code that a run would be stopped with, or None."""
+    from rlcore.runs.train import StopSignals
+
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        with StopSignals() as stop:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            assert stop.code == code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_terminal_that_vanishes_stops_a_run_as_sigterm_does():
+    hup, term, interrupt = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
+    send([hup], 129)
+    send([hup, hup], 129)
+    send([term, hup], 143)  # a session that ends sends both
+    send([hup, term], 143)
+    send([hup], None, ignored=[hup])  # nohup
+    for two in ([term, term], [interrupt, term], [hup, interrupt, interrupt]):
+        with pytest.raises(KeyboardInterrupt):
+            send(two, None)
+
+
+def test_a_run_whose_terminal_vanishes_leaves_a_checkpoint(capsys, tmp_path, monkeypatch):
+    from rlcore.agents import Agent
+
+    real = Agent.iterations
+
+    def vanishing(self, total_steps):
+        for number, iteration in enumerate(real(self, total_steps)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGHUP)
+            yield iteration
+
+    monkeypatch.setattr(Agent, "iterations", vanishing)
+    code, _, err = run(capsys, *TRAIN, *SMALL, "--run-dir", str(tmp_path / "r"))
+    assert code == 129 and f"continue with --resume {tmp_path / 'r'}" in err
+    assert len(list((tmp_path / "r" / "checkpoints").glob("step-*.pt"))) >= 2
+
+
+# Environments of modules that have to be imported.
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module in the current folder that registers an environment and notes that it was imported."""
+    import gymnasium
+
+    name = "rlcore_test_envs"
+    source = (
+        "import gymnasium, pathlib\n"
+        "pathlib.Path(__file__).with_name('imported').touch()\n"
+        "gymnasium.register('RlcoreMine-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=50)\n"
+    )
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    yield name
+    forget(name)
+    gymnasium.registry.pop("RlcoreMine-v0", None)
+
+
+def forget(module):
+    """As in another process."""
+    import gymnasium
+
+    sys.modules.pop(module, None)
+    gymnasium.registry.pop("RlcoreMine-v0", None)
+    sys.path[:] = [path for path in sys.path if path != os.getcwd()]
+    if os.path.exists("imported"):
+        os.unlink("imported")
+
+
+def test_an_id_with_its_module(capsys, module):
+    code, out, err = run(capsys, "train", "ppo", f"{module}:RlcoreMine-v0", *SMALL)
+    assert code == 0, err
+    assert f"{module}:RlcoreMine-v0" in out
+    (name,) = os.listdir("runs")
+    assert name == "RlcoreMine-v0"
+    forget(module)
+    code, _, err = run(capsys, "train", "ppo", "RlcoreMine-v0", *SMALL, "--import", module)
+    assert code == 0, err
+
+
+def test_ids_with_modules_that_do_not_work(capsys, module):
+    def train(env_id, *flags):
+        return refused(capsys, "train", "ppo", env_id, *SMALL, *flags)
+
+    assert "did you mean 'RlcoreMine-v0'?" in train(f"{module}:RlcoreMin-v0")
+    assert "the module 'rlcore_no_such' cannot be imported: ModuleNotFoundError" in train("rlcore_no_such:X-v0")
+    with open("rlcore_bad.py", "w") as file:
+        file.write("import sys; sys.exit('no\\nmore')")
+    assert "the module 'rlcore_bad' cannot be imported: SystemExit: no more" in train("rlcore_bad:X-v0")
+    assert "cannot be imported: SystemExit" in train("CartPole-v1", "--import", "rlcore_bad")
+    assert "cannot be imported" in train("CartPole-v1", "--import", ".relative")
+    assert "is not registered" in train(":")
+    assert "is not registered" in train("X-v" + "9" * 5000)
+    assert not os.path.exists("runs")
+
+
+def test_the_name_behind_the_colon_is_what_counts():
+    from rlcore import PPO
+    from rlcore.envs.make import find_spec
+    from rlcore.presets import find_preset
+    from rlcore.runs.atari_scores import human_normalized
+
+    assert find_spec("gymnasium:CartPole-v1").id == "CartPole-v1"
+    assert find_preset("ppo", "gymnasium:CartPole-v1") == find_preset("ppo", "CartPole-v1") is not None
+    assert human_normalized("ale_py:ALE/Pong-v5", 14.6) == 1
+    agent = PPO("gymnasium:CartPole-v1", backend="native", num_envs=2, num_steps=8, seed=0, compile=False)
+    assert agent.learn(64).evaluate(1).returns.shape == (1,) and agent.engine._was_cached in (True, False)
+
+
+def test_a_file_imports_nothing(capsys, module, monkeypatch):
+    import rlcore
+
+    assert run(capsys, "train", "ppo", f"{module}:RlcoreMine-v0", *SMALL, "--run-dir", "r")[0] == 0
+    commands = (("train", "--resume", "r", "--total-steps", "800"), ("train", "--config", "r/config.toml"))
+    commands += (("eval", "r", "--episodes", "1"), ("video", "r", "--out", "x.gif"))
+    monkeypatch.setattr("rlcore.runs.video._write", lambda *_: None)
+    for number, command in enumerate(commands):
+        forget(module)
+        message = refused(capsys, *command)
+        assert f"--import {module}" in message and not os.path.exists("imported"), command
+        sys.path.insert(0, os.getcwd())  # where it could be imported
+        assert "--import" in refused(capsys, *command) and not os.path.exists("imported")
+        more = ("--run-dir", f"r{number}") if "--config" in command else ()
+        code, _, err = run(capsys, *command, *more, "--import", module)
+        assert code == 0 and os.path.exists("imported"), err
+    forget(module)
+    file = max((p for p in os.listdir("r/checkpoints")), key=lambda name: int(name[5:-3]))
+    with pytest.raises(rlcore.errors.UsageError, match="--import"):
+        rlcore.load(f"r/checkpoints/{file}")
+    assert not os.path.exists("imported")
+    sys.path.insert(0, os.getcwd())
+    rlcore.load(f"r/checkpoints/{file}", env=f"{module}:RlcoreMine-v0").close()
+
+
+def test_a_module_inside_a_name_is_the_one_that_is_looked_for(module):
+    """As many colons as there may be: what is checked and what would be imported are the same."""
+    from rlcore.envs.make import check_imported
+    from rlcore.errors import UsageError
+
+    for env_id in (f"os:{module}:X-v0", f"{module}:os:X-v0"):
+        with pytest.raises(UsageError, match="a file may not have a module imported"):
+            check_imported(env_id, "the file")
+    check_imported("os:X-v0", "the file")
+    check_imported("ALE/Pong-v5", "the file")
+
+
+def test_arguments_from_a_file_that_look_like_paths(capsys, tmp_path, monkeypatch):
+    import gymnasium
+
+    import rlcore
+    from rlcore.envs.make import check_env_kwargs
+    from rlcore.errors import UsageError
+
+    endless = []
+    endless.append(endless)
+    for value in ("/etc/passwd", "a\\b", "module:Class", ["x", {"y": "a/b"}], {"a/b": 1}, b"a/b", [endless, ("a:b",)]):
+        with pytest.raises(UsageError, match=r"the file gives the environment where = .*--env-arg where="):
+            check_env_kwargs({"size": 3, "name": "plain text", "where": value}, {}, "the file")
+        check_env_kwargs({"where": value}, {"where": "x"}, "the file")
+    check_env_kwargs({"a": endless, "b": 1.5, "c": None}, {}, "the file")
+
+    def make(where=""):
+        return gymnasium.make("CartPole-v1", render_mode="rgb_array").unwrapped
+
+    path = tmp_path / "config.toml"
+    gymnasium.register("RlcoreWhere-v0", make, max_episode_steps=50)
+    monkeypatch.setitem(gymnasium.registry, "RlcoreWhere-v0", gymnasium.registry.pop("RlcoreWhere-v0"))  # for now
+    train = ("train", "ppo", "RlcoreWhere-v0", *SMALL)
+    assert run(capsys, *train, "--run-dir", str(tmp_path / "r"), "--env-arg", "where=a/b")[0] == 0
+    stored = str(tmp_path / "r")
+    path.write_text((tmp_path / "r" / "config.toml").read_text())
+    again = ("--run-dir", str(tmp_path / "s"))
+    for command in (
+        ("train", "--config", str(path), *again), ("eval", stored, "--episodes", "1"),
+        ("train", "--resume", stored, "--total-steps", "800", "--no-progress"),
+    ):  # fmt: skip
+        assert "--env-arg where=" in refused(capsys, *command)
+        code, _, err = run(capsys, *command, "--env-arg", "where=here")
+        assert code == 0, err
+    import tomllib
+
+    for name in "rs":
+        config = tomllib.loads((tmp_path / name / "config.toml").read_text())
+        assert config["env_kwargs"] == {"where": "here"}
+    assert rlcore.load(max((tmp_path / "r" / "checkpoints").glob("*.pt"))).env_kwargs == config["env_kwargs"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--env-arg", "num_envs=3"), "'num_envs' cannot be an argument of the environment's constructor"),
+        (("--env-arg", "seed=3"), "'seed' cannot be an argument"),
+        (("--env-arg", "day=2020-01-01"), "--env-arg day is the date or time 2020-01-01, but may only be a text"),
+        (("--env-arg", "x=0x" + "f" * 1000), "is a number of 4,000 bits"),
+        (("--total-steps", "1e300"), "--total-steps is 1e300, but must be at most 9,223,372,036,854,775,807"),
+        (("--total-steps", "9" * 6000), "must be a whole number"),
+        (("--threads", "1000000"), "--threads is 1000000, but must be at most 1,024"),
+        (("--seed", "9" * 40), "seed is 9999"),
+        (("--num-steps", "9" * 20), "and at most 2,147,483,647"),
+        (("--hidden-sizes", "9" * 20), "and at most 1,048,576"),
+        (("--run-dir", "x" * 5000), "File name too long"),
+    ],
+)
+def test_numbers_and_names_beyond_measure(capsys, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, *TRAIN, *arguments)
+    assert not os.listdir(tmp_path)
+
+
+def test_every_number_of_an_agent_has_a_range():
+    import dataclasses
+
+    from rlcore.agents import AGENTS
+    from rlcore.agents.config import RANGES, field_types, inner_type
+
+    for agent in AGENTS.values():
+        kinds = field_types(agent.Config)
+        for field in dataclasses.fields(agent.Config):
+            if inner_type(kinds[field.name]) in (int, float) or "tuple" in str(kinds[field.name]):
+                assert field.name in RANGES, field.name
+                assert inner_type(kinds[field.name]) is float or RANGES[field.name][1] < 2**64
+
+
+@pytest.mark.parametrize("name", ["seed", "gamma", "learning_rate", "num_envs", "activation", "device", "hidden_sizes"])
+@pytest.mark.parametrize("value", [10**6000, -(10**6000), [10**6000], 10**400], ids=["long", "low", "list", "high"])
+def test_numbers_that_python_will_not_print(name, value):
+    from rlcore.agents import PPO
+    from rlcore.errors import UsageError
+
+    with pytest.raises(UsageError, match=rf"^{name} is "):
+        PPO.Config(**{name: value})

@@ -1,6 +1,9 @@
 """Compiled programs compute what Python computes, for every agent."""
 
 import dataclasses
+import shutil
+import threading
+import time
 import warnings
 
 import gymnasium
@@ -10,11 +13,13 @@ import torch
 
 import rlcore
 from rlcore import estimators
+from rlcore import program as module
 from rlcore.acting import ActProgram
 from rlcore.agents.engine import make_native_collector
 from rlcore.collect import Collector, EpisodeCounter
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
+from rlcore.files import FolderLock
 from rlcore.frames import FrameStacks
 from rlcore.learning import Learner
 from rlcore.optim import adam_corrections, adam_update, optimizer_state, rmsprop_update
@@ -442,6 +447,115 @@ def test_notes_are_kept_with_a_program_and_ones_own_code_is_not_kept(tmp_path, m
         assert torch.equal(program.make_runner((x,), key)(x)[0], 2 * x)
         assert program.notes == {"names": ["doubled"]} and len(list(tmp_path.iterdir())) == kept
     assert program.doubled.graph is None  # the third came from the cache
+
+
+@pytest.fixture
+def building(tmp_path, monkeypatch):
+    """A cache in which building takes no compiler; gives its folder and a list of what was built."""
+    built = []
+
+    def build(program, inputs, folder):
+        built.append(folder.name)
+        time.sleep(0.2)
+        folder.mkdir()
+        for name in ("program.pt2", "structure.json"):
+            (folder / name).write_text("whole")
+        (folder / "notes.json").write_text('{"built": true}')
+        (folder / "checksum").write_text(module._checksum(folder))
+
+    monkeypatch.setenv("RLCORE_CACHE", str(tmp_path / "programs"))
+    monkeypatch.setattr(module, "_build", build)
+    monkeypatch.setattr(module, "Runner", lambda folder: (folder / "program.pt2").read_text())
+    return tmp_path / "programs", built
+
+
+DAMAGE = {
+    "cut": lambda folder: (folder / "program.pt2").write_text("whol"),
+    "changed": lambda folder: (folder / "structure.json").write_text("whale"),
+    "no notes": lambda folder: (folder / "notes.json").unlink(),
+    "no program": lambda folder: (folder / "program.pt2").unlink(),
+    "no checksum": lambda folder: (folder / "checksum").unlink(),
+    "empty": lambda folder: [file.unlink() for file in folder.iterdir()],
+    "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_program_is_built_anew(building, damage):
+    cache, built = building
+    key, x = {"name": "noting"}, (torch.arange(3.0),)
+    for _ in range(2):
+        assert Noting().make_runner(x, key) == "whole" and len(built) == 1
+    assert Noting().is_cached(x, key)
+    damage(cache / built[0])
+    assert not Noting().is_cached(x, key)
+    program = Noting()
+    assert program.make_runner(x, key) == "whole" and len(built) == 2 and program.notes == {"built": True}
+    assert [path.name for path in cache.iterdir()] == built[:1]
+
+
+def test_a_program_that_is_whole_but_does_not_load_is_built_anew(building, monkeypatch):
+    _, built = building
+    Noting().make_runner((torch.arange(3.0),), {"name": "noting"})
+
+    def of_another_system(folder):
+        monkeypatch.setattr(module, "Runner", lambda folder: "loaded")
+        raise RuntimeError("libstdc++ is too old")
+
+    monkeypatch.setattr(module, "Runner", of_another_system)
+    monkeypatch.setattr(module.Program, "_from_cache", fails_twice(module.Program._from_cache))
+    assert Noting().make_runner((torch.arange(3.0),), {"name": "noting"}) == "loaded" and len(built) == 2
+
+
+def fails_twice(real):
+    """Before the lock is taken, and with it."""
+    results = []
+
+    def from_cache(self, folder):
+        results.append(real(self, folder) if not results else None)
+        return results[-1]
+
+    return from_cache
+
+
+def test_of_processes_that_want_one_program_one_builds_it(building):
+    """Threads, which the lock keeps apart as it does processes."""
+    _, built = building
+    runners = []
+    threads = [
+        threading.Thread(target=lambda: runners.append(Noting().make_runner((torch.ones(2),), {"name": "noting"})))
+        for _ in range(4)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert runners == ["whole"] * 4 and len(built) == 1
+
+
+def test_what_dead_processes_left_half_built_goes_and_nothing_else(building):
+    cache, built = building
+    cache.mkdir()
+    living, dead = "a" * 24, "b" * 24
+    for name in (f"{living}.x1.building", f"{dead}.x2.building", "tmpabc", "mine", dead):
+        (cache / name).mkdir()
+    with FolderLock(cache / f"{living}.lock").acquire():
+        Noting().make_runner((torch.ones(2),), {"name": "noting"})
+        left = {path.name for path in cache.iterdir()}
+    assert left == {f"{living}.x1.building", f"{living}.lock", "tmpabc", "mine", dead, *built}
+    (cache / f"{built[0]}.x3.building").mkdir()
+    (cache / built[0] / "checksum").unlink()
+    Noting().make_runner((torch.ones(2),), {"name": "noting"})
+    assert not list(cache.glob("*.building"))
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    class Failing(Noting):
+        def free_dimensions(self, *inputs):
+            raise ZeroDivisionError
+
+    monkeypatch.setenv("RLCORE_CACHE", str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        Failing().make_runner((torch.ones(2),), {"name": "failing"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_episode_counter_against_a_loop():

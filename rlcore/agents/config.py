@@ -48,6 +48,8 @@ class Config:
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
     backend: BackendName = "auto"  # how the environments are stepped, see make_vec
+    env_timeout: float | None = 300.0  # seconds that a step or reset of async environments may take; none: no limit
+    on_env_error: Literal["stop", "restart"] = "stop"  # an environment raises, dies, hangs or gives NaN: begin it anew?
     compile: Literal["auto", True, "record", False] = "auto"  # true: programs, record: their operations, false: Python
     precision: Literal["float32", "bfloat16"] = "float32"  # of the torsos' arithmetic; bfloat16 is for CUDA
     device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
@@ -78,17 +80,19 @@ class Config:
 
 
 # name: (lowest, highest, whether the lowest itself is allowed)
+MOST = 2**31 - 1  # of what is counted; sizes made from two such counts are still whole numbers to torch
 RANGES: dict[str, tuple[float, float, bool]] = {
-    **dict.fromkeys(("num_envs", "num_steps", "num_minibatches", "update_epochs"), (1, math.inf, True)),
+    **dict.fromkeys(("num_envs", "num_steps", "num_minibatches", "update_epochs"), (1, MOST, True)),
     **dict.fromkeys(("gamma", "gae_lambda"), (0, 1, True)),
-    **dict.fromkeys(("learning_rate", "ent_coef", "vf_coef", "kl_coef", "seed"), (0, math.inf, True)),
-    **dict.fromkeys(("optimizer_eps", "clip_coef", "max_grad_norm", "target_kl"), (0, math.inf, False)),
-    "hidden_sizes": (1, math.inf, True),
-    "group_size": (2, math.inf, True),
+    **dict.fromkeys(("learning_rate", "ent_coef", "vf_coef", "kl_coef"), (0, math.inf, True)),
+    **dict.fromkeys(("optimizer_eps", "clip_coef", "max_grad_norm", "target_kl", "env_timeout"), (0, math.inf, False)),
+    "seed": (0, 2**63 - 1, True),
+    "hidden_sizes": (1, 2**20, True),
+    "group_size": (2, MOST, True),
     "rmsprop_alpha": (0, 1, True),
     "baseline_decay": (0, 1, True),
-    **dict.fromkeys(("cg_iterations", "line_search_steps", "reference_every"), (1, math.inf, True)),
-    "critic_updates": (0, math.inf, True),
+    **dict.fromkeys(("cg_iterations", "line_search_steps", "reference_every"), (1, MOST, True)),
+    "critic_updates": (0, MOST, True),
     **dict.fromkeys(("max_kl", "clip_coef_high"), (0, math.inf, False)),
     "cg_damping": (0, math.inf, True),
     "noise_correlation": (0, 0.9999, True),
@@ -143,17 +147,29 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
             if value == choice and type(value) is type(choice):
                 return choice
         words = [choice_word(choice) for choice in choices]
-        hint = did_you_mean(str(value), words)
-        raise UsageError(f"{name} is {value!r}, but may be one of {', '.join(words)}{hint}")
+        hint = did_you_mean(shown(value).strip("'"), words)
+        raise UsageError(f"{name} is {shown(value)}, but may be one of {', '.join(words)}{hint}")
     if typing.get_origin(base) is tuple:
         if isinstance(value, list | tuple) and all(_is_number(v, int) for v in value):
             return tuple(value)
-        raise UsageError(f"{name} is {value!r}, but must be a list of whole numbers such as 64,64")
+        raise UsageError(f"{name} is {shown(value)}, but must be a list of whole numbers such as 64,64")
     if base is float and _is_number(value, int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{name} is {shown(value)}, but must be a number of at most 1e308") from None
     if (base is int and _is_number(value, int)) or (base in (bool, str) and isinstance(value, base)):
         return value
-    raise UsageError(f"{name} is {value!r}, but must be {describe_type(kind)}")
+    raise UsageError(f"{name} is {shown(value)}, but must be {describe_type(kind)}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message; what is long is cut off, and a number too long for Python to print is described."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else "a value too long to be shown"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def choice_word(choice: Any) -> str:
@@ -180,10 +196,11 @@ def check_range(name: str, value: Any) -> None:
         inside = (low <= number if closed else low < number) and number <= high
         if not inside or (isinstance(number, float) and not math.isfinite(number)):
             bound = f"{'at least' if closed else 'more than'} {low:g}"
-            bound += (
-                f" and at most {high:g}" if math.isfinite(high) else " and finite" if isinstance(number, float) else ""
-            )
-            raise UsageError(f"{name} is {value!r}, but must be {bound}")
+            if math.isfinite(high):
+                bound += f" and at most {high:{',' if isinstance(high, int) else 'g'}}"
+            elif isinstance(number, float):
+                bound += " and finite"
+            raise UsageError(f"{name} is {shown(value)}, but must be {bound}")
 
 
 def parse_value(name: str, text: str, kind: Any) -> Any:

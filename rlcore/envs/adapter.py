@@ -18,7 +18,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from rlcore.errors import EnvironmentFault, UsageError
+from rlcore.envs.async_vector import cause_of_death, first_dead
+from rlcore.envs.guard import FAULT_KEY, describe
+from rlcore.errors import EnvironmentFault, RlcoreError, UsageError
 from rlcore.spaces import ActionSpec, action_spec, map_parts, observation_parts, split_observation
 
 
@@ -33,6 +35,8 @@ class Step(NamedTuple):
         final_envs: indices of environments whose true successor is not in `obs`, in the order of `final_obs`.
         final_obs: their true successors `[len(final_envs), ...]`, or None where there are none.
         life_lost: `[N]` bool, ends of episodes for learning alone: the game goes on. None where there are none.
+        failed: `[N]` bool, whose step was none because the environment failed; each has begun a new episode since.
+            None where none has failed.
     """
 
     obs: Any
@@ -44,13 +48,76 @@ class Step(NamedTuple):
     final_envs: np.ndarray
     final_obs: Any
     life_lost: np.ndarray | None = None
+    failed: np.ndarray | None = None
 
 
 NO_ENVS = np.zeros(0, dtype=np.int64)
+FAULTS_IN_A_ROW = 10  # of one environment, without a good step between them, end a run in any case
+FAULT_STREAM = 0xFA17  # keeps the seeds of restarts apart from all others of a run
+
+
+class Restarts:
+    """How often failed environments were begun anew, and the seeds they began with.
+
+    Attributes:
+        counts: `[N]` so far; the next seed of each depends on it.
+        in_a_row: `[N]` since the environment's last good step.
+        first, latest: the sentences of the first and the last one in this process.
+        seed: of the run.
+    """
+
+    def __init__(self, num_envs: int):
+        self.counts, self.in_a_row = (np.zeros(num_envs, dtype=np.int64) for _ in range(2))
+        self.troubled = False  # whether any of these is above 0: asked in every step
+        self.first: str | None = None
+        self.latest: str | None = None
+        self.seed = 0
+
+    def add(self, n: int, sentence: str) -> int:
+        """Count a restart of environment n after the fault in `sentence`; returns the seed to begin with.
+
+        Raises:
+            EnvironmentFault: where the environment does not come to a good step any more.
+        """
+        self.counts[n] += 1
+        self.in_a_row[n] += 1
+        self.troubled = True
+        self.first, self.latest = self.first or sentence, sentence
+        if self.in_a_row[n] >= FAULTS_IN_A_ROW:
+            raise EnvironmentFault(
+                f"{sentence}, which is its fault number {FAULTS_IN_A_ROW} in a row without a good step between them"
+            )
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(FAULT_STREAM, int(n), int(self.counts[n])))
+        return int(sequence.generate_state(1)[0] % 2**31)
+
+    def forgive(self, good: np.ndarray) -> None:
+        """The environments `good [N]` have made a step."""
+        self.in_a_row[good] = 0
+        self.troubled = bool(self.in_a_row.any())
+
+    def load(self, counts: Any) -> None:
+        """Go on with stored `counts`.
+
+        Raises:
+            ValueError: where they are not those of as many environments.
+        """
+        counts = np.asarray(counts)
+        if counts.shape != self.counts.shape or counts.dtype != np.int64 or (counts < 0).any():
+            raise ValueError(f"its number of restarts is not one for each of {len(self.counts)} environments")
+        self.counts, self.in_a_row = counts.copy(), np.zeros_like(counts)
 
 
 class VectorAdapter:
     """Steps a vector environment and tells, whatever its autoreset mode, which rows are real and where episodes led.
+
+    What goes wrong in an environment is an EnvironmentFault. Environments that report a fault in their infos instead
+    (`make_vec(..., on_env_error="restart")`) begin a new episode at once, with a seed of its own.
+
+    Attributes:
+        steps: vector steps so far.
+        clock: how errors tell their number.
+        restarts: of environments that failed.
+        astray: `[N]` bool, who did not begin with the seed given to the last `reset`, because that failed twice.
 
     Args:
         envs: any vector environment whose metadata names its autoreset mode.
@@ -67,6 +134,8 @@ class VectorAdapter:
         self.action_spec: ActionSpec = action_spec(envs.single_action_space, squash)
         self.mode = autoreset_mode(envs)
         self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row
+        self.steps, self.clock, self._failed = 0, "at vector step {:,}", False
+        self.restarts, self.astray = Restarts(self.num_envs), np.zeros(self.num_envs, dtype=bool)
         self._composite = isinstance(self.observation_space, spaces.Dict | spaces.Tuple)
         self._starts = map_parts(lambda part: part.start, self.parts)
         self._shifted = (
@@ -88,39 +157,62 @@ class VectorAdapter:
 
         Raises:
             UsageError: where `seed` is a list and the environments take one number only.
+            EnvironmentFault: where an environment fails.
         """
         self.pending = np.zeros(self.num_envs, dtype=bool)
+        self.astray = np.zeros(self.num_envs, dtype=bool)
         if isinstance(seed, list) and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             seed = np.array(seed)  # what vector environments in C++ take
         try:
-            obs, _ = self.envs.reset(seed=seed)
+            obs, infos = self.envs.reset(seed=seed)
         except (gymnasium.error.Error, TypeError, ValueError) as error:
-            if isinstance(seed, int | None):
-                raise
+            if isinstance(seed, int | None) or isinstance(error, RlcoreError):
+                raise self._fault(error) from error
             raise UsageError(
                 f"{type(self.envs.unwrapped).__name__} cannot be reset with a seed for each environment, which groups "
                 "that share a start need; take backend sync or async"
             ) from error
-        return self.split(obs)
+        except Exception as error:
+            raise self._fault(error) from error
+        obs = self.split(obs)
+        return obs if FAULT_KEY not in infos else self._begin_anew(_faults(infos), seed)
 
     def step(self, actions: np.ndarray) -> Step:
-        """Take actions as the buffer stores them, `[N, ...]`."""
-        obs, rewards, terminated, truncated, infos = self.envs.step(self.action_spec.to_env(actions))
+        """Take actions as the buffer stores them, `[N, ...]`.
+
+        Raises:
+            EnvironmentFault: where an environment fails and is not begun anew.
+        """
+        self.steps += 1
+        actions = self.action_spec.to_env(actions)
+        try:
+            obs, rewards, terminated, truncated, infos = self.envs.step(actions)
+        except Exception as error:
+            raise self._fault(error) from error
         terminated, truncated = terminated.astype(bool, copy=False), truncated.astype(bool, copy=False)
         done = terminated | truncated
         obs = self.split(obs)
-        real = ~self.pending
+        real, failed, faults = ~self.pending, None, {}
+        if FAULT_KEY in infos:
+            faults = _faults(infos)
+            failed = infos[f"_{FAULT_KEY}"] & ~done  # where an episode ended, it was the reset that followed
+            real &= ~failed
+        if self.restarts.troubled:
+            self.restarts.forgive(real)
         if self.has_dead_rows:
             self.pending = done
-        if self.has_dead_rows or not done.any():
-            return Step(obs, rewards, terminated, truncated, done, real, NO_ENVS, None, infos.get("life_lost"))
-        final_envs = np.flatnonzero(done)
-        if self.mode is AutoresetMode.SAME_STEP:
-            final_obs = self._final_from_infos(infos, final_envs)
-        else:
-            final_obs = map_parts(lambda x: x[final_envs].copy(), obs)
-            obs = self._renew(done)
-        return Step(obs, rewards, terminated, truncated, done, real, final_envs, final_obs, infos.get("life_lost"))
+        final_envs, final_obs = NO_ENVS, None
+        if done.any() and not self.has_dead_rows:
+            final_envs = np.flatnonzero(done)
+            if self.mode is AutoresetMode.SAME_STEP:
+                final_obs = self._final_from_infos(infos, final_envs)
+            else:
+                final_obs = map_parts(lambda x: x[final_envs].copy(), obs)
+                obs = self._renew(done)
+        if faults:
+            obs = self._begin_anew(faults)
+        life_lost = infos.get("life_lost")
+        return Step(obs, rewards, terminated, truncated, done, real, final_envs, final_obs, life_lost, failed)
 
     def restart(self, which: np.ndarray, after: int) -> Any:
         """Begin a new episode in the environments `which [N]`, whose episodes were cut `after` so many steps.
@@ -135,9 +227,43 @@ class VectorAdapter:
             )
         return self._renew(which)
 
-    def _renew(self, done: np.ndarray) -> Any:
-        obs, _ = self.envs.reset(options={"reset_mask": done})
-        return self.split(obs)
+    def _renew(self, which: np.ndarray, seeds: list[int | None] | None = None) -> Any:
+        """Reset the environments `which [N]`; observations of all."""
+        obs, faults = self._reset(which, seeds)
+        return self._begin_anew(faults) if faults else obs
+
+    def _reset(self, which: np.ndarray, seeds: list[int | None] | None) -> tuple[Any, dict[int, str]]:
+        try:
+            obs, infos = self.envs.reset(seed=seeds, options={"reset_mask": which})
+        except Exception as error:
+            raise self._fault(error) from error
+        return self.split(obs), _faults(infos)
+
+    def _begin_anew(self, faults: dict[int, str], seeds: Any = None) -> Any:
+        """Begin new episodes where `faults` were, until all have begun; observations of all environments.
+
+        Args:
+            faults: environments and sentences.
+            seeds: of all environments, which are tried once more before others are taken.
+        """
+        obs = None
+        while faults:
+            which, own = np.zeros(self.num_envs, dtype=bool), [None] * self.num_envs
+            for n, sentence in faults.items():
+                fresh = self.restarts.add(n, f"{sentence} {self.clock.format(self.steps)}")
+                which[n], own[n] = True, seeds[n] if isinstance(seeds, list) else fresh
+                self.astray[n] = not isinstance(seeds, list)
+            obs, faults = self._reset(which, own)
+            seeds = None
+        return obs
+
+    def _fault(self, error: Exception) -> EnvironmentFault:
+        """What to raise in place of an `error` from the vector environment; other errors of ours say it all already."""
+        if isinstance(error, RlcoreError) and not isinstance(error, EnvironmentFault):
+            raise error
+        self._failed = True
+        sentence = str(error) if isinstance(error, EnvironmentFault) else _sentence(self.envs, error)
+        return EnvironmentFault(f"{sentence} {self.clock.format(self.steps)}")
 
     def split(self, obs: Any) -> Any:
         """Observations `[N, ...]` of the environment as the buffer takes them: in parts, indices counted from 0."""
@@ -162,8 +288,12 @@ class VectorAdapter:
         return map_parts(np.asarray, self.split(obs))
 
     def close(self) -> None:
-        """Close the environments."""
-        self.envs.close()
+        """Close the environments; where a fault has been told already, what follows from it is not told again."""
+        try:
+            self.envs.close()
+        except Exception:
+            if not self._failed:
+                raise
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
@@ -177,3 +307,18 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
             f"the vector environment's metadata['autoreset_mode'] is {mode!r}, "
             f"but must be one of AutoresetMode's {modes}"
         ) from None
+
+
+def _faults(infos: dict[str, Any]) -> dict[int, str]:
+    """The environments that failed, and the sentence of each."""
+    if FAULT_KEY not in infos:
+        return {}
+    return {int(n): infos[FAULT_KEY][n] for n in np.flatnonzero(infos[f"_{FAULT_KEY}"])}
+
+
+def _sentence(envs: VectorEnv, error: Exception) -> str:
+    """What went wrong in a vector environment that is not of our making."""
+    processes = getattr(envs.unwrapped, "processes", None)
+    if processes and isinstance(error, EOFError | OSError) and (n := first_dead(processes)) is not None:
+        return f"the process of environment {n} died ({cause_of_death(processes[n])})"
+    return f"the vector environment {describe(error)}"

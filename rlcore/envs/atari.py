@@ -19,8 +19,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
+from rlcore.envs.guard import FAULT_KEY
 from rlcore.errors import UsageError, did_you_mean
 
 PREFIX = "ALE/"
@@ -81,8 +82,8 @@ def register_games() -> None:
     gymnasium.register_envs(ale_py)
 
 
-def make_atari(spec: EnvSpec, num_envs: int, backend: str, mode: AutoresetMode, kwargs: dict[str, Any]) -> VectorEnv:
-    """A vector environment of one game; see `make_vec`."""
+def make_atari(spec: EnvSpec, num_envs: int, backend: str, vectorize: Any, kwargs: dict[str, Any]) -> VectorEnv:
+    """A vector environment of one game; see `make_vec`. `vectorize` makes that of gymnasium's single games."""
     render_mode = kwargs.pop("render_mode", None)
     options = AtariOptions.of(spec.id, kwargs)
     if backend == "vector":
@@ -90,8 +91,7 @@ def make_atari(spec: EnvSpec, num_envs: int, backend: str, mode: AutoresetMode, 
     elif backend == "envpool":
         envs = _envpool(spec, num_envs, options)
     else:
-        kind = SyncVectorEnv if backend == "sync" else AsyncVectorEnv
-        envs = kind([lambda: make_game(spec, options, render_mode)] * num_envs, copy=False, autoreset_mode=mode)
+        envs = vectorize(lambda: make_game(spec, options, render_mode))
         envs.spec = spec
     return LifeLoss(envs) if options.episodic_life else envs
 
@@ -190,13 +190,20 @@ class LifeLoss(VectorWrapper):
         self.lives = np.zeros(envs.num_envs, dtype=np.int64)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        which = (options or {}).get("reset_mask", slice(None))  # asked first: gymnasium takes it out of the options
         obs, infos = self.env.reset(seed=seed, options=options)
-        which = (options or {}).get("reset_mask", slice(None))
-        self.lives[which] = infos["lives"][which]
+        self.lives[which] = self._left(infos)[which]
         return obs, infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        fewer = infos["lives"] < self.lives
-        self.lives = np.array(infos["lives"])
+        left = self._left(infos)
+        fewer = left < self.lives
+        self.lives = np.array(left)
         return obs, rewards, terminated, truncated, {**infos, "life_lost": fewer & ~terminated & ~truncated}
+
+    def _left(self, infos: dict[str, Any]) -> np.ndarray:
+        """Lives `[N]`; an environment that failed tells none, and keeps those it had."""
+        if FAULT_KEY not in infos:
+            return infos["lives"]
+        return np.where(infos[f"_{FAULT_KEY}"], self.lives, infos.get("lives", self.lives))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlcore.envs import atari, envpool
 from rlcore.envs.async_vector import GuardedAsyncVectorEnv
-from rlcore.envs.guard import guarded
+from rlcore.envs.guard import GuardedSyncVectorEnv, guarded
 from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.envs.native_vector import NativeVectorEnv
 from rlcore.errors import RlcoreError, UsageError, did_you_mean
@@ -112,7 +112,10 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """
     module, name = split_id(env_id)
     if module:
-        import_module(module)
+        try:
+            import_module(module)
+        except UsageError as error:
+            raise UsageError(f"environment '{env_id}' is not registered with gymnasium: {error}") from error
     if atari.is_atari(name):
         atari.register_games()
     elif name.startswith(envpool.FOOTBALL):
@@ -263,7 +266,7 @@ def _vectorizer(num_envs: int, backend: str, mode: AutoresetMode, timeout: float
         makers = guarded(one, num_envs, restarts)
         if backend == "async":
             return GuardedAsyncVectorEnv(makers, mode, timeout, restarts)
-        return SyncVectorEnv(makers, copy=False, autoreset_mode=mode)  # the collector copies what it keeps
+        return GuardedSyncVectorEnv(makers, mode)
 
     return vectorize
 

@@ -56,7 +56,10 @@ def capture_state(env: Any, most: int | None = MOST_VALUES) -> dict[str, Any]:
         NotCapturable: where some attribute is not plain data, or all together are too much.
     """
     env = _unwrapped(env)
-    return _capture_object(env, type(env).__name__, _Budget(most))
+    try:
+        return _capture_object(env, type(env).__name__, _Budget(most))
+    except RecursionError as error:
+        raise NotCapturable(f"{type(env).__name__} contains itself") from error
 
 
 def restore_state(env: Any, state: dict[str, Any]) -> None:

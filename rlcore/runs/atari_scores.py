@@ -17,6 +17,7 @@ def table() -> dict[str, dict[str, float]]:
 
 def human_normalized(env_id: str | None, score: float) -> float | None:
     """(score − random) / (human − random): 0 is random play, 1 the human tester; None for what is not in the table."""
-    game = (env_id or "").removeprefix(PREFIX).removesuffix("-v5")
+    env_id = (env_id or "").rpartition(":")[2]  # of "module:Name-v0", the name
+    game = env_id.removeprefix(PREFIX).removesuffix("-v5")
     row = table().get(game) if env_id == f"{PREFIX}{game}-v5" else None
     return None if row is None else (score - row["random"]) / (row["human"] - row["random"])

@@ -5,21 +5,36 @@ checkpoints/           step-000012345.pt, the newest five
 episodes.csv           one line per finished episode
 events.out.tfevents.*  TensorBoard
 evaluation.json        the final evaluation
+.lock                  which process writes here, as long as it does
+*.damaged              what could not be read when the run was resumed, and was set aside
 """
 
 from __future__ import annotations
 
 import csv
-import tomllib
+import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import tomli_w
 
-from rlcore.checkpoint import write_atomically
-from rlcore.errors import RlcoreError, UsageError
+from rlcore.checkpoint import read_agent
+from rlcore.errors import CheckpointError, RlcoreError, UsageError
+from rlcore.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
+from rlcore.runs.settings import read_settings, to_toml
 
 KEEP_CHECKPOINTS = 5
+CHECKPOINT = re.compile(r"step-([0-9]+)\.pt")
+TEMPORARY = re.compile(r"\..+\.[0-9]+(-[0-9a-f]+)?\.tmp")  # of `atomic_file`
+LOCK = ".lock"
+LARGEST_EVALUATION = 2**28  # bytes
+
+
+class FolderTaken(UsageError):
+    """A new run cannot have this folder, because another run has it."""
 
 
 class RunFolder:
@@ -31,36 +46,94 @@ class RunFolder:
         self.episodes_file = self.path / "episodes.csv"
         self.evaluation_file = self.path / "evaluation.json"
         self.checkpoints = self.path / "checkpoints"
+        self.lock = FolderLock(self.path / LOCK)
 
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
         """Refuse a folder that has something in it, so that nothing saved is ever overwritten."""
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(
+        try:
+            taken = os.path.lexists(path) and (not os.path.isdir(path) or set(os.listdir(path)) - {LOCK})
+        except OSError as error:
+            raise UsageError(f"the run folder {path} cannot be read: {error.strerror}") from error
+        if taken:
+            raise FolderTaken(
                 f"the run folder {path} exists already; choose another --run-dir, or continue it with --resume {path}"
             )
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """A new, empty folder."""
+        """A new, empty folder, locked for this process.
+
+        Raises:
+            FolderTaken: where another run has it.
+            UsageError: where it cannot be made.
+        """
         cls.refuse_existing(path)
         folder = cls(path)
         try:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"the run folder {path} cannot be made: {error.strerror}") from error
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._acquire()
+            cls.refuse_existing(path)  # again, now that nobody else can begin there
+            folder.checkpoints.mkdir(exist_ok=True)
+        except BaseException as error:
+            folder.close()
+            if isinstance(error, OSError):
+                raise UsageError(f"the run folder {path} cannot be made: {error.strerror or error}") from error
+            raise
         return folder
 
     @classmethod
+    def create_numbered(cls, path: str | Path) -> RunFolder:
+        """As `create`, with a number behind the name where other runs have it."""
+        for number in range(1, 10_000):
+            try:
+                return cls.create(path if number == 1 else f"{path}-{number}")
+            except FolderTaken as error:
+                taken = error
+        raise taken
+
+    @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run folder, or a UsageError where there is none."""
+        """An existing run folder to read from, or a UsageError where there is none."""
         folder = cls(path)
-        if not folder.path.is_dir():
+        if not os.path.isdir(path):
             raise UsageError(f"the run folder {path} does not exist")
-        if not folder.config_file.is_file():
+        if not os.path.isfile(folder.config_file) and not folder._checkpoint_files():
             raise UsageError(f"{path} is not a run folder: it has no config.toml")
         return folder
+
+    @classmethod
+    def open_to_write(cls, path: str | Path) -> RunFolder:
+        """An existing run folder, locked for this process; what dead ones had half written is removed.
+
+        Raises:
+            UsageError: where there is none, it cannot be written, or another process writes there.
+        """
+        folder = cls.open(path)
+        try:
+            folder._acquire()
+            folder._remove_temporary_files()
+        except OSError as error:
+            folder.close()
+            raise UsageError(f"the run folder {path} cannot be written: {error.strerror or error}") from error
+        return folder
+
+    def _acquire(self) -> None:
+        try:
+            self.lock.acquire()
+        except InUse as error:
+            raise FolderTaken(f"the run folder {self.path} {error}, which must end before another begins") from None
+
+    def _remove_temporary_files(self) -> None:
+        if not self.lock.held:  # where there are no locks, they may be of a living process
+            return
+        for folder in filter(os.path.isdir, (self.path, self.checkpoints)):
+            for name in filter(TEMPORARY.fullmatch, os.listdir(folder)):
+                Path(folder, name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others write here."""
+        self.lock.release()
 
     def checkpoint_file(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:09d}.pt"
@@ -72,36 +145,51 @@ class RunFolder:
             raise UsageError(f"the run folder {self.path} has no checkpoint")
         return files[-1]
 
+    def read_latest_checkpoint(self) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:
+        """The newest checkpoint that can be read, what it holds, and what is wrong with each newer one.
+
+        Raises:
+            CheckpointError: that of the newest, where none can be read.
+        """
+        damaged: dict[Path, CheckpointError] = {}
+        for file in reversed(self._checkpoint_files()):
+            try:
+                return file, read_agent(file), damaged
+            except CheckpointError as error:
+                damaged[file] = error
+        raise damaged[self.latest_checkpoint()]
+
     def drop_old_checkpoints(self) -> None:
         """Keep the newest ones; called only after a newer one is safely in place."""
         for file in self._checkpoint_files()[:-KEEP_CHECKPOINTS]:
             file.unlink(missing_ok=True)
 
     def _checkpoint_files(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("step-*.pt"))
+        """By step, whatever else lies beside them."""
+        try:
+            names = [match for match in map(CHECKPOINT.fullmatch, os.listdir(self.checkpoints)) if match]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UsageError(f"the folder {self.checkpoints} cannot be read: {error.strerror}") from error
+        files = [self.checkpoints / match[0] for match in sorted(names, key=lambda match: (int(match[1]), match[0]))]
+        return [file for file in files if file.is_file()]
 
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.config_file, tomli_w.dumps(to_toml(config)).encode())
 
     def read_config(self) -> dict[str, Any]:
-        return read_toml(self.config_file)
+        return read_settings(self.config_file)
 
-
-def to_toml(value: Any) -> Any:
-    """TOML has no null: None is written as the text "none", which is also what the command line takes."""
-    if isinstance(value, dict):
-        return {key: to_toml(v) for key, v in value.items()}
-    return "none" if value is None else value
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file, or a UsageError where it is missing or malformed."""
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"the file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} is not readable as TOML: {error}") from error
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation of the agent as it was at this step is there and whole."""
+        try:
+            if os.path.getsize(self.evaluation_file) > LARGEST_EVALUATION:
+                return False
+            report = json.loads(self.evaluation_file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(report, dict) and report.get("global_step") == step and "mean" in report
 
 
 class EpisodeLog:
@@ -110,24 +198,21 @@ class EpisodeLog:
     Args:
         path: the file.
         resume_at: drop the lines after this step, which the resumed run will write again; None begins a new file.
+
+    Attributes:
+        set_aside: where the file went that was there before, if it was damaged; what of it was whole has been kept.
     """
 
     COLUMNS = ("global_step", "env", "return", "length", "seconds")
 
     def __init__(self, path: Path, resume_at: int | None = None):
-        if resume_at is not None and path.exists():
-            self._truncate(path, resume_at)
-        self.file = open(path, "a", newline="")  # noqa: SIM115  closed by close()
+        self.set_aside = None
+        if resume_at is not None and os.path.lexists(path):
+            self.set_aside = _truncate(path, resume_at)
+        self.file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
         self.writer = csv.writer(self.file)
         if self.file.tell() == 0:
             self.writer.writerow(self.COLUMNS)
-
-    @staticmethod
-    def _truncate(path: Path, step: int) -> None:
-        with open(path, newline="") as file:
-            lines = file.read().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
-        write_atomically(path, "".join(lines[:1] + kept).encode())
 
     def write(self, episodes: Any, seconds: float) -> None:
         rows = zip(episodes.step, episodes.env, episodes.returns, episodes.lengths, strict=True)
@@ -138,6 +223,44 @@ class EpisodeLog:
 
     def close(self) -> None:
         self.file.close()
+
+
+HEADER = ",".join(EpisodeLog.COLUMNS).encode()
+NUMBER = rb"[0-9]+(?:\.[0-9]+)?"
+RECORD = re.compile(rb"([0-9]{1,19}),[0-9]+,-?(?:%b(?:e[+-][0-9]+)?|inf|nan),[0-9]+,%b" % (NUMBER, NUMBER))
+LONGEST_LINE = 200  # bytes; no record has so many
+
+
+def _truncate(path: Path, step: int) -> Path | None:
+    """Leave the whole records up to `step` in an episode log; returns where the original is, if it was damaged."""
+    if not path.is_file():  # a folder, a pipe
+        return set_aside(path, "damaged-1")
+    with open(path, "rb") as source, atomic_file(path) as kept:
+        kept.write(HEADER + b"\r\n")
+        damaged = False
+        for number, (line, is_ended) in enumerate(_lines(source)):
+            record = RECORD.fullmatch(line)
+            if record and is_ended and int(record[1]) <= step:
+                kept.write(line + b"\r\n")
+            damaged |= _is_damage(line, is_ended, step) if number else not HEADER.startswith(line)
+        return keep_aside(path, "damaged-1") if damaged else None
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Each line without its end, and whether it has one; of a line longer than any record, its beginning."""
+    while line := file.readline(LONGEST_LINE):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE)
+        yield line.removesuffix(b"\n").removesuffix(b"\r"), bool(rest)
+
+
+def _is_damage(line: bytes, is_ended: bool, step: int) -> bool:
+    """Whether a line is none that a run writes, or was cut short before `step`, where all had reached the file."""
+    if is_ended:
+        return not RECORD.fullmatch(line)
+    at, comma, _ = line.partition(b",")
+    return not at.isdigit() or len(at) > 19 or (bool(comma) and int(at) <= step)
 
 
 def storage_error(folder: RunFolder, error: OSError) -> RlcoreError:

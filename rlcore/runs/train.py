@@ -10,6 +10,7 @@ import platform
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,22 @@ import numpy as np
 import torch
 
 from rlcore.agents import Agent, load
-from rlcore.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from rlcore.checkpoint import write_checkpoint
 from rlcore.collect import Episodes
-from rlcore.errors import DivergenceError, RlcoreError, UsageError
+from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError
+from rlcore.files import set_aside, write_atomically
 from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
 from rlcore.runs.progress import Progress
+from rlcore.runs.settings import EVAL_EPISODES, settings_of_checkpoint
 from rlcore.torsos import is_image
 
 TENSORBOARD_POINTS = 200  # at most so many points per curve: writing each iteration costs more than it shows
 SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point
 CHECKPOINTS_PER_RUN = 10
 RECENT_EPISODES = 100
+LARGEST = 1e300  # time or return taken from a file
+KEPT_WITH_CHECKPOINTS = ("total_steps", "checkpoint_every", "eval_episodes", "preset")
 GROUPS = {
     "episode_return": "rollout", "episode_length": "rollout", "steps_per_second": "time",
     "learning_rate": "optimizer", "grad_norm": "optimizer",
@@ -46,22 +51,34 @@ class Interrupted(RlcoreError):
         self.code = code
 
 
+HANGUP = 129
+
+
 class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a request that is honoured between iterations; a second one stops at once."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) into a request that is honoured between iterations.
+
+    A second Ctrl-C or SIGTERM stops at once. SIGHUP does not count there, as it comes together with others when a
+    session ends, and it stays ignored where it was, which is what nohup does.
+    """
 
     CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    if hasattr(signal, "SIGHUP"):
+        CODES[signal.SIGHUP] = HANGUP
 
     def __init__(self) -> None:
         self.code: int | None = None
 
     def __enter__(self) -> StopSignals:
-        self.before = {number: signal.signal(number, self._handle) for number in self.CODES}
+        ignores_hangup = HANGUP in self.CODES.values() and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [number for number, code in self.CODES.items() if not (ignores_hangup and code == HANGUP)]
+        self.before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.code is not None:
+        code = self.CODES[signal.Signals(number)]
+        if HANGUP not in (code, self.code) and self.code is not None:
             raise KeyboardInterrupt
-        self.code = self.CODES[signal.Signals(number)]
+        self.code = code if self.code in (None, HANGUP) else self.code
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self.before.items():
@@ -76,6 +93,9 @@ class Run:
         agent: the agent, new or loaded from a checkpoint of this folder.
         settings: what `config.toml` holds.
         resumed: what the checkpoint stored of the run itself; None for a new run.
+
+    Attributes:
+        eval_episodes: of the final evaluation, 0 for none.
     """
 
     def __init__(
@@ -84,57 +104,135 @@ class Run:
         self.folder, self.agent, self.settings = folder, agent, settings
         self.total_steps: int = settings["total_steps"]
         self.checkpoint_every: int = settings["checkpoint_every"]
+        self.eval_episodes: int = settings.get("eval_episodes", EVAL_EPISODES)
         self.log_every = max(self.total_steps // TENSORBOARD_POINTS, 1)
         self.resumed = resumed is not None
         self.last_checkpoint = agent.global_step if self.resumed else -1  # the step of the newest
-        self.seconds_before = resumed["seconds"] if resumed else 0.0
-        self.recent_returns: deque[float] = deque(resumed["recent_returns"] if resumed else (), maxlen=RECENT_EPISODES)
+        self.seconds_before, returns = _what_was_stored(resumed or {})
+        self.recent_returns: deque[float] = deque(returns, maxlen=RECENT_EPISODES)
         self.began = time.perf_counter()
+        self.ended = self.began if self.is_complete else None  # when the last iteration did
         self.pending: list[dict[str, float]] = []  # metrics since the last point
         self.pending_episodes = Episodes()
         self.points: list[tuple[dict[str, float], int, float]] = []  # curves not handed to TensorBoard yet
         self.handed_over = self.began
 
     @classmethod
-    def start(cls, path: str | Path, agent: Agent, settings: dict[str, Any]) -> Run:
-        """Begin a new run in a new folder."""
-        folder = RunFolder.create(path)
-        config = dataclasses.asdict(agent.config)
-        settings = {**settings, "hyperparameters": config, "versions": versions()}
-        run = cls(folder, agent, settings)
-        run._guard(lambda: (folder.write_config(settings), run.checkpoint()))
+    def start(cls, path: str | Path | RunFolder, agent: Agent, settings: dict[str, Any]) -> Run:
+        """Begin a new run in a new folder, which no other process can write to until `close`."""
+        folder = path if isinstance(path, RunFolder) else RunFolder.create(path)
+        try:
+            config = dataclasses.asdict(agent.config)
+            settings = {**settings, "hyperparameters": config, "versions": versions()}
+            run = cls(folder, agent, settings)
+            run._guard(lambda: (folder.write_config(run.settings), run.checkpoint()))
+        except BaseException:
+            folder.close()
+            raise
         return run
 
     @classmethod
-    def resume(cls, path: str | Path, total_steps: int | None, **overrides: Any) -> Run:
-        """Continue from the newest checkpoint of a folder."""
-        folder = RunFolder.open(path)
-        settings = folder.read_config()
-        file = folder.latest_checkpoint()
-        extra = read_checkpoint(file)["extra"]
-        settings["total_steps"] = settings["total_steps"] if total_steps is None else total_steps
+    def resume(
+        cls,
+        path: str | Path,
+        total_steps: int | None,
+        *,
+        checkpoint_every: int | None = None,
+        eval_episodes: int | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Run:
+        """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone.
+
+        Args:
+            path: the run folder.
+            total_steps: new end of the run; None: as before, and so for the other two numbers.
+            checkpoint_every: steps between checkpoints.
+            eval_episodes: of the final evaluation.
+            env_kwargs: arguments of the environment's constructor that take the place of stored ones.
+            overrides: hyperparameters to change, such as `device`.
+
+        Raises:
+            UsageError: where there is no run, another process has it, or nothing is left to do.
+            CheckpointError: where no checkpoint can be read.
+        """
+        folder = RunFolder.open_to_write(path)
+        try:
+            asked = {"total_steps": total_steps, "checkpoint_every": checkpoint_every, "eval_episodes": eval_episodes}
+            return cls._resume(folder, {k: v for k, v in asked.items() if v is not None}, env_kwargs, overrides)
+        except BaseException:
+            folder.close()
+            raise
+
+    @classmethod
+    def _resume(
+        cls, folder: RunFolder, asked: dict[str, int], env_kwargs: dict[str, Any] | None, overrides: dict[str, Any]
+    ) -> Run:
+        file, payload, damaged = folder.read_latest_checkpoint()
+        stored, problem = _stored_settings(folder, payload)
+        settings = {**stored, **asked}
+        settings.setdefault("checkpoint_every", -(-settings["total_steps"] // CHECKPOINTS_PER_RUN))
+        if env_kwargs:
+            settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
+            overrides = {**overrides, "env_kwargs": env_kwargs}
         agent = load(file, **overrides)
-        if agent.global_step >= settings["total_steps"]:
-            raise UsageError(
-                f"the run {path} is complete at step {agent.global_step:,}; to go on, give --total-steps more than that"
-            )
-        run = cls(folder, agent, settings, extra)
-        run._guard(lambda: folder.write_config(settings))
+        try:
+            run = cls(folder, agent, settings, payload["extra"])
+            if run.is_complete and not run.needs_evaluation:
+                raise UsageError(
+                    f"the run {folder.path} is complete at step {agent.global_step:,}; to go on, give --total-steps "
+                    "more than that"
+                )
+            run._guard(lambda: run._repair(file, damaged, problem))
+            run._guard(lambda: folder.write_config(settings))
+        except BaseException:
+            agent.close()
+            raise
         return run
+
+    def _repair(self, file: Path, damaged: dict[Path, CheckpointError], problem: UsageError | None) -> None:
+        """Set aside what could not be read, and say so."""
+        for other in damaged:
+            kept = set_aside(other, "damaged")
+            _tell(f"{damaged[other]}; the run goes on from {file} before it, and the damaged one is now {kept.name}")
+        if problem is not None:
+            there = os.path.lexists(self.folder.config_file)
+            kept = set_aside(self.folder.config_file, "damaged") if there else None
+            where = f", and the damaged one is now {kept.name}" if kept else ""
+            _tell(f"{problem}; it is made again from what {file} holds{where}")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are done; the final evaluation may be missing."""
+        return self.agent.global_step >= self.total_steps
+
+    @property
+    def needs_evaluation(self) -> bool:
+        """Whether there is to be a final evaluation of the agent as it is now, and it is not in the folder."""
+        return self.eval_episodes > 0 and not self.folder.has_evaluation(self.agent.global_step)
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self.folder.close()
 
     def train(self, progress: bool = True) -> None:
         """Train to the end, recording on the way.
 
         Raises:
-            Interrupted: after Ctrl-C or SIGTERM, when a checkpoint has been saved.
+            Interrupted: after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been saved.
+            EnvironmentFault: when the environment fails; the message says how to go on.
             DivergenceError: when the loss is not finite; the message names the last good checkpoint and a dump.
             RlcoreError: when the folder cannot be written.
         """
-        self._guard(lambda: self._train(progress))
+        if not self.is_complete:
+            self._guard(lambda: self._train(progress))
+            self.ended = time.perf_counter()
 
     def _guard(self, action: Any) -> None:
         try:
             action()
+        except ConnectionError:  # of a process that steps environments, not of the folder
+            raise
         except OSError as error:
             raise storage_error(self.folder, error) from error
 
@@ -143,6 +241,11 @@ class Run:
 
         step = self.agent.global_step
         episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
+        if episodes_log.set_aside:
+            _tell(
+                f"{self.folder.episodes_file} was damaged; its whole records up to step {step:,} are kept, and the "
+                f"damaged file is now {episodes_log.set_aside.name}"
+            )
         purge_step = step + 1 if self.resumed else None
         writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
         progress = Progress(self.total_steps, step, show)
@@ -163,6 +266,8 @@ class Run:
                 self.checkpoint()
         except DivergenceError as error:
             raise self._diverged(error) from error
+        except EnvironmentFault as error:
+            raise self._faulted(error) from error
         finally:
             progress.close()
             try:
@@ -180,7 +285,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Training time, earlier parts of a resumed run included."""
-        return self.seconds_before + time.perf_counter() - self.began
+        return self.seconds_before + (self.ended or time.perf_counter()) - self.began
 
     def _record(self, before: int, metrics: dict[str, float], episodes: Episodes) -> int:
         """Log one iteration that led from step `before` to the agent's step, and checkpoint where one is due."""
@@ -228,7 +333,9 @@ class Run:
             self._hand_over_points()
             self.episodes_log.flush()
             self.writer.flush()
-        extra = {"seconds": self.seconds, "recent_returns": list(self.recent_returns), "total_steps": self.total_steps}
+        # With what config.toml says of the run, which can so be made again if that is damaged.
+        settings = {key: self.settings[key] for key in KEPT_WITH_CHECKPOINTS if key in self.settings}
+        extra = {**settings, "seconds": self.seconds, "recent_returns": list(self.recent_returns)}
         agent.save(self.folder.checkpoint_file(step), extra)
         self.folder.drop_old_checkpoints()
         self.last_checkpoint = step
@@ -239,22 +346,52 @@ class Run:
         """Keep what there is to look at, and say where it is."""
         dump = self.folder.path / f"diverged-step-{self.agent.global_step}.pt"
         buffer = {k: v for k, v in vars(self.agent.buffer).items() if isinstance(v, torch.Tensor | dict)}
-        write_checkpoint(
-            dump, {"agent": self.agent.state_dict(), "buffer": buffer, "settings": json.dumps(self.settings)}
-        )
+        settings = json.dumps(self.settings, default=str)
+        write_checkpoint(dump, {"agent": self.agent.state_dict(), "buffer": buffer, "settings": settings})
         return DivergenceError(
             f"{error}; the last good checkpoint is {self.folder.latest_checkpoint()}, "
             f"and the rollout and weights to look at are in {dump}"
         )
 
+    def _faulted(self, error: EnvironmentFault) -> EnvironmentFault:
+        return EnvironmentFault(f"{error}; continue with --resume {self.folder.path}")
+
     def evaluate(self, episodes: int, seed: int | None = None) -> dict[str, Any]:
         """Play greedy evaluation episodes on fresh seeds and store the result as evaluation.json."""
         seed = evaluation_seed(self.agent.config.seed) if seed is None else seed
-        report = evaluation_report(self.agent, episodes, seed, deterministic=True)
-        report["training_seconds"] = round(self.seconds, 2)
+        seconds = self.seconds
+        try:
+            report = evaluation_report(self.agent, episodes, seed, deterministic=True)
+        except EnvironmentFault as error:
+            raise self._faulted(error) from error
+        report["training_seconds"] = round(seconds, 2)
         data = json.dumps(report, indent=1).encode()
         self._guard(lambda: write_atomically(self.folder.evaluation_file, data))
         return report
+
+
+def _what_was_stored(extra: dict[str, Any]) -> tuple[float, list[float]]:
+    """Training time and latest returns from a checkpoint, which may hold anything in their place."""
+    seconds, returns = extra.get("seconds"), extra.get("recent_returns")
+    seconds = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < LARGEST else 0.0
+    returns = returns if isinstance(returns, list | tuple) else []
+    return seconds, [float(x) for x in returns if isinstance(x, int | float) and abs(x) < LARGEST]
+
+
+def _stored_settings(folder: RunFolder, payload: dict[str, Any]) -> tuple[dict[str, Any], UsageError | None]:
+    """What config.toml says of the run, or where it cannot be read, what a checkpoint does, and what the problem is."""
+    try:
+        return folder.read_config(), None
+    except UsageError as error:
+        problem = error
+    try:
+        return {**settings_of_checkpoint(payload, "the checkpoint"), "versions": versions()}, problem
+    except UsageError as error:
+        raise UsageError(f"{problem}; {error}") from error
+
+
+def _tell(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)
 
 
 def _mean(values: list[float]) -> float:
@@ -335,8 +472,12 @@ def versions() -> dict[str, str]:
 
 
 def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
-    """The agent of a run folder's newest checkpoint, or of a checkpoint file."""
-    file = RunFolder.open(path).latest_checkpoint() if Path(path).is_dir() or not Path(path).exists() else Path(path)
+    """The agent of a run folder's newest checkpoint that can be read, or of a checkpoint file."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return load(path, **overrides), Path(path)
+    file, _, damaged = RunFolder.open(path).read_latest_checkpoint()
+    for error in damaged.values():
+        _tell(f"{error}; {file} before it is taken")
     return load(file, **overrides), file
 
 

@@ -13,6 +13,7 @@ from rlcore.agents import Agent
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
 from rlcore.evaluation import Actor
+from rlcore.files import FolderLock, InUse, move_without_overwriting
 
 SUFFIXES = (".mp4", ".gif")
 
@@ -20,27 +21,59 @@ SUFFIXES = (".mp4", ".gif")
 def record_video(
     agent: Agent, path: str | Path, seed: int, deterministic: bool = True, max_steps: int = 10_000
 ) -> dict[str, Any]:
-    """Play one episode and write it to an mp4 or gif file.
+    """Play one episode and write it to an mp4 or gif file, which appears whole or not at all.
 
     Returns:
         Path, frames, return and length of the episode.
+
+    Raises:
+        UsageError: where there is something of that name already, or another process is writing it, or it cannot be
+            written, or the environment cannot be drawn.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"the video file is {path}, but its name must end in {' or '.join(SUFFIXES)}")
-    if path.exists():
-        raise UsageError(f"the video file {path} exists already; choose another --out")
+    _refuse_existing(path)
     writer = _writer_module(path)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws to memory, whether or not there is a screen
-    frames, rewards, fps = _play(agent, seed, deterministic, max_steps)
+    with _locked(path):
+        _refuse_existing(path)  # again, now that nobody else makes it
+        frames, rewards, fps = _play(agent, seed, deterministic, max_steps)
+        _write(writer, path, frames, fps)
+    return {"path": str(path), "frames": len(frames), "return": float(np.sum(rewards)), "length": len(rewards)}
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise UsageError(f"the video file {path} exists already; choose another --out")
+
+
+def _locked(path: Path) -> FolderLock:
     try:
-        if path.suffix == ".gif":
-            writer.mimwrite(path, frames, duration=1000 / fps, loop=0)
-        else:
-            writer.mimwrite(path, frames, fps=fps, macro_block_size=2)
+        return FolderLock(path.with_name(f".{path.name}.lock")).acquire()
+    except InUse as error:
+        raise UsageError(f"the video file {path} {error}; choose another --out") from None
     except OSError as error:
         raise UsageError(f"the video file {path} cannot be written: {error.strerror or error}") from error
-    return {"path": str(path), "frames": len(frames), "return": float(np.sum(rewards)), "length": len(rewards)}
+
+
+def _write(writer: Any, path: Path, frames: list[np.ndarray], fps: float) -> None:
+    """Under a name of its own, which a dead process may have left, and from there to where nothing must be."""
+    unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    try:
+        unfinished.unlink(missing_ok=True)
+        if path.suffix == ".gif":
+            writer.mimwrite(unfinished, frames, duration=1000 / fps, loop=0)
+        else:
+            writer.mimwrite(unfinished, frames, fps=fps, macro_block_size=2)
+        move_without_overwriting(unfinished, path)
+    except FileExistsError:
+        raise UsageError(f"the video file {path} exists already; choose another --out") from None
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # the last three of frames that are no pictures
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UsageError(f"the video file {path} cannot be written: {why}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _writer_module(path: Path) -> Any:
@@ -55,7 +88,7 @@ def _writer_module(path: Path) -> Any:
 
 
 def _play(agent: Agent, seed: int, deterministic: bool, max_steps: int) -> tuple[list[np.ndarray], list[float], float]:
-    envs = make_vec(agent.env_id, 1, "sync", render_mode="rgb_array", **agent.env_kwargs)
+    envs = make_vec(agent.env_id, 1, "sync", **{**agent.env_kwargs, "render_mode": "rgb_array"})
     try:
         adapter = VectorAdapter(envs, agent.config.squash)
         actor = Actor(agent.network, adapter, torch.Generator(agent.device).manual_seed(seed))

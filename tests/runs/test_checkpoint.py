@@ -103,7 +103,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(file, monkeypatch
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync" if fails == "write" else "replace", full)
+    monkeypatch.setattr(os, "fsync" if fails == "write" else "replace", full)
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
         write_checkpoint(file, {"x": torch.zeros(1000)})
     assert file.read_bytes() == before

@@ -167,9 +167,7 @@ def test_config_is_complete_and_makes_the_same_run_again(finished, tmp_path):
     folder, _ = finished
     config = tomllib.loads((folder / "config.toml").read_text())
     assert config["hyperparameters"]["seed"] == 5 and config["hyperparameters"]["target_kl"] == "none"
-    rlcore(
-        "train", "--config", folder / "config.toml", "--run-dir", tmp_path / "b", "--eval-episodes", 0, "--no-progress"
-    )
+    rlcore("train", "--config", folder / "config.toml", "--run-dir", tmp_path / "b", "--no-progress")
     a, b = (sorted((f / "checkpoints").glob("*.pt"))[-1] for f in (folder, tmp_path / "b"))
     assert a.name == b.name and same_weights(a, b)
     assert tomllib.loads((tmp_path / "b" / "config.toml").read_text()) == config

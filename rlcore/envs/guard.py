@@ -1,0 +1,307 @@
+"""What stands between one environment and the vector environment that it is part of.
+
+An environment may raise, or return what does not fit its spaces. A vector environment would pass that on as an
+exception without a number, or write it into its arrays as best it can; here it becomes one sentence that names the
+environment and what it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import pickle
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, iterate
+
+from rlcore.envs.state import NotCapturable, capture_state, restore_state
+from rlcore.errors import EnvironmentFault
+
+FAULT_KEY = "rlcore_env_fault"  # in infos: the sentence of a fault whose environment has to be begun anew by a reset
+NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64, np.int32})
+FLAGS = frozenset({bool, np.bool_})
+LARGEST = float(np.finfo(np.float32).max)  # what the buffer can hold
+
+
+class Guard(gymnasium.Wrapper):
+    """Environment `index` of a vector environment, whose faults are sentences.
+
+    Args:
+        make: makes the environment.
+        index: n, its place among the N.
+        restarts: False raises an EnvironmentFault. True also looks for NaN and infinity in every step, and answers a
+            fault with a step of zeros whose info has the sentence under `FAULT_KEY`; the environment is closed, and the
+            next reset makes another one.
+    """
+
+    transparent = True  # for `rlcore.envs.state`: nothing of the guard is part of the environment's state
+    __slots__ = ("_broken", "_make", "index", "restarts")  # nor is it among its attributes
+
+    def __init__(self, make: Callable[[], gymnasium.Env], index: int, restarts: bool = False):
+        super().__init__(make())
+        self._make, self.index, self.restarts, self._broken = make, index, restarts, False
+
+    @property
+    def spec(self) -> Any:
+        return self.env.spec
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As the environment's own.
+
+        Raises:
+            EnvironmentFault: without restarts.
+        """
+        answer = None
+        try:
+            answer = self.env.step(action)
+            return self.checked(answer)
+        except (Exception, SystemExit) as error:  # an environment that calls sys.exit must not end the run with code 0
+            return self.failed(error, answer)
+
+    def checked(self, answer: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """What a step returned, if it fits; raises what `failed` makes a sentence of."""
+        obs, reward, terminated, truncated, info = answer
+        self._check_observation(obs)
+        self._check_info(info)
+        return obs, self._number(reward), *self._flags(terminated, truncated), info
+
+    def failed(self, error: BaseException, answer: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The step to answer with where one went wrong.
+
+        Raises:
+            EnvironmentFault: without restarts.
+        """
+        parts = "observation, reward, terminated, truncated and info"
+        return _zeros(self.env.observation_space), 0.0, False, False, self._fault(error, "step", answer, parts)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the environment's own.
+
+        Raises:
+            EnvironmentFault: without restarts.
+        """
+        answer = None
+        try:
+            if self._broken:
+                self.env, self._broken = self._make(), False
+            answer = self.env.reset(seed=seed, options=options)
+            obs, info = answer
+            self._check_observation(obs)
+            self._check_info(info)
+            return obs, info
+        except (Exception, SystemExit) as error:
+            fault = self._fault(error, "reset", answer, "observation and info")
+            return _zeros(self.env.observation_space), fault
+
+    def close(self) -> None:
+        """Close the environment; an error on the way is told and does no harm."""
+        if self._broken:
+            return
+        try:
+            self.env.close()
+        except (Exception, SystemExit) as error:
+            warnings.warn(f"environment {self.index} {describe(error, self.env)} when it was closed", stacklevel=2)
+
+    def get_state(self, most: int | None = None) -> bytes | None:
+        """The environment's state, packed for another process; None where it is not plain data, or more than `most`
+        values."""
+        try:
+            return pickle.dumps(capture_state(self.env, most))
+        except NotCapturable:
+            return None
+
+    def set_state(self, packed: bytes) -> None:
+        """Go on where `get_state` was asked."""
+        restore_state(self.env, pickle.loads(packed))
+
+    # What is wrong with an answer.
+
+    def _sentence(self, error: BaseException, method: str, answer: Any, parts: str) -> str:
+        if isinstance(error, _Wrong):
+            return f"environment {self.index} returned {error}"
+        if answer is None or not isinstance(error, ValueError | TypeError):
+            return f"environment {self.index} {describe(error, self.env)}"
+        return f"environment {self.index} returned {_shown(answer)} from its {method}, but must return {parts}"
+
+    def _fault(self, error: BaseException, method: str, answer: Any, parts: str) -> dict[str, str]:
+        sentence = self._sentence(error, method, answer, parts)
+        if not self.restarts:
+            raise EnvironmentFault(sentence) from error
+        if not self._broken:
+            with contextlib.suppress(Exception, SystemExit):  # it is broken already, and that is being told
+                self.env.close()
+            self._broken = True
+        return {FAULT_KEY: sentence}
+
+    def _check_observation(self, obs: Any) -> None:
+        check_observation(self.env.observation_space, obs, "", finite=self.restarts)
+
+    def _check_info(self, info: Any) -> None:
+        if not isinstance(info, dict):
+            raise _Wrong(f"{_shown(info)} as info, but it must be a dict")
+
+    def _number(self, reward: Any) -> Any:
+        if type(reward) not in NUMBERS:
+            array = np.asarray(reward)
+            if array.dtype.kind not in "biuf" or array.size != 1:
+                raise _Wrong(f"{_shown(reward)} as its reward, but it must be a number")
+            reward = array.item()
+        if self.restarts and not -LARGEST <= reward <= LARGEST:
+            raise _Wrong(f"{reward} in its reward")
+        return reward
+
+    def _flags(self, *flags: Any) -> list[Any]:
+        return [_flag(name, flag) for name, flag in zip(("terminated", "truncated"), flags, strict=True)]
+
+
+class GuardedSyncVectorEnv(SyncVectorEnv):
+    """Gymnasium's SyncVectorEnv of guarded environments, in whose steps the guards cost nothing.
+
+    Args:
+        makers: make the environments, see `guarded`.
+        autoreset_mode: as in gymnasium.
+    """
+
+    def __init__(self, makers: list[Callable[[], Guard]], autoreset_mode: AutoresetMode = AutoresetMode.DISABLED):
+        super().__init__(makers, copy=False, autoreset_mode=autoreset_mode)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Observations `[N, ...]`, rewards, terminated and truncated `[N]`, and infos.
+
+        Raises:
+            EnvironmentFault: without restarts.
+        """
+        if self.autoreset_mode is not AutoresetMode.DISABLED or self.envs[0].restarts:
+            return super().step(actions)
+        if self._autoreset_envs.any():
+            over = np.flatnonzero(self._autoreset_envs).tolist()
+            raise gymnasium.error.ResetNeeded(f"the episodes of environments {over} are over; reset these first")
+        # As gymnasium does it, but shorter by the guard's own call and by what other modes ask for.
+        shape, dtype = self.single_observation_space.shape, self.single_observation_space.dtype
+        rewards, terminated, truncated, infos = [], [], [], {}
+        for n, action in enumerate(iterate(self.action_space, actions)):
+            guard, answer = self.envs[n], None
+            try:
+                answer = guard.env.step(action)
+                obs, reward, end, cut, info = answer
+                # What an ordinary environment returns passes here; the rest is looked at more closely.
+                ordinary = type(reward) in NUMBERS and type(end) in FLAGS and type(cut) in FLAGS and type(info) is dict
+                if not (ordinary and type(obs) is np.ndarray and obs.shape == shape and obs.dtype is dtype):
+                    obs, reward, end, cut, info = guard.checked(answer)
+            except (Exception, SystemExit) as error:
+                guard.failed(error, answer)
+            self._env_obs[n] = obs
+            rewards.append(reward)
+            terminated.append(end)
+            truncated.append(cut)
+            if info:
+                infos = self._add_info(infos, info, n)
+        self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        self._rewards[:], self._terminations[:], self._truncations[:] = rewards, terminated, truncated
+        self._autoreset_envs = self._terminations | self._truncations
+        flags = self._terminations.copy(), self._truncations.copy()
+        return self._observations, self._rewards.copy(), *flags, infos
+
+
+class _Wrong(Exception):
+    """What an environment returned, as the end of a sentence."""
+
+
+def guarded(make: Callable[[], gymnasium.Env], num_envs: int, restarts: bool) -> list[Callable[[], Guard]]:
+    """Makers of `num_envs` guarded environments, numbered from 0."""
+
+    def numbered(index: int) -> Callable[[], Guard]:
+        return lambda: Guard(make, index, restarts)
+
+    return [numbered(n) for n in range(num_envs)]
+
+
+def check_observation(space: spaces.Space, obs: Any, part: str, finite: bool) -> None:
+    """Refuse an observation that its space, or the space of one of its parts, does not fit.
+
+    A dtype fits where numpy casts it to the space's without changing its kind, so float64 fits float32.
+    """
+    name = f"observation part '{part}'" if part else "observation"
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        _check_parts(space, obs, part, name, finite)
+        return
+    try:
+        array = np.asarray(obs)
+    except ValueError:
+        raise _Wrong(f"an {name} that is no array") from None
+    if array.shape != space.shape:
+        raise _Wrong(f"an {name} of shape {list(array.shape)}, but its space has shape {list(space.shape)}")
+    if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        raise _Wrong(f"an {name} of dtype {array.dtype}, but its space has dtype {space.dtype}")
+    if finite and array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(array.astype(np.float32, copy=False))
+        if bad.any():
+            raise _Wrong(f"{array[bad].ravel()[0]} in its {name}")
+
+
+def _check_parts(space: Any, obs: Any, part: str, name: str, finite: bool) -> None:
+    is_dict = isinstance(space, spaces.Dict)
+    if not isinstance(obs, dict if is_dict else tuple | list):
+        raise _Wrong(f"an {name} of type {type(obs).__name__}, but its space is a {type(space).__name__}")
+    if not is_dict and len(obs) != len(space.spaces):
+        raise _Wrong(f"an {name} of {len(obs)} parts, but its space has {len(space.spaces)}")
+    for key, child in space.spaces.items() if is_dict else enumerate(space.spaces):
+        below = f"{part}/{key}" if part else str(key)
+        if is_dict and key not in obs:
+            raise _Wrong(f"an {name} without part '{below}'")
+        check_observation(child, obs[key], below, finite)
+
+
+def _zeros(space: spaces.Space) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _zeros(child) for key, child in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(map(_zeros, space.spaces))
+    return np.zeros(space.shape, space.dtype)
+
+
+def _flag(name: str, flag: Any) -> Any:
+    if type(flag) in FLAGS:
+        return flag
+    array = np.asarray(flag)
+    if array.dtype.kind not in "biuf" or array.size != 1 or array.item() not in (0, 1):
+        raise _Wrong(f"{_shown(flag)} as {name}, but it must be true or false")
+    return bool(array.item())
+
+
+def describe(error: BaseException, env: gymnasium.Env | None = None) -> str:
+    """What was raised and where: "raised ValueError: bad thing (my_env.py, line 30)".
+
+    Args:
+        error: what was raised.
+        env: whose own file is the place to name, where the error went through it.
+    """
+    text = " ".join(str(error).split())[:300]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == _file_of(env)]
+    where = (own or frames)[-1:]
+    place = "".join(f" ({frame.filename.rpartition('/')[2]}, line {frame.lineno})" for frame in where)
+    return f"raised {type(error).__name__}{f': {text}' if text else ''}{place}"
+
+
+def _file_of(env: gymnasium.Env | None) -> str | None:
+    try:
+        return inspect.getfile(type(env.unwrapped)) if env is not None else None
+    except (TypeError, OSError):  # made in a notebook
+        return None
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+__all__ = ["FAULT_KEY", "Guard", "GuardedSyncVectorEnv", "check_observation", "describe", "guarded"]
