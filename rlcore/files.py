@@ -12,21 +12,16 @@ import socket
 import stat
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
+from filelock import FileLock, Timeout
 
-HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # file systems without them
 LARGEST_LOCK_FILE = 1000  # bytes
-WINDOWS_OFFSET = 2**30  # locked bytes cannot be read there, and who holds the lock is to be read
 SECONDS_BETWEEN_TRIES, TRIES_TO_READ = 0.05, 20
+SECONDS_TO_TRY = 0.2  # more than once, since a holder that is just leaving removes its file
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -120,18 +115,20 @@ class InUse(Exception):
 class FolderLock:
     """An exclusive lock, held until it is released or its process ends, however that ends.
 
-    Processes that this one forks do not hold it, and it says in its file who does. The file is gone when the lock is.
+    Processes that this one forks do not hold it, and it says in its file who does.
 
     Args:
         file: the lock's own file; its folder must exist.
-
-    Attributes:
-        held: whether it is held; False also where the file system has no locks, of which a warning tells.
     """
 
     def __init__(self, file: Path):
-        self.file, self.held = Path(file), False
-        self._descriptor: int | None = None
+        self.file, self._own = Path(file), None  # the latter says which file it is, whatever its name
+        self._lock = FileLock(self.file, thread_local=False, fallback_to_soft=False, on_acquired=self._tell_holder)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held; False also where the file system has no locks, of which a warning tells."""
+        return self._lock.is_locked
 
     def acquire(self, wait: bool = False) -> FolderLock:
         """Take the lock; `wait` until whoever has it is done.
@@ -140,38 +137,30 @@ class FolderLock:
             InUse: where it is held and not to be waited for.
             OSError: where its file cannot be made.
         """
-        while not self._try():
-            if not wait:
-                raise InUse(f"is in use by {self._holder()}")
-            time.sleep(SECONDS_BETWEEN_TRIES)
+        os.stat(self.file.parent)  # which the library would make
+        _refuse_foreign(self.file)
+        try:
+            self._lock.acquire(timeout=-1 if wait else SECONDS_TO_TRY)
+        except Timeout:
+            raise InUse(f"is in use by {self._holder()}") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+                raise
+            self._warn(error)
         return self
 
-    def _try(self) -> bool:
-        descriptor = _open_lock_file(self.file)
-        try:
-            _lock(descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in HELD_BY_ANOTHER:
-                return False
-            self._warn(error)
-            return True
-        if not _is_at(descriptor, self.file):  # its last holder removed it after we opened it
-            os.close(descriptor)
-            return self._try()
+    def _tell_holder(self, descriptor: int) -> None:
+        self._own = os.fstat(descriptor)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode())
-        self._descriptor, self.held = descriptor, True
-        _HELD.add(self)
-        return True
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, error: Exception) -> None:
         with contextlib.suppress(OSError):
             self.file.unlink()
         warnings.warn(
-            f"{self.file.parent} cannot be locked ({error.strerror or error}), so nothing keeps a second process from "
-            "writing there at the same time",
-            stacklevel=4,
+            f"{self.file.parent} cannot be locked ({getattr(error, 'strerror', None) or error}), so nothing keeps a "
+            "second process from writing there at the same time",
+            stacklevel=3,
         )
 
     def _holder(self) -> str:
@@ -185,20 +174,12 @@ class FolderLock:
         return "".join(filter(str.isprintable, text)) or "another process"
 
     def release(self) -> None:
-        """Give the lock up, where it is held."""
-        descriptor, self._descriptor, self.held = self._descriptor, None, False
-        if descriptor is None:
-            return
-        with contextlib.suppress(OSError):  # Windows removes no open file; it is left there
-            if _is_at(descriptor, self.file):
-                self.file.unlink()
-        os.close(descriptor)
-
-    def _forget(self) -> None:
-        """In a child: close what was inherited, so that the lock is the parent's alone."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor, self.held = None, False
+        """Give the lock up, where it is held; its file goes with it."""
+        if self.held:
+            with contextlib.suppress(OSError):  # Windows removes no open file; it is left there
+                if os.path.samestat(self._own, self.file.stat()):
+                    self.file.unlink()
+            self._lock.release()
 
     def __enter__(self) -> FolderLock:
         return self
@@ -206,47 +187,12 @@ class FolderLock:
     def __exit__(self, *exc: object) -> None:
         self.release()
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at the very end of a process little is left to call
-            self.release()
 
-
-_HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()
-
-
-def _forget_in_child() -> None:
-    for lock in list(_HELD):
-        lock._forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _open_lock_file(path: Path) -> int:
-    """Open or make it; what others put there under its name, such as a link to another file, is not written to."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags, 0o666)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK_FILE or status.st_nlink > 1:
-        os.close(descriptor)
-        raise OSError(errno.EEXIST, f"{path} is no lock file of rlcore", str(path))
-    return descriptor
-
-
-def _lock(descriptor: int) -> None:
-    # No record lock: that would be lost as soon as anything in this process opened and closed the file.
-    if fcntl is not None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
-    os.lseek(descriptor, WINDOWS_OFFSET, os.SEEK_SET)
-    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
+def _refuse_foreign(path: Path) -> None:
+    """What others put there under the lock's name, such as a link to another file, is not to be written to."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        status = path.lstat()
     except FileNotFoundError:
-        return False
+        return
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK_FILE or status.st_nlink > 1:
+        raise OSError(errno.EEXIST, f"{path} is no lock file of rlcore", str(path))

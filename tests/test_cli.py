@@ -49,6 +49,7 @@ TRAIN = ("train", "ppo", "CartPole-v1")
         ((*TRAIN, "--seed"), "--seed: expected one argument"),
         ((*TRAIN, "--preset", "CartPole-v0"), "did you mean 'CartPole-v1'?"),
         ((*TRAIN, "--device", "cuda:77"), "device is 'cuda:77', but"),
+        ((*TRAIN, "--device", "cuda:300"), "device is 'cuda:300', but may be"),
         ((*TRAIN, "--device", "gpu"), "device is 'gpu', but may be cpu, cuda, cuda:K or auto"),
         ((*TRAIN, "--backend", "fast"), "backend is 'fast', but may be one of auto, native, sync, async, vector"),
         ((*TRAIN, "--env-arg", "wind"), "--env-arg is 'wind', but must be NAME=VALUE"),

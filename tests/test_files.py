@@ -1,6 +1,7 @@
 """Files that several processes want at once."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import warnings
 
 import pytest
 
-from rlcore import files
 from rlcore.files import FolderLock, InUse, atomic_file, keep_aside, move_without_overwriting, set_aside
 
 HOLD = (
@@ -54,23 +54,28 @@ def test_a_second_holder_in_the_same_process_is_refused(tmp_path):
     FolderLock(tmp_path / ".lock").acquire().release()
 
 
+FORK = (
+    "import os, sys, time; from pathlib import Path; from rlcore.files import FolderLock\n"
+    "lock = FolderLock(Path(sys.argv[1])).acquire()\n"
+    "if os.fork() == 0:  # a worker, which lives on and may call what it inherited\n"
+    "    lock.release(); time.sleep(30); os._exit(0)\n"
+    "time.sleep(0.5); print('held', flush=True); sys.stdin.read()"
+)
+
+
 def test_a_forked_child_neither_keeps_nor_ends_the_lock(tmp_path):
-    lock = FolderLock(tmp_path / ".lock").acquire()
-    child = os.fork()
-    if child == 0:  # a worker: lives on after its parent has given the lock up, and may call what it inherited
-        lock.release()
-        time.sleep(30)
-        os._exit(0)
-    try:
-        time.sleep(0.2)
-        with pytest.raises(InUse):
-            FolderLock(tmp_path / ".lock").acquire()
-        os.close(lock._descriptor)  # as when this process dies, without unlocking
-        lock._descriptor = None
-        FolderLock(tmp_path / ".lock").acquire().release()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    command = [sys.executable, "-c", FORK, str(tmp_path / ".lock")]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with subprocess.Popen(command, **pipes) as parent:
+        try:
+            assert parent.stdout.readline() == "held\n"
+            with pytest.raises(InUse, match=f"process {parent.pid} "):
+                FolderLock(tmp_path / ".lock").acquire()
+            parent.kill()
+            parent.wait()
+            FolderLock(tmp_path / ".lock").acquire().release()
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_waiting_for_the_lock(tmp_path):
@@ -88,15 +93,15 @@ def test_waiting_for_the_lock(tmp_path):
 def test_a_lock_that_was_removed_while_it_was_opened_is_not_taken_for_one(tmp_path, monkeypatch):
     """Whoever opened the file just before its holder removed it would hold a lock that nobody sees."""
     first, opened = FolderLock(tmp_path / ".lock").acquire(), []
-    real = files._lock
+    real = fcntl.flock
 
-    def late(descriptor):
+    def late(descriptor, operation):
         if not opened:
             opened.append(descriptor)
             first.release()
-        real(descriptor)
+        real(descriptor, operation)
 
-    monkeypatch.setattr(files, "_lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with FolderLock(tmp_path / ".lock").acquire(), pytest.raises(InUse):
         FolderLock(tmp_path / ".lock").acquire()
 
@@ -111,10 +116,10 @@ def test_a_lock_whose_file_was_removed_by_hand_removes_no_other(tmp_path):
 
 
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
-    def none_here(descriptor):
+    def none_here(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files, "_lock", none_here)
+    monkeypatch.setattr(fcntl, "flock", none_here)
     with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"):
         lock = FolderLock(tmp_path / ".lock").acquire()
     assert not lock.held

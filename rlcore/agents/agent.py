@@ -617,7 +617,8 @@ def load_agent(
     except Exception as error:  # sizes and numbers out of a file can make anything fail
         raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_one_line(error)}") from error
     try:
-        agent.load_state_dict(payload["agent"], restore_envs=env is None)
+        same_envs = env is None and kwargs == payload["env_kwargs"]
+        agent.load_state_dict(payload["agent"], restore_envs=same_envs)
         if "reference" not in overrides and reference is not None:
             agent.config = dataclasses.replace(agent.config, reference=reference)
     except Exception as error:

@@ -24,7 +24,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    # torch keeps 8 bits of the number: cuda:300 would be cuda:44
+    if device is None or device.type not in ("cpu", "cuda") or (device.index is not None and str(device) != name):
         raise UsageError(f"device is '{name}', but may be cpu, cuda, cuda:K or auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device is '{name}', but no CUDA device is available here; it may be cpu or auto")

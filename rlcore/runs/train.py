@@ -38,7 +38,8 @@ LARGEST = 1e300  # time or return taken from a file
 KEPT_WITH_CHECKPOINTS = ("total_steps", "checkpoint_every", "eval_episodes", "preset")
 GROUPS = {
     "episode_return": "rollout", "episode_length": "rollout", "steps_per_second": "time",
-    "learning_rate": "optimizer", "grad_norm": "optimizer",
+    "learning_rate": "optimizer", "grad_norm": "optimizer", "param_norm": "optimizer",
+    "env_restarts": "rollout",
     "loss": "loss", "policy_loss": "loss", "value_loss": "loss",
 }  # fmt: skip
 

@@ -268,6 +268,10 @@ def test_a_file_imports_nothing(honest, tmp_path, monkeypatch):
 def test_texts_that_look_like_a_path_have_to_be_given_again(honest, tmp_path):
     path = changed(honest, tmp_path, lambda payload: payload["env_kwargs"].update(xml_file="/etc/passwd"))
     refuse(path, "looks like a path or an import")
+    # Given anew, it may also be another environment, so that the stored state is left out.
+    path2 = tmp_path / "other.pt"
+    PPO("FrozenLake-v1", seed=0, num_envs=2, **SMALL).learn(50).save(path2)
+    assert load(path2, env_kwargs={"is_slippery": False}).global_step > 0
     with pytest.raises(UsageError, match="cannot be made with"):  # CartPole takes no such thing, but it was asked
         load(path, env_kwargs={"xml_file": "/etc/passwd"})
 

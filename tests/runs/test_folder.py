@@ -190,10 +190,10 @@ def test_half_written_files_of_dead_processes_go_and_no_others(run):
 
 
 def test_where_there_are_no_locks_half_written_files_may_be_of_the_living(run, monkeypatch):
-    def none_here(descriptor):
+    def none_here(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("rlcore.files._lock", none_here)
+    monkeypatch.setattr("fcntl.flock", none_here)
     file = run / ".config.toml.77.tmp"
     file.write_text("x")
     with pytest.warns(UserWarning, match="cannot be locked"):
