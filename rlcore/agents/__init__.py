@@ -9,11 +9,12 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 
 from rlcore.agents.a2c import A2C, A2CConfig
-from rlcore.agents.agent import Agent, load_agent
+from rlcore.agents.agent import Agent
 from rlcore.agents.config import Config
 from rlcore.agents.grpo import GRPO, GRPOConfig
 from rlcore.agents.ppo import PPO, PPOConfig
 from rlcore.agents.reinforce import REINFORCE, REINFORCEConfig
+from rlcore.agents.stored import load_agent
 from rlcore.agents.trpo import TRPO, TRPOConfig
 from rlcore.errors import UsageError
 from rlcore.networks import Torso

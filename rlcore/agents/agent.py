@@ -11,8 +11,7 @@ import math
 import secrets
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.agents.config import Config, make_config
-from rlcore.agents.engine import WAYS, Engine, make_collector
+from rlcore.agents.engine import Engine, make_collector
 from rlcore.agents.setup import (
     check_group_starts,
     one_thread,
@@ -31,13 +30,14 @@ from rlcore.agents.setup import (
     time_limit,
     with_num_envs_of,
 )
+from rlcore.agents.stored import check_kinds, restore_network
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.checkpoint import check_like, read_agent, write_checkpoint
 from rlcore.collect import Episodes
 from rlcore.diagnostics import explained_variance
 from rlcore.envs import VectorAdapter, make_vec
-from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported, find_spec, resolve_backend
-from rlcore.errors import CheckpointError, DivergenceError, RlcoreError, UsageError
+from rlcore.envs.make import find_spec, resolve_backend
+from rlcore.errors import CheckpointError, DivergenceError, UsageError
 from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
 from rlcore.networks import ActorCritic, Torso
 from rlcore.normalize import RewardScaler
@@ -199,7 +199,7 @@ class Agent:
         network = copy.deepcopy(self.network).requires_grad_(False)
         if source != "initial":
             try:
-                _restore_network(network, read_agent(source)["agent"].get("network"), "network")
+                restore_network(network, read_agent(source)["agent"].get("network"), "network")
             except ValueError as error:
                 raise CheckpointError(
                     f"the policy in {source} does not fit this environment or network: {error}"
@@ -489,8 +489,8 @@ class Agent:
         Raises:
             ValueError: where a part of the state is not of the kind and size that this agent has.
         """
-        _check_kinds(state)
-        _restore_network(self.network, state["network"], "network")
+        check_kinds(state)
+        restore_network(self.network, state["network"], "network")
         restore_optimizer(self.optimizer, [self.parameter_vector], state["optimizer"], "optimizer")
         if self.critic_optimizer:
             parameters = self.network.critic_parameters()
@@ -507,10 +507,10 @@ class Agent:
             self.generator.manual_seed(self.restart_seed(state["iteration"]))
         if self.reward_scaler:
             fresh = {} if restore_envs else {"carry": self.reward_scaler.carry}
-            _restore_network(self.reward_scaler, {**(state["reward_scaler"] or {}), **fresh}, "reward_scaler")
+            restore_network(self.reward_scaler, {**(state["reward_scaler"] or {}), **fresh}, "reward_scaler")
         self.coefs.update(state["coefs"])
         if self.reference:
-            _restore_network(self.reference, state["reference"], "reference")
+            restore_network(self.reference, state["reference"], "reference")
         self.iteration = state["iteration"]
         self.engine.how, self.engine.reason = state["how"], "as the run began"
 
@@ -556,100 +556,3 @@ def mean_metrics(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each metric over gradient steps."""
     flat = torch.stack([value.detach() for step in steps for value in step.values()])
     return dict(zip(steps[0], flat.view(len(steps), -1).mean(0).unbind(), strict=True))
-
-
-def _check_kinds(state: dict[str, Any]) -> None:
-    """Refuse a state that lacks a part, or has one of another kind; each part looks at its own inside."""
-    kinds = {
-        "network": dict, "optimizer": dict, "critic_optimizer": dict | None, "generator": Tensor, "collector": dict,
-        "reward_scaler": dict | None, "coefs": dict, "how": str | None, "backend": str | None,
-        "reference": dict | None, "iteration": int,
-    }  # fmt: skip
-    for name, kind in kinds.items():
-        if name not in state or not isinstance(state[name], kind):
-            raise ValueError(f"its part '{name}' is missing or of another kind")
-    for name, known in (("how", WAYS), ("backend", BACKENDS)):
-        if state[name] is not None and state[name] not in known:
-            raise ValueError(f"its part '{name}' is '{state[name][:20]}', but may be one of {', '.join(known)}")
-    if state["generator"].dtype != torch.uint8 or state["generator"].ndim != 1 or state["iteration"] < 0:
-        raise ValueError("its part 'generator' or 'iteration' is none")
-
-
-def _restore_network(module: torch.nn.Module, state: Any, name: str) -> None:
-    check_like(state, dict(module.state_dict()), name)
-    module.load_state_dict(state)
-
-
-def load_agent(
-    agents: Mapping[str, type[Agent]],
-    path: str | Path,
-    env: str | VectorEnv | None = None,
-    torso: Torso | None = None,
-    env_kwargs: dict[str, Any] | None = None,
-    **overrides: Any,
-) -> Agent:
-    """The agent stored in `path`, made anew by one of `agents`."""
-    payload = read_agent(path)
-    algo, config = payload["algo"], {**payload["config"], **overrides}
-    if algo not in agents:
-        raise CheckpointError(f"the checkpoint {path} is of algorithm '{algo}', but known are {', '.join(agents)}")
-    if env is None and payload["env_id"] is None:
-        raise UsageError(f"the agent in {path} was trained on a VectorEnv of your own: pass load(path, env=...)")
-    if isinstance(env, VectorEnv):
-        config["num_envs"], kwargs = env.num_envs, {}
-    else:
-        kwargs = {**payload["env_kwargs"], **(env_kwargs or {})}
-        check_env_kwargs(kwargs, env_kwargs or {}, f"the checkpoint {path}")
-        if "num_envs" not in overrides:
-            _check_num_envs(payload, path)
-    if env is None:
-        check_imported(payload["env_id"], f"the checkpoint {path}")
-    if torso is None and "hidden_sizes" not in overrides:
-        _check_weights(payload, path)
-    named = config.pop("torso", None)
-    torso = named if torso is None else torso
-    if "reference" not in overrides:  # its weights are stored too; the file they came from may be gone, or anyone's
-        reference = config.pop("reference", None)
-    try:
-        agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
-    except RlcoreError:
-        raise
-    except Exception as error:  # sizes and numbers out of a file can make anything fail
-        raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_one_line(error)}") from error
-    try:
-        same_envs = env is None and kwargs == payload["env_kwargs"]
-        agent.load_state_dict(payload["agent"], restore_envs=same_envs)
-        if "reference" not in overrides and reference is not None:
-            agent.config = dataclasses.replace(agent.config, reference=reference)
-    except Exception as error:
-        agent.close()
-        raise CheckpointError(
-            f"the checkpoint {path} does not fit this network or environment: {_one_line(error)}"
-        ) from error
-    if "compile" in overrides:  # asked for now, so not as the run began
-        agent.engine.how = None
-    return agent
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _check_num_envs(payload: dict[str, Any], path: str | Path) -> None:
-    """Refuse a number of environments that the file does not hold the states of, before any is made."""
-    collector, claimed = payload["agent"].get("collector"), payload["config"].get("num_envs")
-    collector = collector if isinstance(collector, dict) else {}
-    carry = collector.get("carry") if isinstance(collector.get("carry"), dict) else {}
-    firsts = collector.get("next_first", carry.get("first"))
-    if not isinstance(firsts, Tensor) or firsts.shape != (claimed,):
-        raise CheckpointError(f"the checkpoint {path} does not hold the {str(claimed)[:20]} environments that it names")
-
-
-def _check_weights(payload: dict[str, Any], path: str | Path) -> None:
-    """Refuse layers with more weights than the file holds, before any is made."""
-    network, sizes = payload["agent"].get("network"), payload["config"].get("hidden_sizes", ())
-    held = sum(x.numel() for x in network.values() if isinstance(x, Tensor)) if isinstance(network, dict) else 0
-    if isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes):
-        named = max(sum(map(abs, sizes)), sum(abs(a * b) for a, b in pairwise(sizes)))
-        if named > held:
-            raise CheckpointError(f"the checkpoint {path} does not hold the weights of the layers that it names")

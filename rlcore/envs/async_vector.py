@@ -445,6 +445,7 @@ class Worker:
 
     def __init__(self, env: Guard, index: int, shared: Any, mode: AutoresetMode):
         self.env, self.index, self.shared, self.mode = env, index, shared, mode
+        self.space = env.observation_space
         self.over = False  # whether the next step is the reset of a next-step autoreset
 
     def reset(self, arguments: dict[str, Any]) -> tuple[dict[str, Any]]:
@@ -469,7 +470,7 @@ class Worker:
         return reward, terminated, truncated, info
 
     def _show(self, obs: Any) -> None:
-        write_to_shared_memory(self.env.observation_space, self.index, obs, self.shared)
+        write_to_shared_memory(self.space, self.index, obs, self.shared)
 
     def call(self, data: tuple[str, tuple, dict[str, Any]]) -> Any:
         """What a method returns, or an attribute."""

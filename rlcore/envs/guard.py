@@ -42,11 +42,12 @@ class Guard(gymnasium.Wrapper):
     """
 
     transparent = True  # for `rlcore.envs.state`: nothing of the guard is part of the environment's state
-    __slots__ = ("_broken", "_make", "index", "restarts")  # nor is it among its attributes
+    __slots__ = ("_broken", "_make", "_space", "index", "restarts")  # nor is it among its attributes
 
     def __init__(self, make: Callable[[], gymnasium.Env], index: int, restarts: bool = False):
         super().__init__(make())
         self._make, self.index, self.restarts, self._broken = make, index, restarts, False
+        self._space = self.env.observation_space  # asked in every step, through all wrappers
 
     @property
     def spec(self) -> Any:
@@ -70,7 +71,9 @@ class Guard(gymnasium.Wrapper):
         obs, reward, terminated, truncated, info = answer
         self._check_observation(obs)
         self._check_info(info)
-        return obs, self._number(reward), *self._flags(terminated, truncated), info
+        if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
+            terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
+        return obs, self._number(reward), terminated, truncated, info
 
     def failed(self, error: BaseException, answer: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The step to answer with where one went wrong.
@@ -79,7 +82,7 @@ class Guard(gymnasium.Wrapper):
             EnvironmentFault: without restarts.
         """
         parts = "observation, reward, terminated, truncated and info"
-        return _zeros(self.env.observation_space), 0.0, False, False, self._fault(error, "step", answer, parts)
+        return _zeros(self._space), 0.0, False, False, self._fault(error, "step", answer, parts)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the environment's own.
@@ -98,7 +101,7 @@ class Guard(gymnasium.Wrapper):
             return obs, info
         except (Exception, SystemExit) as error:
             fault = self._fault(error, "reset", answer, "observation and info")
-            return _zeros(self.env.observation_space), fault
+            return _zeros(self._space), fault
 
     def close(self) -> None:
         """Close the environment; an error on the way is told and does no harm."""
@@ -141,7 +144,7 @@ class Guard(gymnasium.Wrapper):
         return {FAULT_KEY: sentence}
 
     def _check_observation(self, obs: Any) -> None:
-        check_observation(self.env.observation_space, obs, "", finite=self.restarts)
+        check_observation(self._space, obs, "", finite=self.restarts)
 
     def _check_info(self, info: Any) -> None:
         if not isinstance(info, dict):
@@ -156,9 +159,6 @@ class Guard(gymnasium.Wrapper):
         if self.restarts and not -LARGEST <= reward <= LARGEST:
             raise _Wrong(f"{reward} in its reward")
         return reward
-
-    def _flags(self, *flags: Any) -> list[Any]:
-        return [_flag(name, flag) for name, flag in zip(("terminated", "truncated"), flags, strict=True)]
 
 
 class GuardedSyncVectorEnv(SyncVectorEnv):
@@ -228,6 +228,8 @@ def check_observation(space: spaces.Space, obs: Any, part: str, finite: bool) ->
 
     A dtype fits where numpy casts it to the space's without changing its kind, so float64 fits float32.
     """
+    if type(obs) is np.ndarray and obs.dtype is space.dtype and obs.shape == space.shape and not finite:
+        return  # as it should be, and without the cost of a closer look
     name = f"observation part '{part}'" if part else "observation"
     if isinstance(space, spaces.Dict | spaces.Tuple):
         _check_parts(space, obs, part, name, finite)
