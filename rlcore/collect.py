@@ -8,12 +8,14 @@ complete; that is the same arithmetic in 1/T of the calls.
 from __future__ import annotations
 
 import functools
+import pickle
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
 from rlcore.acting import ActProgram, ActUnit, act
@@ -236,8 +238,8 @@ class Collector:
         self._failed, self._told_restart = False, False  # in this rollout; ever in this process
         self.next_first = np.zeros(buffer.num_envs, dtype=bool)  # whether it is the first of an episode after another
         self.counter = EpisodeCounter(buffer.num_envs)
-        self._begun = False
-        self._fresh: dict[str, Any] | None = None  # state of the environments after their first reset, where it is data
+        self._seeded = False  # whether the environments began with a seed
+        self._fresh: bytes | None = None  # packed state of environments that have just begun; b"" where it is no data
         self.rows_collected = 0
         self.global_step = 0  # real transitions so far, over all environments
         self.act_unit: ActUnit | None = None  # acts in place of Python, once built
@@ -266,10 +268,9 @@ class Collector:
         return self.noise.unbind()
 
     @functools.cached_property
-    def policy_rows(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def policy_rows(self) -> tuple[tuple[Tensor, ...], ...]:
         """What the network fills: actions, parameters of their distribution, values."""
-        buffer = self.buffer
-        return list(zip(buffer.actions.unbind(), buffer.dist_params.unbind(), buffer.values.unbind(), strict=True))
+        return self.buffer.actions.unbind(), self.buffer.dist_params.unbind(), self.buffer.values.unbind()
 
     def _example_row(self) -> tuple[Any, Tensor]:
         return map_parts(lambda x: x[0], self.buffer.obs), self.noise[0]
@@ -285,10 +286,10 @@ class Collector:
         Raises:
             EnvironmentFault: where an environment fails.
         """
-        self.next_obs = self.envs.reset(seed)
+        self.next_obs, self._seeded = self.envs.reset(seed), seed is not None
         self._tell_restart()
-        if not self._begun:
-            self._begun, self._fresh = True, self._capture()
+        if not isinstance(self.envs.envs, SyncVectorEnv):
+            self._look_at_fresh()
         self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
         self.counter.reset()
 
@@ -419,11 +420,11 @@ class Collector:
         noise = self.noise_rows[t]
         row = self.act_unit(obs, noise) if self.act_unit else act(network, obs, noise, self.with_values)
         actions, params, *values = row
-        action_row, param_row, value_row = self.policy_rows[t]
-        action_row.copy_(actions)
-        param_row.copy_(params)
+        action_rows, param_rows, value_rows = self.policy_rows
+        action_rows[t].copy_(actions)
+        param_rows[t].copy_(params)
         if values:
-            value_row.copy_(values[0])
+            value_rows[t].copy_(values[0])
 
     def _complete(self, network: ActorCritic, finals: list[tuple[int, np.ndarray, Any]]) -> None:
         """Fill what needs no environment: log-probabilities, values and next values."""
@@ -509,17 +510,32 @@ class Collector:
 
     def _captured(self) -> dict[str, Any] | None:
         """The environments' state, if it is one that fresh environments would take back."""
-        state = None if self._fresh is None else self._capture()
+        self._look_at_fresh()
+        state = self._capture() if self._fresh else None
         if state is None:
             return None
         in_processes = isinstance(self.envs.envs, GuardedAsyncVectorEnv)
-        pairs = zip(state["workers"], self._fresh["workers"], strict=True) if in_processes else [(state, self._fresh)]
+        fresh = pickle.loads(self._fresh)
+        pairs = zip(state["workers"], fresh["workers"], strict=True) if in_processes else [(state, fresh)]
         try:
-            for one, fresh in pairs:
-                check_fits(one, fresh)
+            for one, before in pairs:
+                check_fits(one, before)
         except Misfit:
             return None
         return state
+
+    def _look_at_fresh(self) -> None:
+        """Remember the state of environments that have just begun.
+
+        Single environments in this process are looked at when that is first asked for, since Python is slower to reach
+        the attributes of an object once all of them have been listed; if they have moved by then, others are made.
+        """
+        if self._fresh is not None:
+            return
+        envs = self.envs.envs
+        moved = isinstance(envs, SyncVectorEnv) and self.rows_collected > 0
+        state = _state_of_others(envs, self._seeded) if moved else self._capture()
+        self._fresh = b"" if state is None else pickle.dumps(state)
 
     def _capture(self) -> dict[str, Any] | None:
         envs = self.envs.envs
@@ -579,6 +595,21 @@ class Collector:
             "next_first": torch.from_numpy(self.next_first.copy()),
             **self.counter.state_dict(),
         }
+
+
+def _state_of_others(envs: SyncVectorEnv, seeded: bool) -> dict[str, Any] | None:
+    """The state of environments made like these, after their first reset; None where that is not possible."""
+    try:
+        others = type(envs)(envs.env_fns, autoreset_mode=envs.autoreset_mode)
+        if envs.spec is not None:  # given to them afterwards
+            others.spec = envs.spec
+        try:
+            others.reset(seed=0 if seeded else None)
+            return capture_state(others)
+        finally:
+            others.close()
+    except Exception:  # whatever a maker of one's own does when it is called once more
+        return None
 
 
 __all__ = ["Collector", "EpisodeCounter", "Episodes"]

@@ -488,6 +488,8 @@ def describe_environment(agent: Agent) -> str:
     why = f"asked for with --backend {asked}"
     if asked == "auto" and backend == "native":
         why = "the twin in tensors, as the run is compiled"
+    elif asked == "auto" and agent.config.on_env_error == "restart":
+        why = "environments that fail are begun anew one by one"
     elif asked == "auto" and agent.group_starts:
         why = "groups need a seed for each environment"
     elif asked == "auto":
