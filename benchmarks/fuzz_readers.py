@@ -449,13 +449,16 @@ def study(pool: Any, reader: str, count: int, first: int = 0) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("readers", nargs="*", choices=[*READERS, []], default=list(READERS), metavar="READER")
+    parser.add_argument("readers", nargs="*", metavar="READER", help=f"of {', '.join(READERS)}; default: all")
     parser.add_argument("--count", type=int, default=20_000, help="inputs for each reader")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--index", type=int, help="this input alone, with its traceback; nothing is written")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
     readers = options.readers or list(READERS)
+    unknown = sorted(set(readers) - set(READERS))
+    if unknown:
+        parser.error(f"'{unknown[0]}' is no reader; there are {', '.join(READERS)}")
     if options.index is not None:
         return show(readers[0], options.index)
     with multiprocessing.get_context("spawn").Pool(options.jobs, prepare) as pool:
