@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlcore.errors import RlcoreError, UsageError, did_you_mean
+from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
 
 COMMANDS = {
     "train": "train an agent into a run folder, or continue one",
@@ -136,7 +136,7 @@ def _printable(message: Any) -> str:
     text = str(message)
     if len(text) > LONGEST_MESSAGE:
         text = f"{text[: LONGEST_MESSAGE // 2]}...{text[-LONGEST_MESSAGE // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
 
 
 def _dispatch(arguments: list[str]) -> int:

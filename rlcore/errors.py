@@ -7,8 +7,16 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    """Text as one line that moves no terminal's cursor; names out of files come into messages."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class RlcoreError(Exception):
     """Base of all errors that rlcore raises on purpose; the command line prints its message and leaves with code 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(RlcoreError, ValueError):

@@ -265,6 +265,11 @@ def test_a_file_imports_nothing(honest, tmp_path, monkeypatch):
     assert load(path, env="CartPole-v1").global_step > 0
 
 
+def test_names_out_of_files_make_no_second_line(honest, tmp_path):
+    path = changed(honest, tmp_path, lambda payload: payload.__setitem__("env_id", "x\n\x1b[2Jall is well"))
+    assert "\x1b" not in str(refuse(path, "is not registered"))
+
+
 def test_texts_that_look_like_a_path_have_to_be_given_again(honest, tmp_path):
     path = changed(honest, tmp_path, lambda payload: payload["env_kwargs"].update(xml_file="/etc/passwd"))
     refuse(path, "looks like a path or an import")
