@@ -345,6 +345,14 @@ def test_another_error_while_making_an_agent_is_not_taken_for_that(monkeypatch):
 # Signals.
 
 
+@pytest.fixture
+def default_hangup():
+    """As in a terminal, even where these tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(numbers, code, ignored=()):
     """The code that a run would be stopped with, or None."""
     from rlcore.runs.train import StopSignals
@@ -360,7 +368,7 @@ def send(numbers, code, ignored=()):
             signal.signal(number, handler)
 
 
-def test_a_terminal_that_vanishes_stops_a_run_as_sigterm_does():
+def test_a_terminal_that_vanishes_stops_a_run_as_sigterm_does(default_hangup):
     hup, term, interrupt = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
     send([hup], 129)
     send([hup, hup], 129)
@@ -372,7 +380,7 @@ def test_a_terminal_that_vanishes_stops_a_run_as_sigterm_does():
             send(two, None)
 
 
-def test_a_run_whose_terminal_vanishes_leaves_a_checkpoint(capsys, tmp_path, monkeypatch):
+def test_a_run_whose_terminal_vanishes_leaves_a_checkpoint(capsys, tmp_path, monkeypatch, default_hangup):
     from rlcore.agents import Agent
 
     real = Agent.iterations
