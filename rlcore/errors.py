@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(error: BaseException) -> str:
+    """The message of somebody else's error, which may go over several lines."""
+    return " ".join(str(error).split())
+
+
 class RlcoreError(Exception):
     """Base of all errors that rlcore raises on purpose; the command line prints its message and leaves with code 2."""
 

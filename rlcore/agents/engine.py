@@ -32,6 +32,7 @@ from rlcore.rollout import NativeCollector
 from rlcore.spaces import Part
 from rlcore.torsos import is_image
 
+WAYS = ("python", "recorded", "compiled")
 # What Python costs per row of a rollout and per gradient step of a small network, and what recording and compiling
 # cost, in seconds: orders of magnitude on the machines measured, on which nothing but the choice depends.
 SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
@@ -60,9 +61,6 @@ def make_native_collector(agent: Any) -> NativeCollector:
 
 def _collector_options(agent: Any) -> tuple[bool, bool, float]:
     return agent.config.whole_episodes, agent.needs_values, agent.config.noise_correlation
-
-
-WAYS = ("python", "recorded", "compiled")
 
 
 class Engine:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlcore.agents.engine import WAYS
 from rlcore.checkpoint import check_like, read_agent
 from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported
-from rlcore.errors import CheckpointError, RlcoreError, UsageError
+from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
 from rlcore.networks import Torso
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ def load_agent(
     except RlcoreError:
         raise
     except Exception as error:  # sizes and numbers out of a file can make anything fail
-        raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_one_line(error)}") from error
+        raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_reason(error)}") from error
     try:
         agent.load_state_dict(payload["agent"], restore_envs=env is None and kwargs == payload["env_kwargs"])
         if "reference" in payload["config"] and "reference" not in overrides:
             agent.config = dataclasses.replace(agent.config, reference=payload["config"]["reference"])
     except Exception as error:
         agent.close()
-        problem = f"the checkpoint {path} does not fit this network or environment: {_one_line(error)}"
+        problem = f"the checkpoint {path} does not fit this network or environment: {_reason(error)}"
         raise CheckpointError(problem) from error
     if "compile" in overrides:  # asked for now, so not as the run began
         agent.engine.how = None
@@ -107,8 +107,8 @@ def _env_kwargs(
     return kwargs
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _reason(error: Exception) -> str:
+    return one_line(error)[:300] or type(error).__name__
 
 
 def _check_num_envs(payload: dict[str, Any], path: str | Path) -> None:

@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, iterate
 
 from rlcore.envs.state import NotCapturable, capture_state, restore_state
-from rlcore.errors import EnvironmentFault
+from rlcore.errors import EnvironmentFault, one_line
 
 FAULT_KEY = "rlcore_env_fault"  # in infos: the sentence of a fault whose environment has to be begun anew by a reset
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64, np.int32})
@@ -286,7 +286,7 @@ def describe(error: BaseException, env: gymnasium.Env | None = None) -> str:
         error: what was raised.
         env: whose own file is the place to name, where the error went through it.
     """
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error)[:300]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == _file_of(env)]
     where = (own or frames)[-1:]

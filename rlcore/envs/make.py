@@ -17,7 +17,7 @@ from rlcore.envs.async_vector import GuardedAsyncVectorEnv
 from rlcore.envs.guard import GuardedSyncVectorEnv, guarded
 from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.envs.native_vector import NativeVectorEnv
-from rlcore.errors import RlcoreError, UsageError, did_you_mean
+from rlcore.errors import RlcoreError, UsageError, did_you_mean, one_line
 
 BACKENDS = ("auto", "native", "sync", "async", "vector", "envpool")
 ON_ENV_ERROR = ("stop", "restart")
@@ -88,10 +88,10 @@ def make_vec(
     except RlcoreError:
         raise
     except gymnasium.error.DependencyNotInstalled as error:
-        raise UsageError(f"{env_id} needs a package that is not installed: {_one_line(error)}") from error
+        raise UsageError(f"{env_id} needs a package that is not installed: {one_line(error)}") from error
     except Exception as error:
         known = isinstance(error, gymnasium.error.Error | TypeError | ValueError) and str(error)
-        what = _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
+        what = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
         raise UsageError(f"{env_id} cannot be made with {env_kwargs or 'its defaults'}: {what}") from error
     if seed is not None:
         envs.reset(seed=seed)
@@ -125,7 +125,7 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
         near = did_you_mean(name, gymnasium.registry)
         raise UsageError(
-            f"environment '{env_id}' is not registered with gymnasium{near or f': {_one_line(error)}'}"
+            f"environment '{env_id}' is not registered with gymnasium{near or f': {one_line(error)}'}"
         ) from error
 
 
@@ -139,7 +139,7 @@ def import_module(name: str) -> None:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever foreign code does
         raise UsageError(
-            f"the module '{name}' cannot be imported: {type(error).__name__}: {_one_line(error)}"
+            f"the module '{name}' cannot be imported: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 
@@ -290,7 +290,3 @@ def _make(
     envs = vectorize(one)
     envs.spec = spec
     return envs
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
