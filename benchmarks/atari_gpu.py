@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import rlcore
-from rlcore.checkpoint import read_checkpoint
+from rlcore.storage.checkpoint import read_checkpoint
 
 # Many environments keep the card busy; the rate is higher than for 8 environments because the batch is.
 LEARNING = dict(

@@ -21,7 +21,7 @@ import numpy as np
 
 import rlcore
 from rlcore.envs import VectorAdapter
-from rlcore.evaluation import play_episodes
+from rlcore.agents.evaluation import play_episodes
 
 
 def main() -> None:

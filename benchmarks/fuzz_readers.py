@@ -37,7 +37,7 @@ import machine
 import torch
 
 from rlcore import A2C, GRPO, PPO, REINFORCE, load
-from rlcore.checkpoint import FORMAT, VERSION, read_checkpoint
+from rlcore.storage.checkpoint import FORMAT, VERSION, read_checkpoint
 from rlcore.errors import RlcoreError
 
 SECONDS, RATIO, EXTRA = 20, 10, 100 * 10**6

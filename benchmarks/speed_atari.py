@@ -124,7 +124,7 @@ def floor(repetitions: int = 5) -> dict[str, float]:
     """Milliseconds per sample of the Nature CNN alone, and the steps per second that these would allow."""
     import torch
 
-    from rlcore.torsos import NatureCNN
+    from rlcore.networks.torsos import NatureCNN
 
     network = NatureCNN((4, 84, 84)).to(memory_format=torch.channels_last)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import UsageError
-from rlcore.frames import FrameStacks
+from rlcore.envs.frames import FrameStacks
 from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
 
 LARGE = 2**20  # bytes from which on a field's memory is taken page by page

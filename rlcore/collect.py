@@ -18,15 +18,15 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
-from rlcore.acting import ActProgram, ActUnit, act
+from rlcore.programs.acting import ActProgram, ActUnit, act
 from rlcore.buffer import RolloutBuffer
-from rlcore.checkpoint import check_like, stored_count
-from rlcore.distributions import distribution_class, noise_size
+from rlcore.storage.checkpoint import check_like, stored_count
+from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.async_vector import GuardedAsyncVectorEnv
 from rlcore.envs.state import MOST_VALUES, Misfit, NotCapturable, capture_state, check_fits, restore_state
 from rlcore.errors import DivergenceError, EnvironmentFault, UsageError
-from rlcore.frames import FrameStacks
+from rlcore.envs.frames import FrameStacks
 from rlcore.networks import ActorCritic
 from rlcore.spaces import map_parts
 

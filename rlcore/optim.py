@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.checkpoint import check_like
+from rlcore.storage.checkpoint import check_like
 
 # What an optimiser remembers of each parameter beside the number of steps, tensors of its shape.
 MOMENTS = {torch.optim.Adam: ["exp_avg", "exp_avg_sq"], torch.optim.RMSprop: ["square_avg"]}

@@ -1,7 +1,7 @@
 """Whether Python is running an algorithm, or writing down what it does.
 
 A compiled iteration is made by running the agent's own methods once and recording their tensor operations
-(rlcore/program.py). The few places whose Python flow could depend on data ask here.
+(rlcore/programs/program.py). The few places whose Python flow could depend on data ask here.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from rlcore.agents import AGENTS
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.errors import UsageError
-from rlcore.frames import FrameStacks
+from rlcore.envs.frames import FrameStacks
 from rlcore.presets import find_preset
 from rlcore.runs.atari_scores import human_normalized, table
 from rlcore.runs.video import _play, record_video

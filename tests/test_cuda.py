@@ -9,8 +9,8 @@ import rlcore
 from rlcore.envs.native import NATIVE_TASKS
 from rlcore.envs.native_vector import NativeVectorEnv
 from rlcore.errors import UsageError
-from rlcore.learning import FIELDS
-from rlcore.program import CapturedRunner
+from rlcore.programs.learning import FIELDS
+from rlcore.programs.program import CapturedRunner
 from tests.test_programs import CASES, Doubling, assert_same, iterate, make
 
 DEVICE = "cuda"

@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from torch import distributions as td
 
-from rlcore.distributions import make_distribution, noise_size
+from rlcore.networks.distributions import make_distribution, noise_size
 from rlcore.spaces import action_spec
 
 BOX = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))

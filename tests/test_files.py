@@ -12,10 +12,10 @@ import warnings
 
 import pytest
 
-from rlcore.files import FolderLock, InUse, atomic_file, keep_aside, move_without_overwriting, set_aside
+from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, move_without_overwriting, set_aside
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from rlcore.files import FolderLock\n"
+    "import sys, time; from pathlib import Path; from rlcore.storage.files import FolderLock\n"
     "lock = FolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
 )
 
@@ -55,7 +55,7 @@ def test_a_second_holder_in_the_same_process_is_refused(tmp_path):
 
 
 FORK = (
-    "import os, sys, time; from pathlib import Path; from rlcore.files import FolderLock\n"
+    "import os, sys, time; from pathlib import Path; from rlcore.storage.files import FolderLock\n"
     "lock = FolderLock(Path(sys.argv[1])).acquire()\n"
     "if os.fork() == 0:  # a worker, which lives on and may call what it inherited\n"
     "    lock.release(); time.sleep(30); os._exit(0)\n"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlcore.frames import FrameStacks
+from rlcore.envs.frames import FrameStacks
 
 
 def games(steps, num_envs, depth, rng, ends):

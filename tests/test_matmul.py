@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rlcore import matmul, passes
+from rlcore.programs import matmul, passes
 
 HEADER = Path(matmul.__file__).with_name("matmul.h")
 SOURCE = """

@@ -7,7 +7,7 @@ from torch import nn
 from rlcore import ActorCritic
 from rlcore.buffer import RolloutBuffer
 from rlcore.errors import UsageError
-from rlcore.normalize import RewardScaler, RunningNorm
+from rlcore.networks.normalize import RewardScaler, RunningNorm
 from rlcore.optim import flatten_parameters
 
 BOX, DISCRETE = spaces.Box(-1, 1, (4,)), spaces.Discrete(3)

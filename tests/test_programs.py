@@ -13,18 +13,18 @@ import torch
 
 import rlcore
 from rlcore import estimators
-from rlcore import program as module
-from rlcore.acting import ActProgram
+from rlcore.programs import program as module
+from rlcore.programs.acting import ActProgram
 from rlcore.agents.engine import make_native_collector
 from rlcore.collect import Collector, EpisodeCounter
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
-from rlcore.files import FolderLock
-from rlcore.frames import FrameStacks
-from rlcore.learning import Learner
+from rlcore.storage.files import FolderLock
+from rlcore.envs.frames import FrameStacks
+from rlcore.programs.learning import Learner
 from rlcore.optim import adam_corrections, adam_update, optimizer_state, rmsprop_update
-from rlcore.passes import _direct, for_compiler, for_python
-from rlcore.program import CapturedRunner, Piece, Program, python_loop
+from rlcore.programs.passes import _direct, for_compiler, for_python
+from rlcore.programs.program import CapturedRunner, Piece, Program, python_loop
 from rlcore.tracing import Constant, is_recording, recording, surely
 
 SMALL = dict(hidden_sizes=(16,), seed=3, device="cpu", compile=False)

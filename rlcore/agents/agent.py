@@ -32,15 +32,15 @@ from rlcore.agents.setup import (
 )
 from rlcore.agents.stored import check_kinds, restore_network
 from rlcore.buffer import Batch, RolloutBuffer
-from rlcore.checkpoint import check_like, read_agent, write_checkpoint
+from rlcore.storage.checkpoint import check_like, read_agent, write_checkpoint
 from rlcore.collect import Episodes
 from rlcore.diagnostics import explained_variance
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.errors import CheckpointError, DivergenceError, UsageError
-from rlcore.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
+from rlcore.agents.evaluation import MAX_ENVS, Actor, Evaluation, check_episodes, play_episodes
 from rlcore.networks import ActorCritic, Torso
-from rlcore.normalize import RewardScaler
+from rlcore.networks.normalize import RewardScaler
 from rlcore.optim import clipped, flat, flatten_parameters, make_optimizer, restore_optimizer
 
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rlcore.errors import UsageError, did_you_mean
-from rlcore.torsos import TorsoName
+from rlcore.networks.torsos import TorsoName
 
 BackendName = Literal["auto", "native", "sync", "async", "vector", "envpool"]
 

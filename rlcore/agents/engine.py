@@ -26,11 +26,11 @@ from rlcore.collect import Collector
 from rlcore.envs.make import find_spec, native_twin
 from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
-from rlcore.frames import FrameStacks
-from rlcore.learning import Learner
-from rlcore.rollout import NativeCollector
+from rlcore.envs.frames import FrameStacks
+from rlcore.programs.learning import Learner
+from rlcore.programs.rollout import NativeCollector
 from rlcore.spaces import Part
-from rlcore.torsos import is_image
+from rlcore.networks.torsos import is_image
 
 WAYS = ("python", "recorded", "compiled")
 # What Python costs per row of a rollout and per gradient step of a small network, and what recording and compiling

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from rlcore.errors import UsageError
 from rlcore.networks import Torso
 from rlcore.spaces import Part
-from rlcore.torsos import is_image
+from rlcore.networks.torsos import is_image
 
 
 def resolve_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.agents.engine import WAYS
-from rlcore.checkpoint import check_like, read_agent
+from rlcore.storage.checkpoint import check_like, read_agent
 from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported
 from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
 from rlcore.networks import Torso

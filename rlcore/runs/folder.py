@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 
 import tomli_w
 
-from rlcore.checkpoint import read_agent
+from rlcore.storage.checkpoint import read_agent
 from rlcore.errors import CheckpointError, RlcoreError, UsageError
-from rlcore.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
+from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
 from rlcore.runs.settings import read_settings, to_toml
 
 KEEP_CHECKPOINTS = 5

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from rlcore.agents import Agent, load
-from rlcore.checkpoint import write_checkpoint
+from rlcore.storage.checkpoint import write_checkpoint
 from rlcore.collect import Episodes
 from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError
-from rlcore.files import set_aside, write_atomically
+from rlcore.storage.files import set_aside, write_atomically
 from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
 from rlcore.runs.progress import Progress
 from rlcore.runs.settings import EVAL_EPISODES, settings_of_checkpoint
-from rlcore.torsos import is_image
+from rlcore.networks.torsos import is_image
 
 TENSORBOARD_POINTS = 200  # at most so many points per curve: writing each iteration costs more than it shows
 SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point

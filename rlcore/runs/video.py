@@ -12,8 +12,8 @@ import torch
 from rlcore.agents import Agent
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
-from rlcore.evaluation import Actor
-from rlcore.files import FolderLock, InUse, move_without_overwriting
+from rlcore.agents.evaluation import Actor
+from rlcore.storage.files import FolderLock, InUse, move_without_overwriting
 
 SUFFIXES = (".mp4", ".gif")
 

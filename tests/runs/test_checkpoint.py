@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlcore import PPO, load, make_vec
-from rlcore import checkpoint as module
-from rlcore.checkpoint import read_checkpoint, write_checkpoint
+from rlcore.storage import checkpoint as module
+from rlcore.storage.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.errors import CheckpointError
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rlcore import A2C, GRPO, PPO, load
-from rlcore.checkpoint import FORMAT, VERSION, read_checkpoint, write_checkpoint
+from rlcore.storage.checkpoint import FORMAT, VERSION, read_checkpoint, write_checkpoint
 from rlcore.envs.state import Misfit, capture_state, check_fits, restore_state
 from rlcore.errors import CheckpointError, RlcoreError, UsageError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rlcore import load
-from rlcore.checkpoint import read_checkpoint, write_checkpoint
+from rlcore.storage.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.cli import main
 from rlcore.errors import CheckpointError, UsageError
 from rlcore.runs import folder as module

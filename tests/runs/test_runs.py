@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlcore import load
-from rlcore.checkpoint import read_checkpoint
+from rlcore.storage.checkpoint import read_checkpoint
 
 SMALL = [
     "--num-steps",
@@ -279,7 +279,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_saved(tmp_path):
     folder = tmp_path / "run"
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from rlcore.cli import main; "
-        "import rlcore.runs.folder, rlcore.checkpoint as c; real = c.write_checkpoint; n = [0]\n"
+        "import rlcore.runs.folder, rlcore.storage.checkpoint as c; real = c.write_checkpoint; n = [0]\n"
         "def limited(path, payload):\n"
         "    n[0] += 1\n"
         "    if n[0] == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"

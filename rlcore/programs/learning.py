@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.diagnostics import explained_variance
 from rlcore.optim import adam_corrections, adam_update, clipped, flat, optimizer_state, rmsprop_update
-from rlcore.program import Piece, Program, buffer_slots, held, holding, parameter_slots
+from rlcore.programs.program import Piece, Program, buffer_slots, held, holding, parameter_slots
 
 FIELDS = (
     "obs", "actions", "dist_params", "logprobs", "values", "rewards", "terminated", "truncated", "next_values", "mask",

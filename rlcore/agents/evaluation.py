@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlcore.distributions import distribution_class, noise_size
+from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic

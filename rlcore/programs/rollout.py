@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from rlcore.buffer import RolloutBuffer
-from rlcore.checkpoint import check_like, stored_count
+from rlcore.storage.checkpoint import check_like, stored_count
 from rlcore.collect import EpisodeCounter, Episodes
-from rlcore.distributions import distribution_class, noise_size
+from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.native import NativeTask
 from rlcore.networks import ActorCritic
-from rlcore.program import Piece, Program, buffer_slots, held, holding, parameter_slots
+from rlcore.programs.program import Piece, Program, buffer_slots, held, holding, parameter_slots
 
 Tree = dict[str, Any]
 

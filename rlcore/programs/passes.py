@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from rlcore import matmul
+from rlcore.programs import matmul
 
 aten = torch.ops.aten
 SMALL_BATCH = 8  # rows up to which a layer is faster as multiplications inside a fused kernel than as a call

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcore.networks import ActorCritic
-from rlcore.program import Piece, Program, buffer_slots, held, holding, parameter_slots
+from rlcore.programs.program import Piece, Program, buffer_slots, held, holding, parameter_slots
 from rlcore.spaces import Obs
 
 

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rlcore import matmul
-from rlcore.files import FolderLock, InUse
-from rlcore.passes import for_compiler, for_python
+from rlcore.programs import matmul
+from rlcore.storage.files import FolderLock, InUse
+from rlcore.programs.passes import for_compiler, for_python
 from rlcore.tracing import recording
 
 Slot = tuple[dict[str, Any], str]
@@ -344,7 +344,7 @@ def fingerprint(key: Any) -> str:
 @functools.cache
 def _sources() -> str:
     """A hash over the sources a program is made from; tens of small files, a few milliseconds."""
-    files = sorted(file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".h"))
+    files = sorted(file for file in Path(__file__).parent.parent.rglob("*") if file.suffix in (".py", ".h"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

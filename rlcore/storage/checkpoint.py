@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.archive import Refused, read_archive
+from rlcore.storage.archive import Refused, read_archive
 from rlcore.errors import CheckpointError
-from rlcore.files import write_atomically
+from rlcore.storage.files import write_atomically
 
 FORMAT = "rlcore-checkpoint"
 VERSION = 3

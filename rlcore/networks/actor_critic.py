@@ -15,11 +15,11 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from rlcore.distributions import Distribution, make_distribution
+from rlcore.networks.distributions import Distribution, make_distribution
 from rlcore.errors import UsageError
-from rlcore.normalize import RunningNorm
+from rlcore.networks.normalize import RunningNorm
 from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
-from rlcore.torsos import ACTIVATIONS, TorsoName, check_torso, is_channels_last, is_image, make_torso, orthogonal
+from rlcore.networks.torsos import ACTIVATIONS, TorsoName, check_torso, is_channels_last, is_image, make_torso, orthogonal
 
 
 class Preprocess(nn.Module):
