@@ -1,8 +1,31 @@
-"""Shows hyperparameters in the API documentation with the comment that stands beside each in the source."""
+"""Shows hyperparameters in the API documentation by their plain types, with the comment that stands beside each in the
+source."""
 
+import ast
 import re
+from pathlib import Path
 
 import griffe
+
+SOURCE = Path(__file__).parent.parent / "rlcore" / "agents" / "config.py"
+ALIASES = {
+    target.id: statement.value
+    for statement in ast.parse(SOURCE.read_text()).body
+    if isinstance(statement, ast.Assign)
+    for target in statement.targets
+}
+
+
+class Plain(ast.NodeTransformer):
+    """Makes `Count | None` to `int | None`: puts what they stand for in place of names, and leaves out ranges."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.visit(ALIASES[node.id]) if node.id in ALIASES and node.id != "T" else node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        if ast.unparse(node.value) == "Annotated":
+            return self.visit(node.slice.elts[0])
+        return self.visit(node.slice) if ast.unparse(node.value) == "Apart" else self.generic_visit(node)
 
 
 class FieldComments(griffe.Extension):
@@ -10,12 +33,10 @@ class FieldComments(griffe.Extension):
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
         config = attr.parent
-        if (
-            attr.docstring is None
-            and config.is_class
-            and config.name.endswith("Config")
-            and attr.annotation is not None
-        ):
-            comment = re.search(r"# (.+)$", attr.lines[0]) if attr.lines else None
-            if comment:
-                attr.docstring = griffe.Docstring(comment[1], parent=attr)
+        if not (config.is_class and config.name.endswith("Config") and attr.annotation is not None):
+            return
+        plain = Plain().visit(ast.parse(str(attr.annotation), mode="eval").body)
+        attr.annotation = griffe.safe_get_annotation(plain, parent=config)
+        comment = re.search(r"\s# (.+)$", "\n".join(attr.lines), re.MULTILINE)
+        if comment and attr.docstring is None:
+            attr.docstring = griffe.Docstring(comment[1], parent=attr)

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import math
 import mmap
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium
 import torch
 from torch import Tensor
 
-from rlcore.errors import UsageError
 from rlcore.envs.frames import FrameStacks
-from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
+from rlcore.errors import UsageError
+from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
+from rlcore.state import Place
+from rlcore.tracing import current_trace, is_recording, reduce
 
 LARGE = 2**20  # bytes from which on a field's memory is taken page by page
+
+
+def core_fields(spec: ActionSpec) -> list[Field]:
+    """What every transition holds beside its observation."""
+    return [
+        Field("dones", (), torch.bool, "environment"),
+        Field("actions", spec.shape, spec.dtype, "policy"),
+        Field("dist_params", (spec.num_params,), torch.float32, "policy"),
+        Field("logprobs"),
+        Field("values"),
+        Field("rewards", (), torch.float32, "environment"),
+        Field("terminated", (), torch.bool, "environment"),
+        Field("truncated", (), torch.bool, "environment"),
+        Field("next_values"),
+        Field("mask", (), torch.bool, "environment"),
+    ]
 
 
 class RolloutBuffer:
     """Fixed-length storage of one rollout, preallocated on one device; T = num_steps, N = num_envs.
 
-    Every field keeps its shape for life. Row t holds everything that belongs to the transition out of `obs[t]`, the
-    flags of its own end included, so no estimator needs a special case for the last row.
+    Every field keeps its shape and its memory for life: assigning one copies into it. Row t holds everything that
+    belongs to the transition out of `obs[t]`, the flags of its own end included, so no estimator needs a special case
+    for the last row.
 
     Attributes:
         obs: `[T, N, ...]` observation the action was chosen from; images stay uint8, and stacked frames are stored
@@ -36,10 +55,11 @@ class RolloutBuffer:
         values: `[T, N]` V(obs[t]).
         rewards: `[T, N]` of the transition out of `obs[t]`, scaled where reward normalisation is on.
         terminated, truncated: `[T, N]` bool, whether that transition ended the episode, and how.
-        next_values: `[T, N]` V of the true successor: of the final observation where an episode ended, never of the
-            observation after the reset.
+        next_values: `[T, N]` V of the true successor: of the final observation where an episode was cut, never of the
+            observation after the reset; 0 where it terminated.
         mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset, an environment that has
             finished its episode and waits for the others.
+        fields: the `Field` of each of these but obs, and of those added.
         length: number of rows filled in this rollout, T unless all episodes of a whole-episode rollout ended before.
 
     Args:
@@ -49,9 +69,10 @@ class RolloutBuffer:
         action_space: of a single environment, or an ActionSpec.
         device: where all fields live.
         frame_stack: number of frames in an observation `[S, H, W]` that is a stack of the latest, 0 where it is none.
+        added: further fields, of the policy, the environments or the agent.
 
     Raises:
-        UsageError: where a size is below 1, a space has no tensor form, or the machine has too little memory.
+        UsageError: where a size is below 1, a name is taken, a space has no tensor form, or memory does not suffice.
     """
 
     def __init__(
@@ -62,6 +83,7 @@ class RolloutBuffer:
         action_space: gymnasium.Space | ActionSpec,
         device: torch.device | str = "cpu",
         frame_stack: int = 0,
+        added: Sequence[Field] = (),
     ):
         for name, size in (("num_steps", num_steps), ("num_envs", num_envs)):
             if size < 1:
@@ -69,30 +91,48 @@ class RolloutBuffer:
         spec = action_space if isinstance(action_space, ActionSpec) else action_spec(action_space)
         self.num_steps, self.num_envs, self.device = num_steps, num_envs, torch.device(device)
         self.length = num_steps
+        self.fields: dict[str, Field] = {}
+        parts, fields = observation_parts(observation_space), [*core_fields(spec), *added]
+        _check_memory(num_steps, num_envs, _row_size(parts, frame_stack, fields), self.device)
 
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return _zeros((num_steps, num_envs, *shape), dtype, self.device)
 
-        parts = observation_parts(observation_space)
-        _check_memory(num_steps, num_envs, _row_size(parts, spec, frame_stack), self.device)
         self.obs: Obs | FrameStacks = (
             FrameStacks(num_steps, num_envs, parts.shape, self.device)
             if frame_stack
-            else map_parts(lambda part: zeros(*part.shape, dtype=part.dtype), parts)
+            else map_parts(lambda part: zeros(part.shape, part.dtype), parts)
         )
-        self.dones = zeros(dtype=torch.bool)
-        self.actions = zeros(*spec.shape, dtype=spec.dtype)
-        self.dist_params = zeros(spec.num_params)
-        self.logprobs = zeros()
-        self.values = zeros()
-        self.rewards = zeros()
-        self.terminated = zeros(dtype=torch.bool)
-        self.truncated = zeros(dtype=torch.bool)
-        self.next_values = zeros()
-        self.mask = zeros(dtype=torch.bool)
+        for field in fields:
+            if hasattr(self, field.name) or hasattr(Batch, field.name) or field.name in OF_THE_BATCH:
+                raise UsageError(f"a field cannot be called '{field.name}', because buffer or batch have it already")
+            vars(self)[field.name] = zeros(field.shape, field.dtype)
+            self.fields[field.name] = field
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__.get("fields", ()):
+            super().__setattr__(name, value)
+        elif is_recording():
+            vars(self)[name] = value.to(self.fields[name].dtype)
+        else:
+            vars(self)[name].copy_(value)
 
     def __repr__(self) -> str:
         return f"RolloutBuffer(num_steps={self.num_steps}, num_envs={self.num_envs}, device='{self.device}')"
+
+    def filled_by(self, source: str) -> list[str]:
+        """Names of the fields that this source fills."""
+        return [name for name, field in self.fields.items() if field.source == source]
+
+    def places(self) -> list[Place]:
+        """Where its tensors stand, for programs."""
+        if isinstance(self.obs, FrameStacks):
+            obs = [Place(f"buffer.obs.{name}", vars(self.obs), name) for name in ("frames", "table")]
+        elif isinstance(self.obs, dict):
+            obs = [Place(f"buffer.obs.{name}", self.obs, name) for name in self.obs]
+        else:
+            obs = [Place("buffer.obs", vars(self), "obs")]
+        return [*obs, *(Place(f"buffer.{name}", vars(self), name) for name in self.fields)]
 
     def flatten(self, advantages: Tensor, returns: Tensor, weight: Tensor | None = None) -> Batch:
         """The filled rows as one batch of B transitions, with what the estimator made of them.
@@ -103,78 +143,82 @@ class RolloutBuffer:
             advantages, returns: `[T, N]`.
             weight: `[T, N]` share of each transition in the loss, where that is not the mean over transitions.
         """
+        length = self.num_steps if is_recording() else self.length
 
         def flat(x: Tensor) -> Tensor:
-            return x[: self.length].flatten(0, 1)
+            return x[:length].flatten(0, 1) if length < self.num_steps else x.flatten(0, 1)
 
-        mask = flat(self.mask)
-        return Batch(
-            obs=map_parts(flat, self.obs),
-            actions=flat(self.actions),
-            dist_params=flat(self.dist_params),
-            logprobs=flat(self.logprobs),
-            values=flat(self.values),
-            advantages=flat(advantages),
-            returns=flat(returns),
-            mask=mask,
-            weight=_weight(mask) if weight is None else torch.where(mask, flat(weight), 0.0),
-            weighted=weight is not None,
-            source=_source(mask),
-        )
+        fields = {name: flat(vars(self)[name]) for name in self.fields}
+        fields |= {"obs": map_parts(flat, self.obs), "advantages": flat(advantages), "returns": flat(returns)}
+        return Batch(fields, weight=None if weight is None else torch.where(fields["mask"], flat(weight), 0.0))
 
 
-@dataclass(frozen=True)
+OF_THE_BATCH = ("advantages", "returns", "weight", "weighted")
+
+
 class Batch:
     """B transitions, as a loss sees them: the `[T, N]` of a RolloutBuffer flattened to `[B]`.
 
     Attributes:
-        obs, actions, dist_params: `[B, ...]`, as in RolloutBuffer.
-        logprobs, values, mask: `[B]`, as there.
+        obs, actions, dones, logprobs, ...: `[B, ...]`, every field of the buffer; those of a minibatch are read from
+            the rollout when they are first asked for.
         advantages, returns: `[B]` from the agent's estimator.
+        mask: `[B]`, False for padding.
         weight: `[B]` share of each transition in the loss, 0 for padding. 1/(number of real transitions) for each of
             them, unless the estimator gave other weights; see `mean`.
         weighted: whether it did.
-        source: `[B]` the row to read for each row: itself, or a real one in place of padding.
-        extras: further `[B]` tensors that an agent wants with each transition.
+
+    Args:
+        fields: tensors `[B, ...]`, `mask` among them.
+        weight: `[B]` of the estimator, where it gave weights.
+        whole, rows: the batch that this one is a part of, and which of its rows.
     """
 
-    obs: Obs
-    actions: Tensor
-    dist_params: Tensor
-    logprobs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    mask: Tensor
-    weight: Tensor
-    weighted: bool = False
-    source: Tensor | None = None
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        weight: Tensor | None = None,
+        whole: Batch | None = None,
+        rows: Tensor | None = None,
+    ):
+        vars(self).update(fields)
+        self._whole, self._rows, self._trace = whole, rows, current_trace()
+        self._real_rows = _real_rows(self.mask) if whole is None else None
+        self.weighted = weight is not None
+        self.weight: Tensor = _weight(self.mask) if weight is None else weight
 
-    def take(self, indices: Tensor) -> Batch:
+    def __getattr__(self, name: str) -> Any:
+        whole = self.__dict__.get("_whole")
+        if whole is None or name.startswith("_"):
+            known = ", ".join(sorted(name for name in self.__dict__ if not name.startswith("_")))
+            raise AttributeError(f"a batch has no '{name}'; it has {known}")
+        value = map_parts(lambda x: x[self._rows], getattr(whole, name))
+        if current_trace() is self._trace:  # what is read inside a recorded loop belongs to the loop
+            vars(self)[name] = value
+        return value
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def take(self, indices: Tensor, padded: bool = False) -> Batch:
         """The transitions at `indices [M]`, as a batch of its own.
 
         A masked slot keeps its place, so shapes stay fixed, but with weight 0 and filled from a real transition:
         whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
+
+        Args:
+            padded: whether an index of -1 stands for no transition, where minibatches are not of one length.
         """
         mask = self.mask[indices]
-        weight = _weight(mask)
+        if padded:
+            mask = mask & (indices >= 0)
+        weight = None
         if self.weighted:  # a minibatch stands for the whole: scale up by how many real transitions were left out
-            weight = self.weight[indices] * (self.mask.sum() / mask.sum().clamp(min=1))
-        indices = indices if self.source is None else self.source[indices]
-        return Batch(
-            obs=map_parts(lambda x: x[indices], self.obs),
-            actions=self.actions[indices],
-            dist_params=self.dist_params[indices],
-            logprobs=self.logprobs[indices],
-            values=self.values[indices],
-            advantages=self.advantages[indices],
-            returns=self.returns[indices],
-            mask=mask,
-            weight=weight,
-            weighted=self.weighted,
-            extras={name: x[indices] for name, x in self.extras.items()},
-        )
+            share = reduce(self.mask.sum()) / reduce(mask.sum()).clamp(min=1)
+            weight = self.weight[indices] * share
+            weight = torch.where(mask, weight, 0.0) if padded else weight
+        real_rows = _real_rows(self.mask) if self._real_rows is None else self._real_rows
+        return Batch({"mask": mask}, weight, self, real_rows[indices])
 
     def mean(self, x: Tensor) -> Tensor:
         """Σ weight · x over `x [B]`: the mean over the real transitions, unless the estimator gave other weights."""
@@ -186,12 +230,70 @@ class Batch:
 
     def standardize(self, x: Tensor) -> Tensor:
         """`x [B]` with mean 0 and standard deviation 1 over the real transitions (1e-8 keeps constants finite)."""
-        x = x - self.step_mean(x)
-        return x / (self.step_mean(x * x).sqrt() + 1e-8)
+        x = x - reduce(self.step_mean(x))
+        return x / (reduce(self.step_mean(x * x)).sqrt() + 1e-8)
 
     def replace(self, **fields: Any) -> Batch:
-        """The same transitions with other values in some fields."""
-        return dataclasses.replace(self, **fields)
+        """The same transitions with other values in some fields, or with further ones, `[B, ...]`."""
+        new = copy.copy(self)
+        vars(new).update(fields)
+        return new
+
+
+class RowSampler:
+    """Minibatches of single transitions, reshuffled each epoch.
+
+    Args:
+        num_minibatches, epochs: how many of which size.
+        ragged: leave padding out, so that minibatches are of any size, another in each rollout. Whole episodes may be
+            mostly padding; segments are all but full.
+    """
+
+    def __init__(self, num_minibatches: int, epochs: int, ragged: bool):
+        self.num_minibatches, self.epochs, self.ragged = num_minibatches, epochs, ragged
+
+    def draw(self, mask: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """What to learn from in an iteration.
+
+        Args:
+            mask: `[T, N]` of the rollout.
+            generator: of the order.
+
+        Returns:
+            `rows [R]` of the batch to learn from at all, and `minibatches [epochs · num_minibatches, M]` of these;
+            one that is a row shorter than others is filled up with -1.
+        """
+        rows = torch.nonzero(mask.flatten()).squeeze(-1) if self.ragged else self._all(mask)
+        count = min(self.num_minibatches, len(rows))
+        orders = [torch.randperm(len(rows), generator=generator, device=rows.device) for _ in range(self.epochs)]
+        orders = [rows[order] for order in orders] if self.ragged else orders
+        if len(rows) % count == 0:
+            return {"rows": rows, "minibatches": torch.cat(orders).view(-1, len(rows) // count)}
+        parts = [part for order in orders for part in order.tensor_split(count)]
+        padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=-1)
+        return {"rows": rows, "minibatches": padded}
+
+    def _all(self, mask: Tensor) -> Tensor:
+        return torch.arange(mask.numel(), device=mask.device)
+
+    def take(self, batch: Batch, rows: Tensor) -> Batch:
+        """The minibatch of these `rows [M]`."""
+        return batch.take(rows, padded=self.ragged)
+
+    def example(self, mask: Tensor) -> dict[str, Tensor]:
+        """What `draw` gives, for a rollout of this form, without drawing."""
+        rows = self._all(mask)
+        rows = rows[: max(len(rows) - 3, 2)] if self.ragged else rows  # so that no size is one of another kind
+        size = -(-len(rows) // self.num_minibatches)
+        return {"rows": rows, "minibatches": rows[:size].expand(self.epochs * self.num_minibatches, -1).contiguous()}
+
+    def free_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Dimensions that are another in each rollout."""
+        return {"rows": (0,), "minibatches": (1,)} if self.ragged else {}
+
+    def suffices(self, rows: Tensor) -> bool:
+        """Whether there are enough rows for programs, which are not for minibatches of one transition."""
+        return not self.ragged or len(rows) >= 2 * self.num_minibatches
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -213,11 +315,11 @@ def _check_memory(num_steps: int, num_envs: int, row: int, device: torch.device)
         )
 
 
-def _row_size(parts: Part | dict[str, Part], spec: ActionSpec, frame_stack: int) -> int:
-    """Bytes of a transition in the fields that depend on the environment."""
+def _row_size(parts: Part | dict[str, Part], frame_stack: int, fields: Iterable[Field]) -> int:
+    """Bytes of a transition."""
     parts = parts.values() if isinstance(parts, dict) else [parts]
     obs = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts) // max(frame_stack, 1)
-    return obs + math.prod(spec.shape) * spec.dtype.itemsize + spec.num_params * 4
+    return obs + sum(math.prod(field.shape) * field.dtype.itemsize for field in fields)
 
 
 def _memory(device: torch.device) -> int:
@@ -230,9 +332,10 @@ def _memory(device: torch.device) -> int:
 
 
 def _weight(mask: Tensor) -> Tensor:
-    return mask / mask.sum().clamp(min=1)
+    return mask / reduce(mask.sum()).clamp(min=1)
 
 
-def _source(mask: Tensor) -> Tensor:
+def _real_rows(mask: Tensor) -> Tensor:
+    """`[B]` the row to read for each row: itself, or a real one in place of padding."""
     rows = torch.arange(len(mask), device=mask.device)
     return torch.where(mask, rows, mask.int().argmax())

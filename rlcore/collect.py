@@ -2,33 +2,34 @@
 
 Only what the next action needs is computed per step: the policy head, and the value too where it comes for free from a
 shared torso. Log-probabilities, and the values of a separate critic, follow in one batched call when the rollout is
-complete; that is the same arithmetic in 1/T of the calls.
+complete; that is the same arithmetic in 1/T of the calls. `Collector` has what is the same whoever steps the
+environments: `HostCollector` where Gymnasium does, row by row, `NativeCollector` where they are tensor functions.
 """
 
 from __future__ import annotations
 
 import functools
-import pickle
-import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
-from rlcore.programs.acting import ActProgram, ActUnit, act
 from rlcore.buffer import RolloutBuffer
-from rlcore.storage.checkpoint import check_like, stored_count
-from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.envs.adapter import VectorAdapter
-from rlcore.envs.async_vector import GuardedAsyncVectorEnv
-from rlcore.envs.state import MOST_VALUES, Misfit, NotCapturable, capture_state, check_fits, restore_state
-from rlcore.errors import DivergenceError, EnvironmentFault, UsageError
+from rlcore.envs.faults import Faults, refuse_nan, refuse_policy
 from rlcore.envs.frames import FrameStacks
+from rlcore.envs.native import NativeTask
+from rlcore.envs.standing import Standing
+from rlcore.errors import UsageError
 from rlcore.networks import ActorCritic
+from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.spaces import map_parts
+from rlcore.state import Place
+from rlcore.storage.checkpoint import check_like, stored_count
+from rlcore.tracing import is_recording, loop
 
 
 @dataclass
@@ -120,23 +121,188 @@ class EpisodeCounter:
         self.lengths = state["episode_lengths"].numpy().copy()
 
 
+class Collector:
+    """Plays N environments with a policy and fills a buffer.
+
+    A rollout is either a segment, which goes on where the last one stopped and across episode ends, or, with
+    `whole_episodes`, one episode of each environment from its beginning: who finishes waits with mask 0, and the
+    rollout ends early when all have finished.
+
+    Args:
+        envs: the environments behind their adapter.
+        buffer: what to fill; its device is where the network lives.
+        generator: source of the action noise, on the buffer's device.
+        whole_episodes: collect whole episodes instead of segments; `reset` before each rollout.
+        with_values: False leaves out the critic, for agents that have no use for it; values then stay 0.
+        noise_correlation: ρ of an AR(1) process n_t = ρ n_{t−1} + √(1 − ρ²) ξ_t in each environment, whose every n_t
+            is still standard normal; actions that push one way for a while explore what white noise does not reach
+            (Hollenstein et al. 2024, "Colored noise in PPO"). For Gaussian policies.
+        group_size: G, where each G environments start alike and are compared with each other; 1 where not.
+        seed: of the run, from which environments that failed get theirs.
+
+    Attributes:
+        global_step: real transitions so far, over all environments.
+        cut_episodes: of whole-episode rollouts, how many were still running after T steps.
+        next_obs: `[N, ...]` to act on next.
+
+    Raises:
+        UsageError: for correlated noise where actions are not real numbers.
+    """
+
+    def __init__(
+        self,
+        envs: VectorAdapter,
+        buffer: RolloutBuffer,
+        generator: torch.Generator,
+        whole_episodes: bool = False,
+        with_values: bool = True,
+        noise_correlation: float = 0.0,
+        group_size: int = 1,
+        seed: int = 0,
+    ):
+        self.envs, self.buffer, self.generator = envs, buffer, generator
+        self.whole_episodes, self.with_values = whole_episodes, with_values
+        self.noise_correlation = noise_correlation
+        if noise_correlation and envs.action_spec.dtype != torch.float32:
+            raise UsageError(f"noise_correlation is {noise_correlation}, but is for Box actions alone")
+        self.fill_with_noise = distribution_class(envs.action_spec).noise_
+        self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
+        self.counter = EpisodeCounter(buffer.num_envs)
+        self.cut_episodes, self.rows_collected, self.global_step = 0, 0, 0
+        self.carry: dict[str, Tensor] = {}  # of the policy
+        self.program: Any = None  # acts or plays in place of Python, once there is one
+        self.next_obs: Any = None
+        self._prepare(group_size, seed)
+
+    def _prepare(self, group_size: int, seed: int) -> None:
+        pass
+
+    @torch.inference_mode()
+    def collect(self, network: ActorCritic) -> Episodes:
+        """Fill the buffer and return the episodes that finished on the way.
+
+        Raises:
+            EnvironmentFault: where an environment fails, or an observation or a reward is not finite; names the
+                environment and the step.
+            DivergenceError: where that is the fault of an action that is not finite.
+        """
+        if self.next_obs is None:
+            self.reset()
+        self._draw_noise()
+        rewards, ends, cuts = self._play(network)
+        mask = self.buffer.mask.cpu().numpy()
+        episodes = self.counter.count(rewards, ends, mask, self.global_step, cuts)
+        self.rows_collected += self.buffer.length
+        self.global_step += self.counter.steps
+        return episodes
+
+    def reset(self, seed: int | list[int] | None = None) -> None:
+        """Start all environments afresh; episodes under way are dropped. Equal seeds in a list give equal starts.
+
+        Raises:
+            EnvironmentFault: where an environment fails.
+        """
+        self._begin(seed)
+        self.carry = {}
+        self.counter.reset()
+
+    def _begin(self, seed: int | list[int] | None) -> None:
+        raise NotImplementedError
+
+    def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Fill the buffer; rewards as the environments gave them, ends of their own episodes, and of those given up,
+        each `[T, N]`."""
+        raise NotImplementedError
+
+    def _draw_noise(self) -> None:
+        last = self.noise[-1].clone()
+        self.fill_with_noise(self.noise, self.generator)
+        if self.noise_correlation:
+            # The process begins in its stationary state: the first row of all is white.
+            first, fresh = self.rows_collected == 0, (1 - self.noise_correlation**2) ** 0.5
+            for t, row in enumerate(self.noise.unbind()):
+                if t > 0 or not first:
+                    row.mul_(fresh).add_(last, alpha=self.noise_correlation)
+                last = row
+
+    def _complete(self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None) -> None:
+        """Fill what needs no environment: log-probabilities, values and next values.
+
+        Args:
+            last_obs: `[N, ...]` after the last row.
+            cut: where episodes ended out of sight: rows `[K]`, environments `[K]`, their final observations
+                `[K, ...]`, and whether each really is one `[K]`.
+        """
+        buffer = self.buffer
+        buffer.logprobs = network.distribution(buffer.dist_params).log_prob(buffer.actions)
+        if not self.with_values:
+            return
+        if not network.shared:
+            buffer.values = _values(network, buffer.obs)
+        last = self.buffer.num_steps if is_recording() else self.buffer.length
+        following = torch.cat([buffer.values[1:last], network.value(last_obs).unsqueeze(0), buffer.values[last:]])
+        if cut is not None:
+            rows, envs, final_obs, really = cut
+            final = torch.where(really, network.value(final_obs), following[rows, envs])
+            following = following.index_put((rows, envs), final)
+        buffer.next_values = torch.where(buffer.terminated, 0.0, following)
+
+    def is_capturable(self) -> bool:
+        """Whether the environments' state can be stored; where not, a resumed run begins new episodes."""
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where collection stands, environments included if their state is plain data."""
+        policy = {"policy": {name: x.clone() for name, x in self.carry.items()}} if self.carry else {}
+        return {"rows_collected": self.rows_collected, "global_step": self.global_step, **policy}
+
+    def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
+        """Go on where `state_dict` was taken, or from new episodes (`seed`) where it holds no environment, or those of
+        another backend, or none is to be restored.
+
+        Raises:
+            ValueError: where the state does not fit.
+        """
+        self.reset(seed)
+        self.rows_collected = stored_count(state, "rows_collected")
+        self.global_step = stored_count(state, "global_step")
+        self._restore(state, restore_envs)
+
+    def _restore(self, state: dict[str, Any], restore_envs: bool) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without views of other objects, which would not be views of their copies."""
+        views = {name for name, x in vars(type(self)).items() if isinstance(x, functools.cached_property)}
+        return {name: x for name, x in vars(self).items() if name not in views} | {"program": None}
+
+
+def _values(network: ActorCritic, obs: Any) -> Tensor:
+    """V of all rows; of images row by row, whose activations would take too much memory at once."""
+    if isinstance(obs, dict) or obs.ndim < 5:
+        return network.value(obs)
+    return torch.stack([network.value(obs[t]) for t in range(len(obs))])
+
+
 class HostRows:
     """The buffer's rows as numpy arrays, for environments that live in host memory.
 
     On a CPU buffer they are the buffer's own memory and nothing is copied. On CUDA they are staged in pinned memory:
     an observation goes over when it arrives, in one copy, all else in one copy at the end.
 
+    Attributes:
+        rewards, terminated, truncated, mask, dones, ...: `[T, N]` each field that the environments fill.
+        raw_rewards: `[T, N]` float64, as the environments gave them.
+
     Args:
         buffer: where the rows go.
         staged: whether to keep rows of their own; by default, where the buffer is not in host memory.
     """
 
-    FIELDS = ("rewards", "terminated", "truncated", "mask", "dones")
-
     def __init__(self, buffer: RolloutBuffer, staged: bool | None = None):
         self.buffer = buffer
         self.staged = buffer.device.type != "cpu" if staged is None else staged
-        self.tensors = {name: self._host(getattr(buffer, name)) for name in self.FIELDS}
+        self.tensors = {name: self._host(getattr(buffer, name)) for name in buffer.filled_by("environment")}
         # Frames stored once bring their own staging.
         self.stacks = buffer.obs if isinstance(buffer.obs, FrameStacks) else None
         self.obs_tensor = {} if self.stacks is not None else map_parts(self._host, buffer.obs)
@@ -144,6 +310,7 @@ class HostRows:
         self.actions_tensor = self._host(buffer.actions)
         for name, tensor in self.tensors.items():
             setattr(self, name, tensor.numpy())
+        self.raw_rewards = np.zeros((buffer.num_steps, buffer.num_envs))
         self.rewards: np.ndarray
         self.terminated: np.ndarray
         self.truncated: np.ndarray
@@ -172,9 +339,10 @@ class HostRows:
         return self.actions[t]
 
     def flush(self) -> None:
+        self.rewards[:] = self.raw_rewards
         if self.staged:
             for name, tensor in self.tensors.items():
-                getattr(self.buffer, name).copy_(tensor)  # waits: the next rollout writes here
+                setattr(self.buffer, name, tensor)  # waits: the next rollout writes here
 
 
 def _rows(obs: Any) -> list[Any]:
@@ -184,75 +352,17 @@ def _rows(obs: Any) -> list[Any]:
     return [dict(zip(obs, row, strict=True)) for row in rows]
 
 
-class Collector:
-    """Plays N environments with a policy and fills a buffer.
+class HostCollector(Collector):
+    """Plays environments that are stepped in host memory, row by row."""
 
-    A rollout is either a segment, which goes on where the last one stopped and across episode ends, or, with
-    `whole_episodes`, one episode of each environment from its beginning: who finishes waits with mask 0, and the
-    rollout ends early when all have finished.
-
-    Args:
-        envs: the environments behind their adapter.
-        buffer: what to fill; its device is where the network lives.
-        generator: source of the action noise, on the buffer's device.
-        whole_episodes: collect whole episodes instead of segments; `reset` before each rollout.
-        noise_correlation: ρ of an AR(1) process n_t = ρ n_{t−1} + √(1 − ρ²) ξ_t in each environment, whose every n_t
-            is still standard normal; actions that push one way for a while explore what white noise does not reach
-            (Hollenstein et al. 2024, "Colored noise in PPO"). For Gaussian policies.
-        with_values: False leaves out the critic, for agents that have no use for it; values then stay 0.
-        group_size: G, where each G environments start alike and are compared with each other; 1 where not.
-        seed: of the run, from which environments that failed get theirs.
-
-    Of an environment that fails and is begun anew nothing is learned but what came before: the row of the fault is
-    masked, and the row before it is cut (truncated), so that its successor, which the faulty row shows, is valued. Of a
-    rollout of whole episodes the episode is left out, and with it those that it would be compared with.
-
-    Raises:
-        UsageError: for correlated noise where actions are not real numbers.
-    """
-
-    def __init__(
-        self,
-        envs: VectorAdapter,
-        buffer: RolloutBuffer,
-        generator: torch.Generator,
-        whole_episodes: bool = False,
-        with_values: bool = True,
-        noise_correlation: float = 0.0,
-        group_size: int = 1,
-        seed: int = 0,
-    ):
-        self.envs, self.buffer, self.generator = envs, buffer, generator
-        self.group_size, envs.restarts.seed = group_size, seed
-        self.whole_episodes, self.with_values = whole_episodes, with_values
-        self.noise_correlation = noise_correlation
-        if noise_correlation and envs.action_spec.dtype != torch.float32:
-            raise UsageError(f"noise_correlation is {noise_correlation}, but is for Box actions alone")
-        self.cut_episodes = 0  # whole-episode rollouts: how many were still running after T steps
-        self.fill_with_noise = distribution_class(envs.action_spec).noise_
-        self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
-        self.next_obs: Any = None  # [N, ...] to act on next, as the environment gave it
-        self.life_lost = np.zeros((buffer.num_steps, buffer.num_envs), dtype=bool)  # ends for learning alone
-        self.gave_up = np.zeros_like(self.life_lost)  # [T, N] rows after which a fault cut the episode
-        self.cut_before = np.zeros(buffer.num_envs, dtype=bool)  # whose episode a fault in row 0 cut before the rollout
-        self._failed, self._told_restart = False, False  # in this rollout; ever in this process
-        self.next_first = np.zeros(buffer.num_envs, dtype=bool)  # whether it is the first of an episode after another
-        self.counter = EpisodeCounter(buffer.num_envs)
-        self._seeded = False  # whether the environments began with a seed
-        self._fresh: bytes | None = None  # packed state of environments that have just begun; b"" where it is no data
-        self.rows_collected = 0
-        self.global_step = 0  # real transitions so far, over all environments
-        self.act_unit: ActUnit | None = None  # acts in place of Python, once built
-
-    def is_cached(self, network: ActorCritic, key: dict[str, Any]) -> bool:
-        """Whether the disk cache has the program that acts."""
-        program = ActProgram(network, self.with_values)
-        return program.is_cached((program.tensors(), *self._example_row()), {**key, "part": "act"})
-
-    def build(self, network: ActorCritic, key: dict[str, Any], compiled: bool) -> None:
-        """Act by a program from now on, compiled or recorded; `collect` is then for this network alone."""
-        program = ActProgram(network, self.with_values)
-        self.act_unit = ActUnit(program, *self._example_row(), {**key, "part": "act"}, compiled)
+    def _prepare(self, group_size: int, seed: int) -> None:
+        self.envs.restarts.seed = seed
+        num_steps, num_envs = self.buffer.num_steps, self.buffer.num_envs
+        self.faults = Faults(self.envs, num_steps, group_size, self.whole_episodes)
+        self.standing = Standing(self.envs.envs)
+        self.life_lost: np.ndarray | None = None  # [T, N] ends for learning alone
+        self.next_first = np.zeros(num_envs, dtype=bool)  # whether next_obs is the first of an episode after another
+        self.extras = [field.name for field in self.envs.fields]
 
     # Views of every row, made once, since indexing a tensor costs more than a small layer; and made when first played,
     # since there may be millions.
@@ -268,326 +378,196 @@ class Collector:
         return self.noise.unbind()
 
     @functools.cached_property
-    def policy_rows(self) -> tuple[tuple[Tensor, ...], ...]:
-        """What the network fills: actions, parameters of their distribution, values."""
-        return self.buffer.actions.unbind(), self.buffer.dist_params.unbind(), self.buffer.values.unbind()
-
-    def _example_row(self) -> tuple[Any, Tensor]:
-        return map_parts(lambda x: x[0], self.buffer.obs), self.noise[0]
+    def policy_rows(self) -> dict[str, tuple[Tensor, ...]]:
+        """The rows of what the policy fills."""
+        names = [*self.buffer.filled_by("policy"), "values"]
+        return {name: getattr(self.buffer, name).unbind() for name in names}
 
     @property
     def restarts(self) -> int:
         """How often an environment that failed was begun anew."""
         return int(self.envs.restarts.counts.sum())
 
-    def reset(self, seed: int | list[int] | None = None) -> None:
-        """Start all environments afresh; episodes under way are dropped.
-
-        Raises:
-            EnvironmentFault: where an environment fails.
-        """
-        self.next_obs, self._seeded = self.envs.reset(seed), seed is not None
-        self._tell_restart()
-        if not isinstance(self.envs.envs, SyncVectorEnv):
-            self._look_at_fresh()
+    def _begin(self, seed: int | list[int] | None) -> None:
+        self.next_obs = self.envs.reset(seed)
+        self.faults.tell()
+        self.standing.begun(seed is not None)
         self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
-        self.counter.reset()
 
-    @torch.inference_mode()
-    def collect(self, network: ActorCritic) -> Episodes:
-        """Fill the buffer and return the episodes that finished on the way.
-
-        Raises:
-            EnvironmentFault: where an environment fails, or an observation or a reward is not finite; names the
-                environment and the step.
-            DivergenceError: where that is the fault of an action that is not finite.
-        """
-        if self.next_obs is None:
-            self.reset()
-        self.envs.steps = self.rows_collected
-        self._draw_noise()
-        finals = self._play(network)
-        self._tell_restart()
-        self._check_finite(finals)
-        self.rows.flush()
-        self._complete(network, finals)
-        rows = self.rows
-        ends = (rows.terminated | rows.truncated) & ~self.life_lost
-        cuts = self.gave_up if self._failed else None
-        episodes = self.counter.count(rows.rewards, ends, rows.mask, self.global_step, cuts)
-        self.rows_collected += self.buffer.length
-        self.global_step += self.counter.steps
-        return episodes
-
-    def _draw_noise(self) -> None:
-        last = self.noise[-1].clone()
-        self.fill_with_noise(self.noise, self.generator)
-        if self.noise_correlation:
-            # The process begins in its stationary state: the first row of all is white.
-            first, fresh = self.rows_collected == 0, (1 - self.noise_correlation**2) ** 0.5
-            for t, row in enumerate(self.noise_rows):
-                if t > 0 or not first:
-                    row.mul_(fresh).add_(last, alpha=self.noise_correlation)
-                last = row
-
-    def _play(self, network: ActorCritic) -> list[tuple[int, np.ndarray, Any]]:
-        """The loop over T; returns (step, environments, observations) where episodes ended out of sight."""
-        envs, rows, finals = self.envs, self.rows, []
+    def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        envs, rows, buffer = self.envs, self.rows, self.buffer
+        envs.steps, finals = self.rows_collected, []
         obs, first = self.next_obs, self.next_first
         begun = first  # of the environment's own episodes: a lost life ends one for learning alone
-        playing = np.ones(self.buffer.num_envs, dtype=bool)
-        if self.group_size > 1:
-            playing &= ~self._with_group(envs.astray)
-        self.life_lost[:] = False
-        self._failed, self.cut_before[:], self.gave_up[:] = False, False, False
-        for t in range(self.buffer.num_steps):
+        playing = np.ones(buffer.num_envs, dtype=bool)
+        self.life_lost, faulty = None, envs.restarts.latest is not None
+        playing = self.faults.begin(playing) if faulty else playing
+        act = self._actor(network)
+        for t in range(buffer.num_steps):
             row = rows.write_obs(t, obs, begun)
             rows.dones[t] = first
-            self._act(network, t, row)
+            for name in self.extras:
+                getattr(rows, name)[t] = envs.extras[name]
+            act(t, row, first)
             try:
                 step = envs.step(rows.read_actions(t))
             except Exception:
-                self._check_finite(finals, t + 1)  # a NaN that came earlier is the better explanation
-                self._check_policy(t + 1)
+                self._check_finite(finals, t + 1, failed=True)  # a NaN that came earlier is the better explanation
                 raise
-            rows.rewards[t] = step.rewards
+            rows.raw_rewards[t] = step.rewards
             rows.terminated[t] = step.terminated
             rows.truncated[t] = step.truncated
             rows.mask[t] = step.real & playing
             if step.life_lost is not None:
-                self.life_lost[t] = step.life_lost
-                rows.terminated[t] |= step.life_lost
+                self._lose_life(t, step.life_lost)
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
-            if step.failed is not None:
-                playing = self._give_up(t, step.failed, playing)
-            if self.whole_episodes:
-                playing &= ~step.done
-                if not playing.any():
-                    break
             # The observation after a dead row starts an episode; without dead rows, the one after the end does.
             begun = ~step.real if envs.has_dead_rows else step.done
-            begun = begun if step.failed is None else begun | step.failed
+            if step.failed is not None:
+                self._check_policy(t + 1)
+                faulty, begun = True, begun | step.failed
+                playing = self._give_up(t, step.failed, playing)
+            if self.whole_episodes:
+                playing = playing & ~step.done
+                if not playing.any():
+                    break
             first = begun if step.life_lost is None else begun | step.life_lost
-        self.buffer.length = t + 1
+        buffer.length = t + 1
         rows.mask[t + 1 :] = False
         if self.whole_episodes:
             rows.truncated[t] |= playing  # an episode that is still running is cut here
             self.cut_episodes = int(playing.sum())
         self.next_obs, self.next_first = obs, first
-        if (self._failed or envs.astray.any()) and not rows.mask[: t + 1].any():
-            raise EnvironmentFault(
-                "nothing of a rollout is left to learn from, since each environment, or one of its group, failed in "
-                f"it: {envs.restarts.latest}"
-            )
-        return finals
+        if faulty:
+            self.faults.end(rows.mask)
+        self._check_finite(finals, t + 1)
+        rows.flush()
+        self._complete(network, self._to_device(obs), self._cut(finals))
+        ends = rows.terminated | rows.truncated
+        ends = ends if self.life_lost is None else ends & ~self.life_lost
+        return rows.raw_rewards, ends, self.faults.gave_up if faulty else None
+
+    def _actor(self, network: ActorCritic) -> Callable[[int, Any, np.ndarray], None]:
+        """A function that chooses the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
+        noise_rows, policy_rows, with_values = self.noise_rows, self.policy_rows, self.with_values
+        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
+        if self.program is not None and not self.carry:
+            choose = self.program.bind()
+        else:
+
+            def choose(obs: Any, noise: Tensor) -> dict[str, Tensor]:
+                return network.act(obs, {}, None, noise, with_values)[0]
+
+        def act(t: int, obs: Any, first: np.ndarray) -> None:
+            if self.carry:
+                began = torch.from_numpy(first.copy()).to(self.buffer.device)
+                chosen, self.carry = network.act(obs, self.carry, began, noise_rows[t], with_values)
+            else:
+                chosen = choose(obs, noise_rows[t])
+            for name, value in chosen.items():
+                policy_rows[name][t].copy_(value)
+
+        return act
+
+    def _lose_life(self, t: int, life_lost: np.ndarray) -> None:
+        if self.life_lost is None:
+            self.life_lost = np.zeros((self.buffer.num_steps, self.buffer.num_envs), dtype=bool)
+        self.life_lost[t] = life_lost
+        self.rows.terminated[t] |= life_lost
 
     def _give_up(self, t: int, failed: np.ndarray, playing: np.ndarray) -> np.ndarray:
-        """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing."""
-        self._failed = True
-        self._check_policy(t + 1)
-        rows = self.rows
-        if self.whole_episodes:
-            left_out = self._with_group(failed & playing)
-            rows.mask[: t + 1, left_out] = False
-            return playing & ~left_out
-        if t == 0:
-            self.counter.forget(failed)
-            self.cut_before |= failed
-            return playing
-        before = failed & rows.mask[t - 1]
-        ended = rows.terminated[t - 1] | rows.truncated[t - 1]
-        self.gave_up[t - 1] = before & ~(ended & ~self.life_lost[t - 1])
-        rows.truncated[t - 1] |= before & ~ended
-        return playing
+        if self.whole_episodes or t > 0:
+            return self.faults.give_up(t, failed, playing, self.rows, self.life_lost)
+        self.counter.forget(failed)
+        return self.faults.give_up(t, failed, playing, self.rows, self.life_lost)
 
-    def _with_group(self, which: np.ndarray) -> np.ndarray:
-        """`which [N]` and all others of their groups."""
-        return which.reshape(-1, self.group_size).any(1).repeat(self.group_size)
-
-    def _tell_restart(self) -> None:
-        if self.envs.restarts.first is not None and not self._told_restart:
-            self._told_restart = True
-            warnings.warn(
-                f"{self.envs.restarts.first}; it was begun anew (on_env_error is restart), and so will others be "
-                "without a word",
-                stacklevel=2,
-            )
-
-    def _act(self, network: ActorCritic, t: int, obs: Any) -> None:
-        """Choose the actions of row t, whose observations are `obs`."""
-        noise = self.noise_rows[t]
-        row = self.act_unit(obs, noise) if self.act_unit else act(network, obs, noise, self.with_values)
-        actions, params, *values = row
-        action_rows, param_rows, value_rows = self.policy_rows
-        action_rows[t].copy_(actions)
-        param_rows[t].copy_(params)
-        if values:
-            value_rows[t].copy_(values[0])
-
-    def _complete(self, network: ActorCritic, finals: list[tuple[int, np.ndarray, Any]]) -> None:
-        """Fill what needs no environment: log-probabilities, values and next values."""
-        buffer = self.buffer
-        buffer.logprobs.copy_(network.distribution(buffer.dist_params).log_prob(buffer.actions))
-        if not self.with_values:
-            return
-        if not network.shared:
-            buffer.values.copy_(self._values(network))
-        buffer.next_values[:-1] = buffer.values[1:]
-        buffer.next_values[buffer.length - 1] = network.value(self._to_device(self.next_obs))
-        if finals:
-            steps = np.concatenate([np.full(len(envs), t) for t, envs, _ in finals])
-            envs = np.concatenate([envs for _, envs, _ in finals])
-            obs = map_parts(lambda *parts: np.concatenate(parts), *(obs for _, _, obs in finals))
-            where = torch.from_numpy(steps).to(buffer.device), torch.from_numpy(envs).to(buffer.device)
-            buffer.next_values[where] = network.value(self._to_device(obs))
-
-    def _values(self, network: ActorCritic) -> Tensor:
-        """V of all rows; of images row by row, whose activations would take too much memory at once."""
-        obs = self.buffer.obs
-        if isinstance(obs, dict) or obs.ndim < 5:
-            return network.value(obs)
-        return torch.stack([network.value(obs[t]) for t in range(len(obs))])
+    def _cut(self, finals: list[tuple[int, np.ndarray, Any]]) -> tuple[Tensor, Tensor, Any, Tensor] | None:
+        """Where episodes ended out of sight, for `_complete`."""
+        if not finals or not self.with_values:
+            return None
+        rows = np.concatenate([np.full(len(envs), t) for t, envs, _ in finals])
+        envs = np.concatenate([envs for _, envs, _ in finals])
+        obs = map_parts(lambda *parts: np.concatenate(parts), *(obs for _, _, obs in finals))
+        cut = ~self.rows.terminated[rows, envs]  # what follows a termination is worth nothing
+        if not cut.any():
+            return None
+        device, obs = self.buffer.device, map_parts(lambda x: x[cut], obs)
+        rows, envs = (torch.from_numpy(x[cut]).to(device) for x in (rows, envs))
+        return rows, envs, self._to_device(obs), torch.ones(len(rows), dtype=torch.bool, device=device)
 
     def _to_device(self, obs: Any) -> Any:
         return map_parts(
             lambda x, like: torch.from_numpy(np.asarray(x)).to(like.device, like.dtype), obs, self.buffer.obs
         )
 
-    def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], steps: int | None = None) -> None:
-        rows = self.rows
-        named = dict(rows.obs) if isinstance(rows.obs, dict) else {"": rows.obs}
-        for part, values in named.items():
-            filled = values[: self.buffer.length if steps is None else steps]
-            self._refuse_nan(f"its observation{f' part {part!r}' if part else ''}", filled, offset=0)
-        self._refuse_nan("its reward", rows.rewards[: self.buffer.length if steps is None else steps - 1], offset=1)
-        if steps is None:
-            last = self.next_obs if isinstance(self.next_obs, dict) else {"": self.next_obs}
-            for values in last.values():
-                self._refuse_nan("its observation", np.asarray(values)[None], offset=self.buffer.length)
-            for t, envs, obs in finals:
-                for values in obs.values() if isinstance(obs, dict) else [obs]:
-                    self._refuse_nan("its final observation", np.asarray(values)[None], offset=t + 1, envs=envs)
-
-    def _refuse_nan(self, what: str, values: np.ndarray, offset: int, envs: np.ndarray | None = None) -> None:
-        """`values [steps, N, ...]`; row t belongs to step t + offset of this rollout, counted from 1."""
-        if values.dtype.kind != "f" or np.isfinite(values).all():
+    def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool = False) -> None:
+        """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
+        rows, parts = self.rows, _parts(self.rows.obs)
+        numbers = [rows.raw_rewards[: length - failed], *(x[:length] for x in parts.values() if x.dtype.kind == "f")]
+        after = [] if failed else [*_parts(self.next_obs).values(), *(x for *_, obs in finals for x in _parts(obs).values())]
+        if not failed and all(np.isfinite(x).all() for x in [*numbers, *(x for x in after if x.dtype.kind == "f")]):
             return
-        bad = np.argwhere(~np.isfinite(values.reshape(*values.shape[:2], -1)).all(-1))
-        t, n = bad[0]
-        env = n if envs is None else envs[n]
-        self._check_policy(t + offset)
-        value = values[t, n].ravel()
-        raise EnvironmentFault(
-            f"environment {env} returned {value[~np.isfinite(value)][0]} in {what} "
-            f"at vector step {self.rows_collected + t + offset:,}"
-        )
+        self._explain_nan(finals, length, failed)
+
+    def _explain_nan(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool) -> None:
+        rows, first_step, policy = self.rows, self.rows_collected, self._policy_rows()
+        for part, values in _parts(rows.obs).items():
+            what = f"its observation{f' part {part!r}' if part else ''}"
+            refuse_nan(what, values[:length], 0, first_step, policy)
+        refuse_nan("its reward", rows.raw_rewards[: length - failed], 1, first_step, policy)
+        if failed:
+            self._check_policy(length)
+            return
+        for values in _parts(self.next_obs).values():
+            refuse_nan("its observation", np.asarray(values)[None], length, first_step, policy)
+        for t, envs, obs in finals:
+            for values in _parts(obs).values():
+                refuse_nan("its final observation", np.asarray(values)[None], t + 1, first_step, policy, envs)
 
     def _check_policy(self, steps: int) -> None:
-        """Refuse actions that are not finite although what the policy saw was, in the first `steps` rows: what comes of
-        them in an environment is not the environment's fault."""
-        rows = self.rows
-        # [steps, N, P + A]; a choice is finite in any case, whatever it was drawn from
-        parts = [x[:steps].flatten(2).float() for x in (self.buffer.dist_params, self.buffer.actions.unsqueeze(-1))]
-        output = torch.cat(parts, -1).cpu().numpy()
-        bad = ~np.isfinite(output).all(-1)
-        for values in rows.obs.values() if isinstance(rows.obs, dict) else [rows.obs]:
-            if values.dtype.kind == "f":
-                bad &= np.isfinite(values[:steps].reshape(*bad.shape, -1)).all(-1)
-        if not bad.any():
-            return
-        t, n = np.argwhere(bad)[0]
-        value = output[t, n][~np.isfinite(output[t, n])][0]
-        raise DivergenceError(
-            f"the policy's action for environment {n} is {value} at vector step {self.rows_collected + t + 1:,}: "
-            "the weights are no longer finite"
-        )
+        refuse_policy(*self._policy_rows(), steps, self.rows_collected)
+
+    def _policy_rows(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """What the policy put out, `[T, N, P + A]` (a choice is finite in any case, whatever it was drawn from), and
+        what it saw."""
+        parts = [x.flatten(2).float() for x in (self.buffer.dist_params, self.buffer.actions.unsqueeze(-1))]
+        return torch.cat(parts, -1).cpu().numpy(), list(_parts(self.rows.obs).values())
 
     def is_capturable(self) -> bool:
-        """Whether the environments' state can be stored; where not, a resumed run begins new episodes."""
-        return self._captured() is not None
-
-    def _captured(self) -> dict[str, Any] | None:
-        """The environments' state, if it is one that fresh environments would take back."""
-        self._look_at_fresh()
-        state = self._capture() if self._fresh else None
-        if state is None:
-            return None
-        in_processes = isinstance(self.envs.envs, GuardedAsyncVectorEnv)
-        fresh = pickle.loads(self._fresh)
-        pairs = zip(state["workers"], fresh["workers"], strict=True) if in_processes else [(state, fresh)]
-        try:
-            for one, before in pairs:
-                check_fits(one, before)
-        except Misfit:
-            return None
-        return state
-
-    def _look_at_fresh(self) -> None:
-        """Remember the state of environments that have just begun.
-
-        Single environments in this process are looked at when that is first asked for, since Python is slower to reach
-        the attributes of an object once all of them have been listed; if they have moved by then, others are made.
-        """
-        if self._fresh is not None:
-            return
-        envs = self.envs.envs
-        moved = isinstance(envs, SyncVectorEnv) and self.rows_collected > 0
-        state = _state_of_others(envs, self._seeded) if moved else self._capture()
-        self._fresh = b"" if state is None else pickle.dumps(state)
-
-    def _capture(self) -> dict[str, Any] | None:
-        envs = self.envs.envs
-        try:
-            if isinstance(envs, GuardedAsyncVectorEnv):
-                states = envs.get_states(MOST_VALUES // envs.num_envs)
-                return None if states is None else {"workers": states}
-            return capture_state(envs)
-        except (NotCapturable, EnvironmentFault):  # a fault is found again, and told, by the next step
-            return None
+        return self.standing.capture(self.rows_collected > 0) is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where collection stands, environments included if their state is plain data (`env` is None if not)."""
-        env, standing = self._captured(), self._standing()
+        env, under_way = self.standing.capture(self.rows_collected > 0), self._under_way()
         return {
             "env": env,
-            **standing,
-            "next_obs": standing["next_obs"] if env is not None else None,
+            **under_way,
+            "next_obs": under_way["next_obs"] if env is not None else None,
             "noise": self.noise[-1].clone(),
-            "rows_collected": self.rows_collected,
-            "global_step": self.global_step,
             "restarts": torch.from_numpy(self.envs.restarts.counts.copy()),
+            **super().state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
-        """Go on where `state_dict` was taken, or from new episodes (`seed`) where it holds no environment, or those of
-        another backend, or none is to be restored.
-
-        Raises:
-            ValueError: where the state does not fit.
-        """
-        self.reset(seed)
-        self.rows_collected = stored_count(state, "rows_collected")
-        self.global_step = stored_count(state, "global_step")
+    def _restore(self, state: dict[str, Any], restore_envs: bool) -> None:
         if len(state["noise"]) == self.buffer.num_envs:
             self.noise[-1].copy_(state["noise"])
         if not restore_envs:
             return
         self.envs.restarts.load(state.get("restarts", np.zeros(self.buffer.num_envs, np.int64)))
-        envs, stored = self.envs.envs, state["env"]
-        in_processes = isinstance(stored, dict) and stored.keys() == {"workers"}
-        if stored is None or in_processes != isinstance(envs, GuardedAsyncVectorEnv):
+        if state["env"] is None:
             return
-        own = self._standing()
+        own = self._under_way()
         check_like({name: state.get(name) for name in own}, own, "collector")
-        envs.set_states(stored["workers"]) if in_processes else restore_state(envs, stored)
+        if not self.standing.restore(state["env"]):
+            return
         self.envs.pending = state["pending"].numpy().copy()
         self.next_obs = map_parts(lambda x: x.numpy().copy(), state["next_obs"])
         self.next_first = state["next_first"].numpy().copy()
         self.counter.load_state_dict(state)
+        self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
 
-    def _standing(self) -> dict[str, Any]:
+    def _under_way(self) -> dict[str, Any]:
         """What belongs to the episodes under way, beside the environments' own state."""
         return {
             "pending": torch.from_numpy(self.envs.pending.copy()),
@@ -597,19 +577,187 @@ class Collector:
         }
 
 
-def _state_of_others(envs: SyncVectorEnv, seeded: bool) -> dict[str, Any] | None:
-    """The state of environments made like these, after their first reset; None where that is not possible."""
-    try:
-        others = type(envs)(envs.env_fns, autoreset_mode=envs.autoreset_mode)
-        if envs.spec is not None:  # given to them afterwards
-            others.spec = envs.spec
-        try:
-            others.reset(seed=0 if seeded else None)
-            return capture_state(others)
-        finally:
-            others.close()
-    except Exception:  # whatever a maker of one's own does when it is called once more
-        return None
+def _parts(obs: Any) -> dict[str, Any]:
+    return dict(obs) if isinstance(obs, dict) else {"": obs}
 
 
-__all__ = ["Collector", "EpisodeCounter", "Episodes"]
+class NativeCollector(Collector):
+    """Plays environments that are functions of tensors, all rows in one loop.
+
+    Attributes:
+        standing: the environments, a dict of
+
+            state    [N, S]
+            elapsed  [N] steps of their episodes so far
+            first    [N] whether the next observation is the first of an episode after another
+            playing  [N] whether the episode counts (whole episodes: those who have finished wait)
+            noise    [N, A] action noise of the step before, where it is correlated
+
+        draws: noise of actions `[T, N, A]` and of starts `[T, N, D]` for the next rollout.
+
+    Args:
+        task: the environment; all else as in `Collector`.
+    """
+
+    def __init__(self, task: NativeTask, *args: Any, **options: Any):
+        self.task = task
+        super().__init__(*args, **options)
+
+    def _prepare(self, group_size: int, seed: int) -> None:
+        self.max_episode_steps = self.task.max_episode_steps
+        self.dtype = torch.float64
+        self.standing: dict[str, Tensor] = {}
+        self.draws: dict[str, Tensor] = {}
+        self.network: ActorCritic | None = None
+
+    @property
+    def next_obs(self) -> Tensor | None:
+        """Observations to act on next, [N, ...]."""
+        return self.task.observe(self.standing["state"]) if self.standing else None
+
+    @next_obs.setter
+    def next_obs(self, obs: None) -> None:
+        pass  # the state tells
+
+    def _begin(self, seed: int | list[int] | None) -> None:
+        N, device = self.buffer.num_envs, self.buffer.device
+        seeds = seed if isinstance(seed, list) else [seed or 0]
+        starts = {s: self._uniform(N if len(seeds) == 1 else 1, s) for s in dict.fromkeys(seeds)}
+        uniform = starts[seeds[0]] if len(seeds) == 1 else torch.cat([starts[s] for s in seeds])
+        noise = self.standing["noise"] if self.standing else self._noise_before()
+        self.standing.update(
+            state=self.task.initial(uniform.to(device)),
+            elapsed=torch.zeros(N, dtype=torch.int64, device=device),
+            first=torch.full((N,), self.whole_episodes and self.rows_collected > 0, device=device),
+            playing=torch.ones(N, dtype=torch.bool, device=device),
+            noise=noise,
+        )
+
+    def _uniform(self, count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(count, self.task.draws, dtype=self.dtype, generator=generator)
+
+    def _noise_before(self) -> Tensor:
+        """The correlated noise begins in its stationary state."""
+        return self.fill_with_noise(torch.empty_like(self.noise[0]), self.generator)
+
+    def _draw_noise(self) -> None:
+        self.draw(self.generator)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """The random numbers of a rollout."""
+        self.fill_with_noise(self.noise, generator)
+        T, N = self.noise.shape[:2]
+        shape = (T, 1, 1) if self.whole_episodes else (T, N, self.task.draws)  # whole episodes begin by reset alone
+        starts = torch.rand(shape, dtype=torch.float32, device=self.noise.device, generator=generator)
+        self.draws.update(noise=self.noise, start=starts)
+
+    def begin_example(self, network: ActorCritic) -> None:
+        """Be ready for `places` and `rollout` without drawing anything from the agent's generator."""
+        own, self.generator = self.generator, torch.Generator(self.buffer.device)
+        self.network = network
+        if not self.standing:
+            self.reset(0)
+        if not self.draws:
+            self.draw(self.generator)
+        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
+        self.generator = own
+
+    def places(self) -> list[Place]:
+        """What a program that plays reads and writes beside the network and the buffer."""
+        standing = [Place(f"envs.{name}", self.standing, name) for name in self.standing]
+        policy = [Place(f"policy.{name}", self.carry, name) for name in self.carry]
+        return [*standing, *policy, *(Place(f"draws.{name}", self.draws, name) for name in self.draws)]
+
+    def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        self.network = network
+        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
+        if self.whole_episodes:
+            self.standing["playing"].fill_(True)
+        self.rollout() if self.program is None else self.program()
+        if self.whole_episodes:
+            self.cut_episodes = int(self.standing["playing"].sum())
+        buffer = self.buffer
+        rewards, terminated, truncated = (
+            x.cpu().numpy() for x in (buffer.rewards, buffer.terminated, buffer.truncated)
+        )
+        self._check_finite(rewards)
+        return rewards, terminated | truncated, None
+
+    @torch.no_grad()
+    def rollout(self) -> None:
+        """T rows of policy and environment; what programs are recorded from."""
+        buffer, network = self.buffer, self.network
+        turns = 8 if buffer.num_envs <= 64 else 1  # a loop costs microseconds a turn
+        start = {**self.standing, **{f"policy.{name}": x for name, x in self.carry.items()}}
+        end, rows, _ = loop(self._row, start, self.draws, unroll=turns)
+        for name in self.standing:
+            self.standing[name] = end[name]
+        for name in self.carry:
+            self.carry[name] = end[f"policy.{name}"]
+        finals = rows.pop("final_obs", None)
+        if self.whole_episodes:  # an episode that is still running is cut here
+            cut = rows["truncated"][-1] | end["playing"]
+            rows["truncated"] = torch.cat([rows["truncated"][:-1], cut.unsqueeze(0)])
+        for name, x in rows.items():
+            setattr(buffer, name, x)
+        self._complete(network, self.task.observe(end["state"]), None if finals is None else self._cut(finals))
+
+    def _row(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One row: observe, act, step, and begin anew where an episode ended."""
+        task, rho, limit = self.task, self.noise_correlation, self.max_episode_steps
+        noise = rho * carry["noise"] + (1 - rho**2) ** 0.5 * draws["noise"] if rho else draws["noise"]
+        policy = {name.removeprefix("policy."): x for name, x in carry.items() if name.startswith("policy.")}
+        obs = task.observe(carry["state"])
+        chosen, policy = self.network.act(obs, policy, carry["first"], noise, self.with_values)
+        actions = self.envs.action_spec.to_env_tensor(chosen["actions"])
+        following, rewards, terminated = task.step(carry["state"], actions)
+        elapsed = carry["elapsed"] + 1
+        truncated = (elapsed >= limit) if limit else torch.zeros_like(terminated)
+        done, playing = terminated | truncated, carry["playing"]
+        row = {"obs": obs, "rewards": rewards, "terminated": terminated, "truncated": truncated, "mask": playing}
+        row |= {"dones": carry["first"], **chosen, **task.extras(carry["state"])}
+        if self.with_values and limit:
+            row["final_obs"] = task.observe(following)
+        if self.whole_episodes:
+            playing = playing & ~done
+            following = torch.where(playing.unsqueeze(-1), following, carry["state"])  # who waits stands still
+        else:
+            following = torch.where(done.unsqueeze(-1), task.initial(draws["start"]).to(following.dtype), following)
+            elapsed = torch.where(done, 0, elapsed)
+        after = {"state": following, "elapsed": elapsed, "first": done, "playing": playing, "noise": noise}
+        return {**after, **{f"policy.{name}": x for name, x in policy.items()}}, row
+
+    def _cut(self, finals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where episodes were cut, for `_complete`: a time limit cuts an environment at most so often in T rows, and
+        only these rows ask the network again."""
+        truncated = self.buffer.truncated
+        T, N = truncated.shape
+        often = min(T, (T - 1) // self.max_episode_steps + 1)
+        rows = truncated.float().topk(often, dim=0)[1].flatten()  # [often · N]
+        envs = torch.arange(N, device=rows.device).repeat(often)
+        return rows, envs, finals[rows, envs], truncated[rows, envs]
+
+    def _check_finite(self, rewards: np.ndarray) -> None:
+        obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
+        finite = np.isfinite(rewards).all() and np.isfinite(output).all()
+        if finite and (obs.dtype.kind != "f" or np.isfinite(obs).all()):
+            return
+        refuse_policy(output, [obs], len(output), self.rows_collected)
+        for what, values, offset in (("its observation", obs, 0), ("its reward", rewards, 1)):
+            refuse_nan(what, values, offset, self.rows_collected, (output, [obs]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where collection stands, environments included: they are tensors, so their state can always be stored."""
+        standing = {name: x.clone() for name, x in self.standing.items()}
+        return {"carry": standing, **self.counter.state_dict(), **super().state_dict()}
+
+    def _restore(self, state: dict[str, Any], restore_envs: bool) -> None:
+        if "carry" in state and restore_envs:
+            check_like(state["carry"], self.standing, "collector.carry")
+            self.standing.update({name: x.to(self.buffer.device) for name, x in state["carry"].items()})
+            self.counter.load_state_dict(state)
+            self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
+
+
+__all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector"]

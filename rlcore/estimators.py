@@ -55,7 +55,7 @@ def gae(
     decay = torch.where(terminated | truncated, 0.0, torch.full_like(delta, gamma * lam))
     if mask is not None:
         delta, decay = torch.where(mask, delta, 0.0), torch.where(mask, decay, 0.0)
-    return _reverse_scan(delta, decay)
+    return linear_scan(delta, decay)
 
 
 def reward_to_go(
@@ -85,11 +85,11 @@ def reward_to_go(
     decay = torch.where(last, 0.0, torch.full_like(rewards, gamma))
     if next_values is not None:
         cut = truncated & ~terminated
-        cut[-1] |= ~last[-1]
+        cut = torch.cat([cut[:-1], (cut[-1] | ~last[-1]).unsqueeze(0)])
         rewards = rewards + gamma * torch.where(cut, next_values, 0.0)
     if mask is not None:
         rewards, decay = torch.where(mask, rewards, 0.0), torch.where(mask, decay, 0.0)
-    return _reverse_scan(rewards, decay)
+    return linear_scan(rewards, decay)
 
 
 def total_return(rewards: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
@@ -233,10 +233,10 @@ def _centred(x: Tensor, real: Tensor) -> Tensor:
     return torch.where(real & differ, x - mean, 0.0)
 
 
-def _reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
-    """y_t = x_t + decay_t · y_{t+1}, with y_T = 0."""
+def linear_scan(x: Tensor, decay: Tensor) -> Tensor:
+    """y_t = x_t + decay_t · y_{t+1} from the last row to the first, with y_T = 0; `x` and `decay` are `[T, ...]`."""
     if is_recording():
-        return _reverse_scan_by_doubling(x, decay)
+        return _scan_by_doubling(x, decay)
     out = torch.empty_like(x)
     running = torch.zeros_like(x[0])
     for x_t, decay_t, out_t in zip(reversed(x.unbind()), reversed(decay.unbind()), reversed(out.unbind()), strict=True):
@@ -244,7 +244,7 @@ def _reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
     return out
 
 
-def _reverse_scan_by_doubling(x: Tensor, decay: Tensor) -> Tensor:
+def _scan_by_doubling(x: Tensor, decay: Tensor) -> Tensor:
     """The same in log₂ T whole-tensor steps instead of T (Hillis & Steele 1986): a program of 9 steps for T = 500.
 
     After k steps, x_t is the sum over the next 2^k terms and decay_t the product of their decays.

@@ -3,72 +3,206 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from rlcore.storage.checkpoint import check_like
+from rlcore.state import Place, module_places
+from rlcore.tracing import Constant, is_recording
 
-# What an optimiser remembers of each parameter beside the number of steps, tensors of its shape.
-MOMENTS = {torch.optim.Adam: ["exp_avg", "exp_avg_sq"], torch.optim.RMSprop: ["square_avg"]}
+BETAS = Constant(torch.tensor([0.9, 0.999]))
 
 
-def flatten_parameters(module: nn.Module) -> tuple[list[nn.Parameter], nn.Parameter]:
-    """Move the trainable parameters of `module` into one vector, of which they become views.
+class Parameters:
+    """The trainable parameters of modules as one vector, of which they are views.
 
-    Clipping and the optimiser then work on one tensor instead of a dozen. Call it after the module is on its device.
+    Clipping and the optimiser then work on one tensor instead of a dozen. What breaks the views (a copy of the agent,
+    `load_state_dict(assign=True)`, another dtype, `requires_grad_`) is mended by `refresh`.
 
-    Returns:
-        The parameters as before, and the vector.
+    Attributes:
+        vector: `[P]`.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    for parameter, part in zip(parameters, vector.detach().split([p.numel() for p in parameters]), strict=True):
-        parameter.data = part.view_as(parameter)
-    return parameters, vector
 
+    def __init__(self, modules: Callable[[], dict[str, nn.Module]]):
+        self.modules = modules
+        self.vector = torch.zeros(0)
+        self._places: list[Place] = []
+        self._pointers: list[int] = []
+        self.refresh()
 
-def make_optimizer(
-    name: str, parameter: nn.Parameter, learning_rate: float, eps: float, alpha: float
-) -> torch.optim.Optimizer:
-    """Adam, or RMSprop with mean-square decay `alpha`, over one parameter vector."""
-    if name == "rmsprop":
-        return torch.optim.RMSprop([parameter], learning_rate, alpha, eps)
-    return torch.optim.Adam([parameter], learning_rate, eps=eps, fused=True)
+    def __iter__(self) -> Iterator[Tensor]:
+        return (place.holder[place.key] for place in self._places)
 
+    def __len__(self) -> int:
+        return len(self._places)
 
-def optimizer_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[list[Tensor]]:
-    """What the optimiser remembers of each parameter, made where it has not begun: first moments, second moments, and
-    the number of steps, each a list over parameters; RMSprop has second moments and steps."""
-    adam = isinstance(optimizer, torch.optim.Adam)
-    names = [*MOMENTS[type(optimizer)], "step"]
-    for parameter in parameters:
-        if not optimizer.state[parameter]:
-            state = {name: torch.zeros_like(parameter.detach()) for name in names[:-1]}
-            optimizer.state[parameter] = {**state, "step": torch.zeros((), device=parameter.device if adam else "cpu")}
-    return [[optimizer.state[parameter][name] for parameter in parameters] for name in names]
+    @property
+    def layout(self) -> dict[str, int]:
+        """Name and number of elements of each parameter, in the order of the vector."""
+        return {place.name: place.get().numel() for place in self._places}
 
+    def is_whole(self) -> bool:
+        """Whether the parameters that may learn are the vector's views."""
+        return [p.data_ptr() for module in self.modules().values() for p in module.parameters() if p.requires_grad] == (
+            self._pointers
+        )
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor], state: dict[str, Any], name: str
-) -> None:
-    """Go on where `optimizer.state_dict()` was taken: moments, step counts and learning rate; all else is the
-    configuration's, whatever the state says.
+    def refresh(self) -> None:
+        """Move the trainable parameters, as they are now, into one vector."""
+        modules = self.modules()
+        trainable = {id(p) for module in modules.values() for p in module.parameters() if p.requires_grad}
+        places = {id(x.get()): x for name, module in modules.items() for x in module_places(module, name)}
+        self._places = [place for key, place in places.items() if key in trainable]
+        tensors = [place.get() for place in self._places]
+        self.vector = flat(x.detach().float() for x in tensors)
+        for x, part in zip(tensors, self.parts(self.vector, tensors), strict=True):
+            x.data = part
+        self._pointers = [x.data_ptr() for x in tensors]
 
-    Raises:
-        ValueError: where the state is not one of this optimiser over these parameters.
+    def hold(self, vector: Tensor) -> None:
+        """While a program is recorded: let the parameters be parts of another vector."""
+        self.vector = vector
+        tensors = [place.get() for place in self._places]
+        for place, part in zip(self._places, self.parts(vector.detach(), tensors), strict=True):
+            place.put(part.requires_grad_())
+
+    def release(self, vector: Tensor, tensors: list[nn.Parameter]) -> None:
+        """The end of `hold`: the parameters that were there before."""
+        self.vector = vector
+        for place, x in zip(self._places, tensors, strict=True):
+            place.put(x)
+
+    @torch.no_grad()
+    def write(self, vector: Tensor, which: list[Tensor]) -> None:
+        """Let `vector` be the values of some of the parameters, one after the other."""
+        if is_recording():
+            self._hold_with(which, vector)
+        else:
+            torch._foreach_copy_(which, self.parts(vector, which))
+
+    @torch.no_grad()
+    def move(self, change: Tensor, which: list[Tensor] | None = None) -> None:
+        """Take `change` away from all parameters, or from some, one after the other."""
+        if is_recording():
+            self.hold(self.vector - change) if which is None else self._hold_with(which, flat(which) - change)
+        elif which is None:
+            self.vector.sub_(change)
+        else:
+            torch._foreach_sub_(which, self.parts(change, which))
+
+    def _hold_with(self, which: list[Tensor], vector: Tensor) -> None:
+        moved = dict(zip(map(id, which), self.parts(vector, which), strict=True))
+        self.hold(flat(moved.get(id(x), x) for x in self))
+
+    def parts(self, vector: Tensor, which: Iterable[Tensor]) -> list[Tensor]:
+        """A vector cut into tensors of the forms of these parameters."""
+        which = list(which)
+        parts = vector.split([x.numel() for x in which])
+        return [part.view(x.shape) for x, part in zip(which, parts, strict=True)]
+
+class Optimizer:
+    """What turns gradients into steps of parameters; its moments, step count and learning rate are declared state.
+
+    Args:
+        parameters: where all parameters are.
+        learning_rate: of the next step, a number; may be set between steps.
+        eps: ε in the denominator of a step.
+        which: the parameters that are moved, where these are not all.
     """
-    moments, groups = state.get("state"), state.get("param_groups")
-    rate = groups[0].get("lr") if isinstance(groups, list) and groups and isinstance(groups[0], dict) else None
-    if not isinstance(moments, dict) or not isinstance(rate, float | int) or not math.isfinite(rate):
-        raise ValueError(f"{name} has other parts than expected")
-    if moments:  # none before the first step
-        of_each = [{**dict.fromkeys(MOMENTS[type(optimizer)], x.detach()), "step": torch.zeros(())} for x in parameters]
-        check_like(moments, dict(enumerate(of_each)), name)
-    now = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": [{**group, "lr": float(rate)} for group in now]})
+
+    moments: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        learning_rate: float,
+        eps: float,
+        which: Callable[[], list[Tensor]] | None = None,
+    ):
+        self.parameters, self.which = parameters, which
+        self.learning_rate, self.eps = learning_rate, eps
+        device, size = parameters.vector.device, sum(x.numel() for x in (which() if which else parameters))
+        self.step_count = torch.zeros((), device=device)
+        for name in self.moments:
+            setattr(self, name, torch.zeros(size, device=device))
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        """One step along `gradient [P]`."""
+        self.step_count = self.step_count + 1
+        self.parameters.move(self.change(gradient), None if self.which is None else self.which())
+
+    def change(self, gradient: Tensor) -> Tensor:
+        """What to take away from the parameters, `[P]`; updates the moments."""
+        raise NotImplementedError
+
+    def places(self, name: str) -> list[Place]:
+        """Where its state stands."""
+        return [Place(f"{name}.{key}", vars(self), key) for key in ("learning_rate", "step_count", *self.moments)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, number of steps and learning rate."""
+        tensors = {name: getattr(self, name).clone() for name in ("step_count", *self.moments)}
+        return {"learning_rate": float(self.learning_rate), **tensors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: where the learning rate is no finite number.
+        """
+        if not math.isfinite(state["learning_rate"]):
+            raise ValueError(f"its learning rate is {state['learning_rate']}")
+        for name in ("step_count", *self.moments):
+            getattr(self, name).copy_(state[name])
+        self.learning_rate = state["learning_rate"]
+
+    def follow(self, before: dict[str, int]) -> None:
+        """Keep the moments of the parameters that are still there, after the vector was laid out anew.
+
+        Args:
+            before: its layout when the moments were made.
+        """
+        if self.which is not None or before == self.parameters.layout:
+            return
+        for name in self.moments:
+            parts = dict(zip(before, getattr(self, name).split(list(before.values())), strict=True))
+            new = [parts.get(key, self.parameters.vector.new_zeros(n)) for key, n in self.parameters.layout.items()]
+            setattr(self, name, flat(new))
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015, algorithm 1)."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def change(self, gradient: Tensor) -> Tensor:
+        first, second = (1 / (1 - BETAS.like(gradient) ** self.step_count)).unbind()  # corrections of the moments
+        self.exp_avg = self.exp_avg.lerp(gradient, 0.1)
+        self.exp_avg_sq = self.exp_avg_sq.lerp(gradient * gradient, 0.001)
+        return self.exp_avg * (self.learning_rate * first) / ((self.exp_avg_sq * second).sqrt() + self.eps)
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman & Hinton 2012); `alpha` is the decay of the mean square."""
+
+    moments = ("square_avg",)
+    alpha = 0.99
+
+    def change(self, gradient: Tensor) -> Tensor:
+        self.square_avg = self.alpha * self.square_avg + (1 - self.alpha) * gradient * gradient
+        return gradient * self.learning_rate / (self.square_avg.sqrt() + self.eps)
+
+
+def make_optimizer(parameters: Parameters, name: str, learning_rate: float, eps: float, alpha: float) -> Optimizer:
+    """Adam, or RMSprop with mean-square decay `alpha`."""
+    if name == "adam":
+        return Adam(parameters, learning_rate, eps)
+    optimizer = RMSprop(parameters, learning_rate, eps)
+    optimizer.alpha = alpha
+    return optimizer
 
 
 def clipped(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:
@@ -79,56 +213,14 @@ def clipped(gradient: Tensor, max_norm: float | None) -> tuple[Tensor, Tensor]:
     return gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
 
 
-def adam_corrections(steps: Tensor, count: int) -> Tensor:
-    """1 / (1 − β₁ᵗ) and 1 / (1 − β₂ᵗ), `[count, 2]`, for the `count` steps t that follow the first `steps []`."""
-    t = steps + torch.arange(1, count + 1, device=steps.device)
-    return 1 / (1 - torch.stack([0.9**t, 0.999**t], -1))
-
-
-def adam_update(
-    vector: Tensor, moments: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, corrections: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """One step of Adam (Kingma & Ba 2015, algorithm 1) as a pure function: the new vector and the new moments.
-
-    Args:
-        vector, gradient: `[P]`.
-        moments: first and second, each `[P]`.
-        learning_rate: `[]`.
-        eps: ε beside the root of the corrected second moment.
-        corrections: this step's row of `adam_corrections`, `[2]`.
-    """
-    first, second = moments
-    first, second = first.lerp(gradient, 0.1), second.lerp(gradient * gradient, 0.001)
-    root = (second * corrections[1]).sqrt() + eps
-    return vector - learning_rate * corrections[0] * first / root, [first, second]
-
-
-def rmsprop_update(
-    vector: Tensor, moments: list[Tensor], gradient: Tensor, learning_rate: Tensor, eps: float, alpha: float
-) -> tuple[Tensor, list[Tensor]]:
-    """One step of RMSprop (Tieleman & Hinton 2012) as a pure function, like `adam_update`.
-
-    Args:
-        vector, gradient: `[P]`.
-        moments: mean squares `[P]`.
-        learning_rate: `[]`.
-        eps: ε beside the root.
-        alpha: decay of the mean square.
-    """
-    square = alpha * moments[0] + (1 - alpha) * gradient * gradient
-    return vector - learning_rate * gradient / (square.sqrt() + eps), [square]
-
-
 def flat(tensors: Iterable[Tensor]) -> Tensor:
     """Tensors side by side as one vector."""
     return torch.cat([t.flatten() for t in tensors])
 
 
-@torch.no_grad()
-def assign(parameters: list[Tensor], vector: Tensor) -> None:
-    """The opposite of `flat`: write `vector [P]` into parameters."""
-    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
-        parameter.copy_(part.view_as(parameter))
+def gradient_of(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """∂loss/∂parameters as one vector; 0 where the loss does not depend on one."""
+    return flat(torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:

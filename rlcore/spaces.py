@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,6 +115,24 @@ def _split(space: spaces.Space, obs: Any, name: str) -> Iterator[tuple[str, Any]
 
 
 @dataclass(frozen=True)
+class Field:
+    """One thing that every transition holds, `[T, N, *shape]` in the buffer and `[B, *shape]` in a batch.
+
+    Attributes:
+        name: under which buffer and batch have it.
+        shape: of one transition's.
+        dtype: of its numbers.
+        source: who fills it: the environment, at each step; the policy, when it acts; or the agent, from the whole
+            rollout.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    source: Literal["environment", "policy", "agent"] = "agent"
+
+
+@dataclass(frozen=True)
 class ActionSpec:
     """How the actions of a space are stored, distributed and handed to the environment.
 
@@ -170,6 +188,11 @@ class ActionSpec:
         if self.squash:
             actions = low + (high - low) * (torch.tanh(actions) + 1) / 2
         return actions.clamp(low, high)
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """The same type of numbers in numpy."""
+    return torch.zeros((), dtype=dtype).numpy().dtype
 
 
 def action_spec(space: spaces.Space, squash: bool = False) -> ActionSpec:

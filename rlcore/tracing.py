@@ -1,34 +1,157 @@
-"""Whether Python is running an algorithm, or writing down what it does.
+"""What the rest of the package needs to be recordable: loops, sums over processes, constants, and whether Python is
+running an algorithm or writing down what it does.
 
-A compiled iteration is made by running the agent's own methods once and recording their tensor operations
-(rlcore/programs/program.py). The few places whose Python flow could depend on data ask here.
+A program is made by running ordinary methods once and recording their tensor operations (rlcore/programs). Loops go
+through `loop`, so that a recording holds their body once; the few places whose flow could depend on data ask here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_recording = False
+Tree = Any
+"""Tensors in nested dicts, lists and tuples."""
+
+
+class _Thread(threading.local):
+    looks = True  # whether values may be looked at
+    trace: Any = None  # what is recorded at this moment: a function, or the body of a loop in it
+    recorder: Any = None  # what writes down the operations, see rlcore/programs/recording.py
+
+
+_thread = _Thread()
 
 
 def is_recording() -> bool:
     """Whether tensor operations are being recorded for a program, so that no value can be looked at."""
-    return _recording
+    return not _thread.looks
 
 
 def surely(flag: Tensor) -> bool:
     """The truth of a 0-dim tensor where it can be looked at; False while recording, where nothing is certain."""
-    return not _recording and bool(flag)
+    return _thread.looks and bool(flag)
+
+
+def current_trace() -> Any:
+    """What is recorded at this moment, of which a loop's body is another than what stands around it; None: nothing."""
+    return _thread.trace
+
+
+@contextmanager
+def one_trace() -> Iterator[None]:
+    """What runs inside is recorded for itself."""
+    before, _thread.trace = _thread.trace, object()
+    try:
+        yield
+    finally:
+        _thread.trace = before
+
+
+@contextmanager
+def recording(recorder: Any = None) -> Iterator[None]:
+    """What runs inside is recorded: no value is looked at, and loops are handed to the `recorder`, if there is one."""
+    before = _thread.looks, _thread.recorder
+    _thread.looks, _thread.recorder = False, recorder
+    try:
+        yield
+    finally:
+        _thread.looks, _thread.recorder = before
+
+
+def loop(
+    body: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    carry: Tree,
+    xs: Tree,
+    until: Callable[[Tree], Tensor] | None = None,
+    unroll: int = 1,
+) -> tuple[Tree, Tree, int | Tensor]:
+    """`carry, y = body(carry, x)` for each row x of `xs`: Python's `for`, or one scan of a program.
+
+    The body may read and write declared state beside its carry.
+
+    Args:
+        body: what to do with a row.
+        carry: what one turn hands to the next, beside declared state.
+        xs: tensors whose first dimension is gone through, at least one row; or a number of turns, x is then None.
+        until: ends the loop after a turn whose carry it holds for, a 0-dim bool tensor.
+        unroll: turns to write out one after the other in a compiled program.
+
+    Returns:
+        The last carry; the ys stacked; and how many turns were taken. A program goes through all turns: those after
+        the end change nothing, and their ys are 0.
+    """
+    if _thread.recorder is not None:
+        return _thread.recorder.loop(body, carry, xs, until, unroll)
+    ys: list[Tree] = []
+    for x in rows_of(xs):
+        carry, y = body(carry, x)
+        ys.append(y)
+        if until is not None and until(carry):
+            break
+    return carry, stacked(ys), len(ys)
+
+
+def rows_of(xs: Tree) -> Iterator[Tree]:
+    """The rows of tensors in a tree; of a number, so many times None."""
+    if isinstance(xs, int):
+        return repeat(None, xs)
+    if isinstance(xs, Tensor):
+        return iter(xs.unbind())
+    places = numbered(xs)
+    return (in_places(places, row) for row in zip(*(leaf.unbind() for leaf in leaves_of(xs)), strict=True))
+
+
+def stacked(rows: list[Tree]) -> Tree:
+    """Trees of the same structure as one, whose tensors have a dimension more in front."""
+    columns = zip(*map(leaves_of, rows), strict=True)
+    return in_places(numbered(rows[0]), [torch.stack(column) for column in columns])
+
+
+# What torch's pytree does, for dicts, lists and tuples alone: its generality takes a tenth of a small iteration.
+
+
+def leaves_of(tree: Tree) -> list[Tensor]:
+    """All tensors in a tree, in order."""
+    if tree is None:
+        return []
+    if not isinstance(tree, dict | list | tuple):
+        return [tree]
+    return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves_of(part)]
+
+
+def numbered(tree: Tree) -> Any:
+    """The tree with a number in the place of each tensor."""
+    count = iter(range(2**31))
+
+    def number(tree: Tree) -> Any:
+        if isinstance(tree, dict):
+            return {name: number(part) for name, part in tree.items()}
+        if isinstance(tree, list | tuple):
+            return [number(part) for part in tree]
+        return None if tree is None else next(count)
+
+    return number(tree)
+
+
+def in_places(places: Any, leaves: Sequence[Tensor]) -> Tree:
+    """The tree in which each place's number is replaced by the tensor of that number."""
+    if isinstance(places, int):
+        return leaves[places]
+    if isinstance(places, dict):
+        return {name: in_places(part, leaves) for name, part in places.items()}
+    return None if places is None else [in_places(part, leaves) for part in places]
 
 
 class Constant:
     """A tensor that never changes, copied once to each device and type: a copy from ordinary host memory is what a
-    CUDA graph cannot hold.
+    CUDA graph cannot hold. A recording takes it for what it is, where it refuses other tensors from outside.
 
     Args:
         value: on the CPU.
@@ -41,21 +164,41 @@ class Constant:
     def like(self, x: Tensor) -> Tensor:
         """The value on the device of `x` and in its type."""
         key = x.device, x.dtype
-        if key in self._copies:
-            return self._copies[key]
-        with torch.inference_mode(False):  # gradients may pass it later
-            copy = self.value.to(x)
-        if not _recording:  # a tensor made while recording may stand for others
+        if key not in self._copies:
+            with torch.inference_mode(False), _unrecorded():  # gradients may pass it later
+                copy = self.value.to(x.device, x.dtype, copy=True)
+            copy.is_constant = True
             self._copies[key] = copy
-        return copy
+        return self._copies[key]
 
 
 @contextmanager
-def recording() -> Iterator[None]:
-    """What runs inside is recorded."""
-    global _recording
-    before, _recording = _recording, True
+def _unrecorded() -> Iterator[None]:
+    if _thread.recorder is None:
+        yield
+        return
+    with _thread.recorder.paused():
+        yield
+
+
+_reduce: Callable[[Tensor], Tensor] | None = None
+
+
+def reduce(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes that learn together: x itself where there is one.
+
+    Every sum that more than one of them takes part in goes through here: the gradient, numerators and denominators of
+    masked means, running statistics.
+    """
+    return x if _reduce is None else _reduce(x)
+
+
+@contextmanager
+def reducing(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Sums are taken by `function` inside."""
+    global _reduce
+    before, _reduce = _reduce, function
     try:
         yield
     finally:
-        _recording = before
+        _reduce = before

@@ -574,14 +574,15 @@ def test_every_number_of_an_agent_has_a_range():
     import dataclasses
 
     from rlcore.agents import AGENTS
-    from rlcore.agents.config import RANGES, field_types, inner_type
+    from rlcore.agents.config import Range, field_metadata, field_types, inner_type
 
     for agent in AGENTS.values():
-        kinds = field_types(agent.Config)
+        kinds, marks = field_types(agent.Config), field_metadata(agent.Config)
         for field in dataclasses.fields(agent.Config):
             if inner_type(kinds[field.name]) in (int, float) or "tuple" in str(kinds[field.name]):
-                assert field.name in RANGES, field.name
-                assert inner_type(kinds[field.name]) is float or RANGES[field.name][1] < 2**64
+                ranges = [mark for mark in marks[field.name] if isinstance(mark, Range)]
+                assert len(ranges) == 1, field.name
+                assert inner_type(kinds[field.name]) is float or ranges[0].high < 2**64
 
 
 @pytest.mark.parametrize("name", ["seed", "gamma", "learning_rate", "num_envs", "activation", "device", "hidden_sizes"])

@@ -18,22 +18,22 @@ from torch.nn import functional as F
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import Config
+from rlcore.agents.config import Apart, Config, Count, From0, Unit
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
 
 
 @dataclass(frozen=True)
 class A2CConfig(Config):
-    num_envs: int = 8  # N, environments stepped in parallel
-    num_steps: int = 5  # T, steps of each environment per rollout and update
+    num_envs: Count = 8  # N, environments stepped in parallel
+    num_steps: Count = 5  # T, steps of each environment per rollout and update
     optimizer: Literal["adam", "rmsprop"] = "rmsprop"  # what turns gradients into steps
-    learning_rate: float = 7e-4  # step size of the optimiser
+    learning_rate: Apart[From0] = 7e-4  # step size of the optimiser
     psi: Literal["q", "advantage", "td_error"] = "advantage"  # ψ, the weight of each log-probability
-    gae_lambda: float = 1.0  # λ of GAE in ψ = q and advantage; 1 is the n-step return
+    gae_lambda: Unit = 1.0  # λ of GAE in ψ = q and advantage; 1 is the n-step return
     norm_adv: bool = False  # standardise ψ over the rollout
-    vf_coef: float = 0.5  # weight of the value loss
-    ent_coef: float = 0.01  # weight of the entropy bonus
+    vf_coef: From0 = 0.5  # weight of the value loss
+    ent_coef: From0 = 0.01  # weight of the entropy bonus
 
 
 class A2C(Agent):

@@ -9,12 +9,40 @@ import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from rlcore.errors import UsageError, did_you_mean
 from rlcore.networks.torsos import TorsoName
 
 BackendName = Literal["auto", "native", "sync", "async", "vector", "envpool"]
+WAYS = ("python", "recorded", "compiled")  # to run iterations, see rlcore/agents/engine.py
+CompileChoice = Literal["auto", True, "record", False]
+OnEnvError = Literal["stop", "restart"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high`, inclusive; with `closed=False`, `low` itself is not allowed. Written beside the type:
+    `Annotated[float, Range(0, 1)]`. Of a tuple, it is that of each number."""
+
+    low: float
+    high: float = math.inf
+    closed: bool = True
+
+
+MOST = 2**31 - 1  # of what is counted; sizes made from two such counts are still whole numbers to torch
+Count = Annotated[int, Range(1, MOST)]  # 1, 2, 3, ...
+Count0 = Annotated[int, Range(0, MOST)]  # 0, 1, 2, ...
+From0 = Annotated[float, Range(0)]  # a finite number of at least 0
+Above0 = Annotated[float, Range(0, closed=False)]  # a finite number of more than 0
+Unit = Annotated[float, Range(0, 1)]  # a number from 0 to 1
+Below1 = Annotated[float, Range(0, 0.9999)]  # a number from 0 to less than 1
+
+APART = "apart from programs"  # the mark of a field that does not enter them: a program is the same for all its values
+T = TypeVar("T")
+Apart = Annotated[T, APART]  # a T that does not enter programs: Apart[bool] is a bool so marked
+Seed = Annotated[int, Range(0, 2**63 - 1), APART]  # what generators can be seeded with
+Timeout = Annotated[float, Range(0, closed=False), APART]  # seconds
 
 
 @dataclass(frozen=True)
@@ -25,41 +53,44 @@ class Config:
     critic_updates: ClassVar[int] = 0  # steps of the critic apart from the policy's
     target_kl: ClassVar[float | None] = None  # for agents whose epochs can stop early
 
-    num_envs: int = 4  # N, environments stepped in parallel
-    num_steps: int = 128  # T, steps of each environment per rollout
+    num_envs: Count = 4  # N, environments stepped in parallel
+    num_steps: Count = 128  # T, steps of each environment per rollout
     optimizer: Literal["adam", "rmsprop"] = "adam"  # what turns gradients into steps
-    learning_rate: float = 2.5e-4  # step size of the optimiser
-    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
-    optimizer_eps: float = 1e-5  # ε in the denominator of the optimiser's step
-    rmsprop_alpha: float = 0.99  # decay of RMSprop's mean square
-    gamma: float = 0.99  # γ, discount
-    num_minibatches: int = 1  # parts into which a rollout is split for the updates
-    update_epochs: int = 1  # times each rollout is gone through
-    max_grad_norm: float | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
-    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the MLP torso
+    learning_rate: Apart[From0] = 2.5e-4  # step size of the optimiser
+    anneal_lr: Apart[bool] = True  # lower the learning rate linearly to 0 over the run
+    optimizer_eps: Above0 = 1e-5  # ε in the denominator of the optimiser's step
+    rmsprop_alpha: Unit = 0.99  # decay of RMSprop's mean square
+    gamma: Unit = 0.99  # γ, discount
+    num_minibatches: Count = 1  # parts into which a rollout is split for the updates
+    update_epochs: Count = 1  # times each rollout is gone through
+    max_grad_norm: Above0 | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
+    hidden_sizes: tuple[Annotated[int, Range(1, 2**20)], ...] = (64, 64)  # widths of the MLP torso
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
     torso: TorsoName = "auto"  # mlp, nature or impala (convolutions); auto: nature for images, mlp for all else
     shared: bool | None = None  # one torso for actor and critic instead of one each; none: for images where possible
-    log_std_init: float = 0.0  # initial log standard deviation of Gaussian policies
-    noise_correlation: float = 0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
+    log_std_init: Annotated[float, Range(-20, 2)] = 0.0  # initial log standard deviation of Gaussian policies
+    noise_correlation: Below1 = 0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
     state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters
     squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
     norm_obs: bool = False  # normalise observations by running mean and variance
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
-    backend: BackendName = "auto"  # how the environments are stepped, see make_vec
-    env_timeout: float | None = 300.0  # seconds that a step or reset of async environments may take; none: no limit
-    on_env_error: Literal["stop", "restart"] = "stop"  # an environment raises, dies, hangs or gives NaN: begin it anew?
-    compile: Literal["auto", True, "record", False] = "auto"  # true: programs, record: their operations, false: Python
+    backend: Apart[BackendName] = "auto"  # how the environments are stepped, see make_vec
+    env_timeout: Timeout | None = 300.0  # seconds that a step or reset of async environments may take; none: no limit
+    on_env_error: Apart[OnEnvError] = "stop"  # an environment raises, dies, hangs or gives NaN: begin it anew?
+    compile: Apart[CompileChoice] = "auto"  # true: programs, record: their operations, false: Python
     precision: Literal["float32", "bfloat16"] = "float32"  # of the torsos' arithmetic; bfloat16 is for CUDA
-    device: str = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
-    seed: int | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
+    device: Apart[str] = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
+    seed: Seed | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
 
     def __post_init__(self) -> None:
+        kinds, marks = field_types(type(self)), field_metadata(type(self))
         for field in dataclasses.fields(self):
-            value = check_type(field.name, getattr(self, field.name), field_types(type(self))[field.name])
+            value = check_type(field.name, getattr(self, field.name), kinds[field.name])
             object.__setattr__(self, field.name, value)
-            check_range(field.name, value)
+            for mark in marks[field.name]:
+                if isinstance(mark, Range):
+                    check_range(field.name, value, mark)
         self.check()
 
     @classmethod
@@ -79,29 +110,6 @@ class Config:
             )
 
 
-# name: (lowest, highest, whether the lowest itself is allowed)
-MOST = 2**31 - 1  # of what is counted; sizes made from two such counts are still whole numbers to torch
-RANGES: dict[str, tuple[float, float, bool]] = {
-    **dict.fromkeys(("num_envs", "num_steps", "num_minibatches", "update_epochs"), (1, MOST, True)),
-    **dict.fromkeys(("gamma", "gae_lambda"), (0, 1, True)),
-    **dict.fromkeys(("learning_rate", "ent_coef", "vf_coef", "kl_coef"), (0, math.inf, True)),
-    **dict.fromkeys(("optimizer_eps", "clip_coef", "max_grad_norm", "target_kl", "env_timeout"), (0, math.inf, False)),
-    "seed": (0, 2**63 - 1, True),
-    "hidden_sizes": (1, 2**20, True),
-    "group_size": (2, MOST, True),
-    "rmsprop_alpha": (0, 1, True),
-    "baseline_decay": (0, 1, True),
-    **dict.fromkeys(("cg_iterations", "line_search_steps", "reference_every"), (1, MOST, True)),
-    "critic_updates": (0, MOST, True),
-    **dict.fromkeys(("max_kl", "clip_coef_high"), (0, math.inf, False)),
-    "cg_damping": (0, math.inf, True),
-    "noise_correlation": (0, 0.9999, True),
-    "line_search_decay": (0, 1, False),
-    "fisher_fraction": (0, 1, False),
-    "log_std_init": (-20, 2, True),
-}
-
-
 def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """A config from keyword arguments; an unknown name is refused with the nearest one."""
     check_names(config_class, values)
@@ -118,7 +126,7 @@ def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None
 
 
 def field_types(config_class: type[Config]) -> dict[str, Any]:
-    """The resolved type of each field."""
+    """The resolved type of each field, without its range and marks."""
     return {name: kind for name, kind in typing.get_type_hints(config_class).items() if not _is_class_variable(kind)}
 
 
@@ -126,9 +134,31 @@ def _is_class_variable(kind: Any) -> bool:
     return kind is ClassVar or typing.get_origin(kind) is ClassVar
 
 
+def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
+    """What is declared of each field beside its type: its range, and that it stands apart from programs. Where a class
+    declares a field anew without any, it stays as it was."""
+    declared: dict[str, tuple[Any, ...]] = {}
+    for cls in reversed(config_class.__mro__):
+        kinds = typing.get_type_hints(cls, include_extras=True)
+        declared |= {name: marks for name in cls.__dict__.get("__annotations__", ()) if (marks := _metadata(kinds[name]))}
+    return {name: declared.get(name, ()) for name in field_types(config_class)}
+
+
+def _metadata(kind: Any) -> tuple[Any, ...]:
+    """What `Annotated` adds to a type or to parts of it, as in `Count | None`."""
+    inner = (mark for part in typing.get_args(kind) for mark in _metadata(part))
+    return (*getattr(kind, "__metadata__", ()), *inner)
+
+
+def enters_programs(config_class: type[Config]) -> list[str]:
+    """The fields for whose values a program is made; it is another one for other values."""
+    marks = field_metadata(config_class)
+    return [field.name for field in dataclasses.fields(config_class) if APART not in marks[field.name]]
+
+
 def is_optional(kind: Any) -> bool:
     """Whether None is allowed."""
-    return isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind)
+    return typing.get_origin(kind) in (types.UnionType, typing.Union) and types.NoneType in typing.get_args(kind)
 
 
 def inner_type(kind: Any) -> Any:
@@ -187,11 +217,11 @@ def describe_type(kind: Any) -> str:
     return words[inner_type(kind)] + (" or none" if is_optional(kind) else "")
 
 
-def check_range(name: str, value: Any) -> None:
-    """Refuse a value outside the range that its name implies."""
-    if name not in RANGES or value is None:
+def check_range(name: str, value: Any, allowed: Range) -> None:
+    """Refuse a value outside the range that is declared for it."""
+    if value is None:
         return
-    low, high, closed = RANGES[name]
+    low, high, closed = allowed.low, allowed.high, allowed.closed
     for number in value if isinstance(value, tuple) else (value,):
         inside = (low <= number if closed else low < number) and number <= high
         if not inside or (isinstance(number, float) and not math.isfinite(number)):
@@ -221,10 +251,14 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
         raise UsageError(f"{name} is '{text}', but must be {words}") from None
 
 
+# A field and its first comment; lines that go on with it are indented further or close its brackets.
+FIELD = re.compile(r"^    (\w+):(?:.|\n {8}|\n {4}[\])])*?\s# (.+)$", re.MULTILINE)
+
+
 def field_help(config_class: type[Config]) -> dict[str, str]:
     """What each field means: the comment beside it in the source of the class or of one it inherits from."""
     helps: dict[str, str] = {}
     for cls in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(cls):
-            helps |= dict(re.findall(r"^    (\w+): [^#\n]*# (.+)$", inspect.getsource(cls), re.MULTILINE))
+            helps |= dict(FIELD.findall(inspect.getsource(cls)))
     return helps

@@ -10,61 +10,37 @@ goes on the way it began.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 import shutil
 import time
-import uuid
-from collections.abc import Callable
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rlcore.agents.config import choice_word
-from rlcore.collect import Collector
+from rlcore.agents.config import choice_word, enters_programs
+from rlcore.agents.setup import make_native_collector
+from rlcore.collect import NativeCollector
 from rlcore.envs.make import find_spec, native_twin
-from rlcore.envs.native import find_native
-from rlcore.errors import UsageError
-from rlcore.envs.frames import FrameStacks
-from rlcore.programs.learning import Learner
-from rlcore.programs.rollout import NativeCollector
-from rlcore.spaces import Part
+from rlcore.errors import UsageError, one_line
 from rlcore.networks.torsos import is_image
+from rlcore.spaces import map_parts
+from rlcore.state import Place, module_places
 
-WAYS = ("python", "recorded", "compiled")
+if TYPE_CHECKING:
+    from rlcore.agents.agent import Agent
+    from rlcore.programs.program import Program
+    from rlcore.programs.watch import Watch
+
 # What Python costs per row of a rollout and per gradient step of a small network, and what recording and compiling
 # cost, in seconds: orders of magnitude on the machines measured, on which nothing but the choice depends.
 SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
 SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
 WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
-NOT_IN_PROGRAMS = (
-    "seed", "learning_rate", "anneal_lr", "compile", "device", "backend", "reference", "reference_every",
-    "env_timeout", "on_env_error",
-)  # fmt: skip
-
-
-def make_collector(agent: Any) -> Collector | NativeCollector:
-    """The collector for the agent's environments."""
-    if agent.backend == "native":
-        return make_native_collector(agent)
-    group_size = agent.config.group_size if agent.group_starts else 1
-    options = *_collector_options(agent), group_size, agent.config.seed
-    return Collector(agent.adapter, agent.buffer, agent.generator, *options)
-
-
-def make_native_collector(agent: Any) -> NativeCollector:
-    """A collector of the environment's native twin."""
-    task = find_native(find_spec(agent.env_id).id)
-    return NativeCollector(task, agent.adapter, agent.buffer, agent.generator, *_collector_options(agent))
-
-
-def _collector_options(agent: Any) -> tuple[bool, bool, float]:
-    return agent.config.whole_episodes, agent.needs_values, agent.config.noise_correlation
 
 
 class Engine:
-    """Runs the two halves of an iteration, `collect` and `learn`.
+    """Runs an agent's `learn_from_buffer`, and makes the programs that do it in place of Python.
 
     Attributes:
         how: python, recorded or compiled; None until `prepare` has chosen.
@@ -72,24 +48,55 @@ class Engine:
         seconds: what compiling took in this process; 0 from the disk cache.
     """
 
-    def __init__(self, agent: Any, custom_torso: bool):
-        self.agent, self.custom_torso = agent, custom_torso
+    def __init__(self, agent: Agent):
+        self.agent = agent
         self.how: str | None = None
         self.reason = ""
         self.seconds = 0.0
-        self.learn: Callable[[], dict[str, Tensor]] = agent.learn_from_buffer
+        self.forget()
+
+    def forget(self) -> None:
+        """The programs there are no longer fit the agent: they are made anew before the next iteration."""
         self._ready = False
+        self._programs: dict[str, Program] = {}
+        self._watch: Any = None
+        self._was_cached: bool | None = None
+        if hasattr(self.agent, "collector"):
+            self.agent.collector.program = None
 
-    @property
-    def own_code(self) -> bool:
-        """Whether code from outside this package takes part: the names under which programs are kept would not tell
-        one version of it from the next."""
-        return self.custom_torso or _has_own_code(self.agent)
+    def go_on(self, how: str | None) -> None:
+        """Run as a stored run did; None chooses anew."""
+        self.forget()
+        self.how, self.reason = how, "as the run began"
 
-    @functools.cached_property
-    def _learner(self) -> Learner:
-        """Made when first asked for: what an algorithm adds to an agent is then there."""
-        return Learner(self.agent)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ready": False, "_programs": {}, "_watch": None}
+
+    def learn(self) -> dict[str, Tensor]:
+        """As `Agent.learn_from_buffer`."""
+        agent = self.agent
+        program = self._programs.get("learn")
+        if program is not None and self._watch is not None:
+            self._check_unchanged()
+            program = self._programs.get("learn")
+        if program is None or not agent.sampler.suffices(agent.draws["rows"]):
+            return agent.learn_from_buffer()
+        return program()
+
+    def _check_unchanged(self) -> None:
+        """Go on as Python, or refuse to go on, where a program would compute with numbers of before."""
+        changed = self._watch.changed()
+        if changed is None:
+            return
+        problem = f"{changed} since the programs were made, which have it from then"
+        if self.agent.config.compile not in ("auto", False):
+            raise UsageError(f"{problem}; declare it with register(...) as a tensor, or let compile be false")
+        warnings.warn(f"iterations go on as Python: {problem}", stacklevel=5)
+        self._take_python(problem)
+
+    def _take_python(self, reason: str) -> None:
+        self.how, self.reason, self._programs = "python", reason, {}
+        self.agent.collector.program = None
 
     def prepare(self, total_steps: int) -> None:
         """Choose once, and compile where that is the choice.
@@ -99,11 +106,13 @@ class Engine:
         """
         if self._ready:
             return
+        start = time.perf_counter()
         if self.how is None:
             self.how, self.reason = self._choose(total_steps)
         if self.how != "python":
             self._prepare_programs()
         self._ready = True
+        self.agent.seconds["prepare"] += time.perf_counter() - start
 
     def _prepare_programs(self) -> None:
         agent, host = self.agent, self.agent.backend
@@ -113,11 +122,11 @@ class Engine:
         try:
             self._build()
         except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
-            what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            problem = f"this agent could not be {self.how} ({what[:200]})"
+            what = one_line(error) if isinstance(error, UsageError) else _first_line(error)
+            problem = f"this agent could not be {self.how} ({what[:300]})"
             if agent.config.compile != "auto":
                 raise UsageError(f"{problem}; compile may be false") from error
-            self.how, self.reason = "python", problem
+            self._take_python(problem)
             if goes_native:
                 agent.use_backend(host)
 
@@ -137,31 +146,24 @@ class Engine:
         if asked == "auto":
             return self._choose_fastest(seconds)
         how = "recorded" if asked == "record" else "compiled"
-        obstacle = self._obstacle() or (self._obstacle_to_compiling() if how == "compiled" else "")
+        obstacle = self._obstacle_to_compiling() if how == "compiled" else ""
         if obstacle:
             raise UsageError(f"compile is {choice_word(asked)}, but {obstacle}; it may be auto or false")
         return how, "asked for"
 
     def _choose_fastest(self, seconds: float) -> tuple[str, str]:
         """The choice for a run that would take so many `seconds` as Python."""
-        obstacle = self._obstacle() or self._not_worth_it()
-        if obstacle:
-            return "python", obstacle
-        obstacle = self._obstacle_to_compiling()
-        if not obstacle and self._was_cached:
-            return "compiled", "built before"
+        if any(map(is_image, self._parts())):
+            return "python", "convolutions take the time, and they gain nothing"
+        obstacle, worth_recording = self._obstacle_to_compiling(), seconds > WORTH * SECONDS_TO_RECORD
         if not obstacle and seconds > WORTH * SECONDS_TO_COMPILE:
             return "compiled", "the run is long"
+        if not obstacle and (worth_recording or not self._has_own_code()) and self._is_cached():
+            return "compiled", "built before"
         reason = obstacle or "the run is too short to wait for the compiler"
-        if self.agent.device.type == "cpu" and seconds > WORTH * SECONDS_TO_RECORD:
+        if self.agent.device.type == "cpu" and worth_recording:
             return "recorded", reason
         return "python", reason
-
-    def _obstacle(self) -> str:
-        """Why this agent's operations cannot be recorded, if so."""
-        if isinstance(self.agent.buffer.obs, FrameStacks):
-            return "frames are stored once, which programs do not know"
-        return ""
 
     def _obstacle_to_compiling(self) -> str:
         """Why recorded operations cannot be compiled here, if so."""
@@ -171,15 +173,7 @@ class Engine:
             return "there is no C++ compiler (g++)"
         return ""
 
-    def _not_worth_it(self) -> str:
-        """Why this agent is better left as Python unless something else is asked for, if so."""
-        if any(map(is_image, self._parts())):
-            return "convolutions take the time, and they gain nothing"
-        if self.own_code:
-            return "an agent or torso of one's own may do what a recording does not see"
-        return ""
-
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[Any]:
         parts = self.agent.adapter.parts
         return list(parts.values()) if isinstance(parts, dict) else [parts]
 
@@ -190,31 +184,102 @@ class Engine:
         per_iteration += config.update_epochs * config.num_minibatches * SECONDS_PER_STEP
         return steps / (config.num_steps * config.num_envs) * per_iteration
 
-    def _key(self) -> dict[str, Any]:
-        config = {k: v for k, v in dataclasses.asdict(self.agent.config).items() if k not in NOT_IN_PROGRAMS}
-        agent = self.agent
-        spaces = str(agent.envs.single_observation_space), str(agent.envs.single_action_space)
-        own = {"own_code": uuid.uuid4().hex} if self.own_code else {}
-        return {"algo": type(agent).__qualname__, "env": agent.env_id, "spaces": spaces, "config": config, **own}
+    # Programs.
 
-    @functools.cached_property
-    def _was_cached(self) -> bool:
+    def _has_own_code(self) -> bool:
+        """Whether code from outside this package takes part: only what was recorded tells one version of it from the
+        next."""
+        agent = self.agent
+        modules = [m for module in agent.state.modules().values() for m in module.modules()]
+        classes = [type(agent), *map(type, modules), type(getattr(agent.collector, "task", agent))]
+        foreign = any(base.__module__.partition(".")[0] not in OURS for kind in classes for base in kind.__mro__[:-1])
+        return foreign or any(callable(value) and hasattr(type(agent), name) for name, value in vars(agent).items())
+
+    def _key(self, part: str) -> dict[str, Any] | None:
+        """All that a program depends on beside its places; None where only its recording can tell."""
+        if self._has_own_code():
+            return None
+        agent = self.agent
+        config = {name: getattr(agent.config, name) for name in enters_programs(type(agent.config))}
+        spaces = str(agent.envs.single_observation_space), str(agent.envs.single_action_space)
+        kind = type(agent).__qualname__
+        return {"part": part, "algo": kind, "env": agent.env_id, "spaces": spaces, "config": config}
+
+    def _is_cached(self) -> bool:
         """Whether the disk cache has every program of this agent, as first asked, which is before any is built."""
-        if self.own_code or self.agent.device.type != "cpu":
-            return False
-        key, agent = self._key(), self.agent
-        leaves_host = self.may_go_native and agent.backend != "native"
-        collector = make_native_collector(agent) if leaves_host else agent.collector
-        return self._learner.is_cached(key) and collector.is_cached(agent.network, key)
+        if self._was_cached is None:
+            from rlcore.programs.recording import NotRecordable
+
+            agent = self.agent
+            try:
+                leaves_host = self.may_go_native and agent.backend != "native"
+                collector = make_native_collector(agent) if leaves_host else agent.collector
+                self._was_cached = agent.device.type == "cpu" and (
+                    self._learning().is_cached(self._key("learn"))
+                    and self._collecting(collector).is_cached(self._key("collect"))
+                )
+            except NotRecordable:
+                self._was_cached = False
+        return self._was_cached
 
     def _build(self) -> None:
         compiled = self.how == "compiled"
-        was_cached = compiled and self._was_cached
-        start, key = time.perf_counter(), self._key()
-        self._learner.build(key, compiled)
-        self.agent.collector.build(self.agent.network, key, compiled)
-        self.learn = self._learner.learn_from_buffer
+        was_cached, start = compiled and self._is_cached(), time.perf_counter()
+        learning, collecting = self._learning(), self._collecting(self.agent.collector)
+        learning.prepare(self._key("learn"), compiled)
+        collecting.prepare(self._key("collect"), compiled)
+        self._programs = {"learn": learning}
+        self.agent.collector.program = collecting
+        self._watch = self._watch_of(learning)
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
+
+    def _watch_of(self, program: Program) -> Watch:
+        from rlcore.programs.watch import Watch
+
+        agent, reads = self.agent, program.reads
+        return Watch(agent, reads, agent.state.modules(), {*agent.state.names, "draws"})
+
+    def _learning(self) -> Program:
+        """What learns from a rollout."""
+        from rlcore.programs.program import Program
+
+        agent = self.agent
+
+        def places() -> list[Place]:
+            if not agent.draws:
+                agent.draws.update(agent.sampler.example(agent.buffer.mask))
+            draws = [Place(f"draws.{name}", agent.draws, name) for name in agent.draws]
+            return [*self._state(), *agent.buffer.places(), *draws]
+
+        free = {f"draws.{name}": dims for name, dims in agent.sampler.free_sizes().items()}
+        return Program(agent.learn_from_buffer, places, owner=agent, free=free)
+
+    def _collecting(self, collector: Any) -> Program:
+        """What collects a rollout: all of it from native environments, one action at a time from others."""
+        from rlcore.programs.program import Program
+
+        agent = self.agent
+        if isinstance(collector, NativeCollector):
+            collector.begin_example(agent.network)
+
+            def places() -> list[Place]:
+                return [*self._state(), *agent.buffer.places(), *collector.places()]
+
+            # A row is put together by one kernel, instead of by many that each write their part of it.
+            return Program(collector.rollout, places, owner=agent, options={"force_pointwise_cat": True})
+        obs = map_parts(lambda x: x[0], agent.buffer.obs)
+
+        def act(obs: Any, noise: Tensor) -> dict[str, Tensor]:
+            return agent.network.act(obs, {}, None, noise, collector.with_values)[0]
+
+        return Program(act, lambda: module_places(agent.network, "network"), (obs, collector.noise[0]), agent)
+
+    def _state(self) -> list[Place]:
+        """Places of all that is registered, the parameters as one vector."""
+        from rlcore.programs.recording import ParametersPlace
+
+        parameters = self.agent.parameters
+        return [ParametersPlace(parameters), *self.agent.state.places(skip=list(parameters))]
 
     def describe(self) -> str:
         """One line for the run's first lines."""
@@ -222,13 +287,13 @@ class Engine:
             return f"iterations run as Python: {self.reason}"
         if self.how == "recorded":
             return f"iterations are recorded operations, run one by one: {self.reason}"
-        kept = "" if self.own_code else ", kept for the next run"
         return f"iterations are compiled programs: {self.reason}" + (
-            f"; built in {self.seconds:.0f} s{kept}" if self.seconds else ""
+            f"; built in {self.seconds:.0f} s, kept for the next run" if self.seconds else ""
         )
 
 
-def _has_own_code(agent: Any) -> bool:
-    """Whether the agent's class, or a method put on it, is from outside this package."""
-    foreign = any(base.__module__.partition(".")[0] != "rlcore" for base in type(agent).__mro__[:-1])
-    return foreign or any(callable(value) and hasattr(type(agent), name) for name, value in vars(agent).items())
+OURS = ("rlcore", "torch", "builtins")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 
 from rlcore.networks.distributions import distribution_class, noise_size
+from rlcore.agents.setup import acting_generator
+from rlcore.envs import make_vec
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic
 from rlcore.spaces import map_parts
+
+if TYPE_CHECKING:
+    from rlcore.agents.agent import Agent
 
 MAX_ENVS = 100
 
@@ -55,6 +62,38 @@ class Actor:
         num_envs = len(policy.params)
         noise = torch.empty(num_envs, noise_size(self.envs.action_spec), device=device)
         return policy.sample(self.draw_noise(noise, self.generator)).cpu().numpy()
+
+
+def evaluate(
+    agent: Agent, episodes: int, seed: int | None, deterministic: bool, env: str | VectorEnv | None, max_steps: int
+) -> Evaluation:
+    """As `Agent.evaluate`."""
+    check_episodes(episodes)
+    if env is None and agent.env_id is None:
+        raise UsageError("this agent was given a VectorEnv and cannot make another: pass evaluate(env=...)")
+    if isinstance(env, VectorEnv):
+        return _play(agent, env, episodes, seed, deterministic, max_steps)
+    config, kwargs = agent.config, agent.env_kwargs if env in (None, agent.env_id) else {}
+    # A process each, or much memory each: no more than in training.
+    heavy = config.backend == "async" or (agent.envs.metadata or {}).get("heavy", False)
+    most, timeout = config.num_envs if heavy else MAX_ENVS, config.env_timeout
+    # A fault ends an evaluation in any case: a score with one in it is none.
+    envs = make_vec(env or agent.env_id, min(episodes, most), config.backend, env_timeout=timeout, **kwargs)
+    try:
+        return _play(agent, envs, episodes, seed, deterministic, max_steps)
+    finally:
+        envs.close()
+
+
+def _play(
+    agent: Agent, envs: VectorEnv, episodes: int, seed: int | None, deterministic: bool, max_steps: int
+) -> Evaluation:
+    adapter = VectorAdapter(envs, agent.config.squash)
+    if (adapter.parts, adapter.action_spec.kind) != (agent.adapter.parts, agent.adapter.action_spec.kind):
+        raise UsageError("the environment to evaluate in has other observations or actions than the one trained on")
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    actor = Actor(agent.network, adapter, acting_generator(seed, agent.device))
+    return play_episodes(actor, adapter, episodes, seed, deterministic, max_steps)
 
 
 def play_episodes(

@@ -13,14 +13,14 @@ Variants are bundles of the same switches, see VARIANTS: Dr. GRPO (Liu et al. 20
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import Config
+from rlcore.agents.config import MOST, Above0, Apart, Config, Count, From0, Range, Unit
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.diagnostics import approx_kl, clip_fraction
 from rlcore.errors import UsageError
@@ -41,27 +41,27 @@ class GRPOConfig(Config):
     whole_episodes: ClassVar[bool] = True
 
     variant: Literal["grpo", "dr_grpo", "dapo", "rloo", "gpg"] = "grpo"  # bundle of the switches below, as defaults
-    num_envs: int = 32  # N = groups × group_size, episodes per update
-    num_steps: int | None = None  # T, longest episode; none: the environment's time limit
-    group_size: int = 8  # G, members that share a start
-    learning_rate: float = 1e-3  # step size of the optimiser
-    gamma: float = 1.0  # γ, discount of outcome and reward-to-go
+    num_envs: Count = 32  # N = groups × group_size, episodes per update
+    num_steps: Count | None = None  # T, longest episode; none: the environment's time limit
+    group_size: Annotated[int, Range(2, MOST)] = 8  # G, members that share a start
+    learning_rate: Apart[From0] = 1e-3  # step size of the optimiser
+    gamma: Unit = 1.0  # γ, discount of outcome and reward-to-go
     supervision: Literal["outcome", "process", "aligned"] = "outcome"  # what a group compares
     scale_std: bool = True  # divide by the group's standard deviation
     leave_one_out: bool = False  # compare with the mean of the other members (outcome only)
     length_norm: Literal["episode", "token", "constant", "none"] = "episode"  # steps weigh 1/|o_i|, 1/Σ|o_i|, 1/T or 1
     ratio: bool = True  # clipped probability ratio; without, the plain policy gradient
-    clip_coef: float = 0.2  # ε, how far the ratio may fall below 1
-    clip_coef_high: float | None = None  # how far it may rise above 1; none: as far
+    clip_coef: Above0 = 0.2  # ε, how far the ratio may fall below 1
+    clip_coef_high: Above0 | None = None  # how far it may rise above 1; none: as far
     drop_equal_groups: bool = False  # leave groups without spread out of the mean, instead of averaging in their zeros
     correct_equal_groups: bool = False  # the same by scaling the advantages of the others up (GPG, section 3.3)
-    kl_coef: float = 0.0  # β, weight of the KL to the reference policy
-    reference: str = "initial"  # π_ref: the policy at the start of the run, or a checkpoint file
-    reference_every: int | None = None  # iterations after which π_ref becomes the present policy; none: never
-    update_epochs: int = 4  # epochs over each rollout
-    num_minibatches: int = 4  # minibatches per epoch
-    target_kl: float | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
-    ent_coef: float = 0.0  # weight of the entropy bonus
+    kl_coef: From0 = 0.0  # β, weight of the KL to the reference policy
+    reference: Apart[str] = "initial"  # π_ref: the policy at the start of the run, or a checkpoint file
+    reference_every: Apart[Count | None] = None  # iterations after which π_ref becomes the present policy; none: never
+    update_epochs: Count = 4  # epochs over each rollout
+    num_minibatches: Count = 4  # minibatches per epoch
+    target_kl: Above0 | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
+    ent_coef: From0 = 0.0  # weight of the entropy bonus
 
     @classmethod
     def implied(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,8 @@ class GRPO(Agent):
 
     def __init__(self, env, **hyperparameters):
         super().__init__(env, **hyperparameters)
-        self.reference = self.frozen_copy(self.config.reference) if self.config.kl_coef else None
+        if self.config.kl_coef:
+            self.register("reference", self.frozen_copy(self.config.reference))
 
     def anneal(self, remaining: float) -> None:
         super().anneal(remaining)
@@ -100,7 +101,6 @@ class GRPO(Agent):
             switches = cfg.scale_std, cfg.supervision == "aligned", cfg.gamma
             advantages = estimators.group_process_advantages(b.rewards, b.mask, G, *switches)
         spread = estimators.groups_with_spread(advantages, G)  # [N]
-        self.equal_groups = 1 - spread.float().mean()
         if cfg.correct_equal_groups:
             advantages = advantages / spread.float().mean().clamp(min=1 / len(spread))
         counted = spread if cfg.drop_equal_groups else torch.ones_like(spread)
@@ -124,7 +124,7 @@ class GRPO(Agent):
             "clip_fraction": batch.step_mean(clip_fraction(logratio, cfg.clip_coef)),
         }  # fmt: skip
         if cfg.kl_coef:
-            reference_kl = approx_kl(batch.extras["reference_logprobs"] - logprobs)
+            reference_kl = approx_kl(batch.reference_logprobs - logprobs)
             objective = objective - cfg.kl_coef * reference_kl
             metrics["reference_kl"] = batch.mean(reference_kl)
         return -batch.mean(objective), metrics
@@ -132,6 +132,7 @@ class GRPO(Agent):
     @torch.no_grad()
     def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         if self.config.kl_coef:
-            logprobs = self.reference.policy(batch.obs).log_prob(batch.actions)
-            batch = batch.replace(extras={"reference_logprobs": logprobs})
-        return batch, {"equal_groups": self.equal_groups}
+            batch = batch.replace(reference_logprobs=self.reference.policy(batch.obs).log_prob(batch.actions))
+        advantages = batch.advantages.view(-1, self.config.num_envs)  # [T, N]
+        spread = estimators.groups_with_spread(advantages, self.config.group_size)
+        return batch, {"equal_groups": 1 - spread.float().mean()}

@@ -1,19 +1,174 @@
-"""What an agent needs to know of its device and its environments before it begins."""
+"""What an agent is made of: its environments, configuration and network."""
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from rlcore.agents.config import Config, make_config
+from rlcore.collect import Collector, HostCollector, NativeCollector
+from rlcore.envs import VectorAdapter, make_vec
+from rlcore.envs.make import find_spec, resolve_backend
+from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
-from rlcore.networks import Torso
-from rlcore.spaces import Part
+from rlcore.networks import ActorCritic, Torso
 from rlcore.networks.torsos import is_image
+from rlcore.spaces import Field, Part
+
+if TYPE_CHECKING:
+    from rlcore.agents.agent import Agent
+
+ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
+
+
+@dataclass
+class World:
+    """Environments and configuration that fit each other.
+
+    Attributes:
+        backend: how environments made from an id are stepped; None for those of the user's own.
+        torso: one of the user's own, if there is one.
+    """
+
+    config: Config
+    device: torch.device
+    envs: VectorEnv
+    adapter: VectorAdapter
+    env_id: str | None
+    env_kwargs: dict[str, Any]
+    backend: str | None
+    torso: Torso | None
+
+
+def make_world(
+    kind: type[Agent],
+    env: str | VectorEnv,
+    env_kwargs: dict[str, Any],
+    torso: Torso | str | None,
+    hyperparameters: dict[str, Any],
+) -> World:
+    """The environments of an agent of this kind, see `Agent`.
+
+    Raises:
+        UsageError: for a hyperparameter, space or device that cannot be used.
+    """
+    if isinstance(torso, str):  # the hyperparameter of that name
+        torso, hyperparameters = None, {**hyperparameters, "torso": torso}
+    if isinstance(env, VectorEnv):
+        hyperparameters = with_num_envs_of(env, hyperparameters)
+    config = make_config(kind.Config, hyperparameters)
+    if config.seed is None:
+        config = dataclasses.replace(config, seed=secrets.randbelow(2**31))
+    device = resolve_device(config.device)
+    if not isinstance(env, str | VectorEnv):
+        raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
+    env_id, backend = (env, None) if isinstance(env, str) else (None, None)
+    if env_id is not None:
+        restarts = config.on_env_error == "restart"
+        backend = resolve_backend(find_spec(env_id), config.backend, kind.group_starts, restarts)
+        faults = dict(env_timeout=config.env_timeout, on_env_error=config.on_env_error)
+        env = make_vec(env_id, config.num_envs, backend, **faults, **env_kwargs)
+    elif config.on_env_error == "restart":
+        raise UsageError(
+            "on_env_error is 'restart', which is for an environment id; this agent was given a VectorEnv, whose "
+            "environments it cannot make anew"
+        )
+    elif env_kwargs:
+        raise UsageError(
+            "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"
+        )
+    if config.num_steps is None:
+        config = dataclasses.replace(config, num_steps=time_limit(env))
+    adapter = VectorAdapter(env, config.squash)
+    return World(config, device, env, adapter, env_id, env_kwargs, backend, torso)
+
+
+def resolve_shared(world: World, critic_apart: bool) -> Config:
+    """The configuration, in which it is said whether actor and critic share a torso."""
+    config = world.config
+    if config.shared is not None:
+        return config
+    shared = shares_torso(world.adapter.parts, world.torso or config.torso) and not critic_apart
+    return dataclasses.replace(config, shared=shared)
+
+
+def make_network(agent: Agent, torso: Torso | None) -> ActorCritic:
+    """The network that an agent's configuration asks for."""
+    config = agent.config
+    network = ActorCritic(
+        agent.envs.single_observation_space,
+        agent.adapter.action_spec,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        shared=config.shared,
+        torso=config.torso if torso is None else torso,
+        log_std_init=config.log_std_init,
+        state_dependent_std=config.state_dependent_std,
+        norm_obs=config.norm_obs,
+        precision=config.precision,
+    )
+    if network.shared and agent.critic_apart:
+        raise UsageError(
+            f"actor and critic share a torso (shared is true, or torso is one module), but {type(agent).__name__} "
+            "fits its critic apart, which would move the policy; torso may be a function that makes one for each"
+        )
+    return network
+
+
+def added_fields(agent: Agent) -> list[Field]:
+    """What a transition holds because of the environments, the policy and the agent."""
+    of_environments = [dataclasses.replace(field, source="environment") for field in agent.adapter.fields]
+    of_policy = [dataclasses.replace(field, source="policy") for field in agent.network.fields()]
+    return [*of_environments, *of_policy, *agent.fields()]
+
+
+def make_collector(agent: Agent) -> Collector:
+    """The collector for the agent's environments."""
+    if agent.backend == "native":
+        return make_native_collector(agent)
+    config = agent.config
+    group_size = config.group_size if agent.group_starts else 1
+    return HostCollector(
+        agent.adapter, agent.buffer, agent.generator, config.whole_episodes, agent.needs_values,
+        config.noise_correlation, group_size, config.seed,
+    )  # fmt: skip
+
+
+def make_native_collector(agent: Agent) -> NativeCollector:
+    """A collector of the environment's native twin."""
+    task, config = find_native(find_spec(agent.env_id).id), agent.config
+    options = config.whole_episodes, agent.needs_values, config.noise_correlation
+    return NativeCollector(task, agent.adapter, agent.buffer, agent.generator, *options)
+
+
+def acting_generator(seed: int, device: torch.device) -> torch.Generator:
+    """A generator of actions for use beside training."""
+    return torch.Generator(device).manual_seed(seed ^ ACTING_STREAM)
+
+
+def reset_seeds(seed: int, iteration: int, num_envs: int, group_size: int | None) -> int | list[int]:
+    """Seeds with which the environments begin the rollout of an iteration: one for all, or, where groups share a start,
+    one each: members of a group have the same, and each iteration and group another."""
+    if group_size is None:
+        return restart_seed(seed, iteration)
+    seeds = np.random.SeedSequence([seed, iteration]).generate_state(num_envs // group_size)
+    return [int(one % 2**31) for one in seeds.repeat(group_size)]
+
+
+def restart_seed(seed: int, iteration: int) -> int:
+    """The seed of environments that begin anew after `iteration` rollouts.
+
+    Gymnasium gives environment n seed + n, so seeds 0 and 1 as they stand would share all starts but one.
+    """
+    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0] % 2**31)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +12,99 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from rlcore.agents.engine import WAYS
-from rlcore.storage.checkpoint import check_like, read_agent
+from rlcore.agents.config import WAYS
+from rlcore.agents.setup import restart_seed
+from rlcore.storage.checkpoint import check_like, read_agent, write_checkpoint
 from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported
 from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
-from rlcore.networks import Torso
+from rlcore.networks import ActorCritic, Torso
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
 
 
-def check_kinds(state: dict[str, Any]) -> None:
-    """Refuse a state that lacks a part, or has one of another kind; each part looks at its own inside."""
-    kinds = {
-        "network": dict, "optimizer": dict, "critic_optimizer": dict | None, "generator": Tensor, "collector": dict,
-        "reward_scaler": dict | None, "coefs": dict, "how": str | None, "backend": str | None,
-        "reference": dict | None, "iteration": int,
-    }  # fmt: skip
+def save(agent: Agent, path: str | Path, extra: dict[str, Any]) -> None:
+    """As `Agent.save`."""
+    write_checkpoint(
+        path,
+        {
+            "algo": type(agent).__name__.lower(),
+            "env_id": agent.env_id,
+            "env_kwargs": agent.env_kwargs,
+            "config": dataclasses.asdict(agent.config),
+            "agent": agent.state_dict(),
+            "extra": extra,
+        },
+    )
+
+
+def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: Iterable[str] = ()) -> None:
+    """As `Agent.load_state_dict`.
+
+    Args:
+        changed: hyperparameters that are not those of the state; what depends on one begins anew.
+    """
+    fresh, changed = agent.state.state_dict(), set(changed)
+    state = as_of_now(state, fresh)
+    _check_kinds(state)
+    envs_stay = restore_envs and not changed & {"num_envs", "backend", "squash"}
+    if "optimizer" in changed:
+        state = {**state, "optimizer": fresh["optimizer"]}
+    if "norm_reward" in changed and agent.reward_scaler is not None:
+        state = {"reward_scaler": fresh["reward_scaler"], **state}
+    if agent.reward_scaler is not None and not envs_stay and isinstance(state.get("reward_scaler"), dict):
+        state["reward_scaler"] = {**state["reward_scaler"], "carry": agent.reward_scaler.carry.clone()}
+    agent.state.load_state_dict(state)
+    for name in changed & set(agent.coefs):
+        agent.coefs[name] = fresh["coefs"][name]
+    if "learning_rate" in changed:
+        for optimizer in filter(None, (agent.optimizer, agent.critic_optimizer)):
+            optimizer.learning_rate = agent.config.learning_rate
+    if envs_stay and state["backend"] == "native" and agent.backend != "native" and agent.engine.may_go_native:
+        agent.use_backend("native")
+    # Environments whose state is not plain data start afresh, with seeds that no earlier part of the run used.
+    seed = restart_seed(agent.config.seed, state["iteration"])
+    agent.collector.load_state_dict(state["collector"], seed, envs_stay)
+    # After the collector, which draws its first noise from it.
+    if len(state["generator"]) == len(agent.generator.get_state()):
+        agent.generator.set_state(state["generator"])
+    else:  # saved on another kind of device, whose generator has a state of another form
+        agent.generator.manual_seed(seed)
+    agent.iteration = state["iteration"]
+    agent.engine.go_on(None if changed else state["how"])
+
+
+def as_of_now(state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """A state as this version writes it; before, absent parts were None and optimisers those of torch, without moments
+    until their first step."""
+    state = {name: part for name, part in state.items() if part is not None or name in ("how", "backend")}
+    for name in ("optimizer", "critic_optimizer"):
+        if isinstance(state.get(name), dict) and "param_groups" in state[name]:
+            state[name] = {**fresh.get(name, {}), **_of_torch(state[name], name)}
+    return state
+
+
+def _of_torch(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """The state of one of torch's optimisers as one of ours."""
+    moments, groups = state.get("state"), state["param_groups"]
+    rate = groups[0].get("lr") if isinstance(groups, list) and groups and isinstance(groups[0], dict) else None
+    if not isinstance(moments, dict) or not isinstance(rate, float | int):
+        raise ValueError(f"{name} has other parts than expected")
+    rows = list(moments.values())
+    if not rows:  # none before the first step
+        return {"learning_rate": float(rate)}
+    if not all(isinstance(row, dict) and isinstance(row.get("step"), Tensor) for row in rows):
+        raise ValueError(f"{name} has other parts than expected")
+    names = [key for key in rows[0] if key != "step"]
+    if not all(isinstance(row.get(key), Tensor) for row in rows for key in names):
+        raise ValueError(f"{name} has other parts than expected")
+    vectors = {key: torch.cat([row[key].flatten() for row in rows]) for key in names}
+    return {"learning_rate": float(rate), "step_count": rows[0]["step"].float(), **vectors}
+
+
+def _check_kinds(state: dict[str, Any]) -> None:
+    """Refuse a state that lacks a part beside what is declared, or has one of another kind."""
+    kinds = {"generator": Tensor, "collector": dict, "how": str | None, "backend": str | None, "iteration": int}
     for name, kind in kinds.items():
         if name not in state or not isinstance(state[name], kind):
             raise ValueError(f"its part '{name}' is missing or of another kind")
@@ -39,14 +115,19 @@ def check_kinds(state: dict[str, Any]) -> None:
         raise ValueError("its part 'generator' or 'iteration' is none")
 
 
-def restore_network(module: torch.nn.Module, state: Any, name: str) -> None:
-    """`module.load_state_dict(state)`, for a state of exactly its tensors.
+def with_weights_of(network: ActorCritic, path: str | Path) -> ActorCritic:
+    """The network with the weights that a checkpoint holds.
 
     Raises:
-        ValueError: names the first part that differs.
+        CheckpointError: where they do not fit.
     """
-    check_like(state, dict(module.state_dict()), name)
-    module.load_state_dict(state)
+    try:
+        state = read_agent(path)["agent"].get("network")
+        check_like(state, dict(network.state_dict()), "network")
+        network.load_state_dict(state)
+    except ValueError as error:
+        raise CheckpointError(f"the policy in {path} does not fit this environment or network: {error}") from error
+    return network
 
 
 def load_agent(
@@ -80,7 +161,9 @@ def load_agent(
     except Exception as error:  # sizes and numbers out of a file can make anything fail
         raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_reason(error)}") from error
     try:
-        agent.load_state_dict(payload["agent"], restore_envs=env is None and kwargs == payload["env_kwargs"])
+        same_envs = env is None and kwargs == payload["env_kwargs"]
+        changed = [name for name, value in overrides.items() if payload["config"].get(name) != _plain(value)]
+        restore(agent, payload["agent"], same_envs, changed)
         if "reference" in payload["config"] and "reference" not in overrides:
             agent.config = dataclasses.replace(agent.config, reference=payload["config"]["reference"])
     except Exception as error:
@@ -88,8 +171,12 @@ def load_agent(
         problem = f"the checkpoint {path} does not fit this network or environment: {_reason(error)}"
         raise CheckpointError(problem) from error
     if "compile" in overrides:  # asked for now, so not as the run began
-        agent.engine.how = None
+        agent.engine.go_on(None)
     return agent
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _env_kwargs(

@@ -8,6 +8,7 @@ keeps the bound and L has improved. The critic is fitted apart, by gradient step
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -15,27 +16,27 @@ from torch.nn import functional as F
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import Config
+from rlcore.agents.config import Above0, Apart, Config, Count, From0, Range, Unit
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
-from rlcore.optim import assign, conjugate_gradient, flat
+from rlcore.optim import conjugate_gradient, flat
 from rlcore.tracing import surely
 
 
 @dataclass(frozen=True)
 class TRPOConfig(Config):
-    num_envs: int = 8  # N, environments stepped in parallel
-    learning_rate: float = 1e-3  # step size of the critic's optimiser
-    gae_lambda: float = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
+    num_envs: Count = 8  # N, environments stepped in parallel
+    learning_rate: Apart[From0] = 1e-3  # step size of the critic's optimiser
+    gae_lambda: Unit = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
     norm_adv: bool = True  # standardise the advantages over the rollout
-    max_kl: float = 0.01  # δ, bound on the mean KL of a step, in nats
-    cg_iterations: int = 15  # of conjugate gradient
-    cg_damping: float = 0.1  # added to F's diagonal, for conjugate gradient only
-    fisher_fraction: float = 1.0  # share of the rollout from which F is computed
-    line_search_steps: int = 10  # tries at most
-    line_search_decay: float = 0.8  # factor of the step from one try to the next
-    num_minibatches: int = 4  # of the critic's updates
-    update_epochs: int = 10  # of the critic, over each rollout
+    max_kl: Above0 = 0.01  # δ, bound on the mean KL of a step, in nats
+    cg_iterations: Count = 15  # of conjugate gradient
+    cg_damping: From0 = 0.1  # added to F's diagonal, for conjugate gradient only
+    fisher_fraction: Annotated[float, Range(0, 1, closed=False)] = 1.0  # share of the rollout from which F is computed
+    line_search_steps: Count = 10  # tries at most
+    line_search_decay: Annotated[float, Range(0, 1, closed=False)] = 0.8  # factor of the step from one try to the next
+    num_minibatches: Count = 4  # of the critic's updates
+    update_epochs: Count = 10  # of the critic, over each rollout
 
 
 class TRPO(Agent):
@@ -95,7 +96,7 @@ class TRPO(Agent):
         found = torch.zeros((), dtype=torch.bool, device=start.device)
         for n in range(self.config.line_search_steps):
             scale = self.config.line_search_decay**n
-            assign(parameters, start + scale * full)
+            self.parameters.write(start + scale * full, self.network.policy_parameters())
             kl = batch.mean(old.kl(self.network.policy(batch.obs)))
             gain = self.surrogate(batch) - before
             accepted = (kl <= self.config.max_kl) & (gain > 0) & ~found
@@ -104,5 +105,5 @@ class TRPO(Agent):
             found = found | accepted
             if surely(found):
                 break
-        assign(parameters, taken)
+        self.parameters.write(taken, self.network.policy_parameters())
         return result.unbind()

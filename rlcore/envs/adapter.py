@@ -21,7 +21,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from rlcore.envs.async_vector import cause_of_death, first_dead
 from rlcore.envs.guard import FAULT_KEY, describe
 from rlcore.errors import EnvironmentFault, RlcoreError, UsageError
-from rlcore.spaces import ActionSpec, action_spec, map_parts, observation_parts, split_observation
+from rlcore.spaces import ActionSpec, Field, action_spec, map_parts, numpy_dtype, observation_parts, split_observation
 
 
 class Step(NamedTuple):
@@ -117,6 +117,9 @@ class VectorAdapter:
         steps: vector steps so far.
         clock: how errors tell their number.
         restarts: of environments that failed.
+        fields: what the environments tell in their infos beside each observation, such as which actions are allowed
+            (`metadata["fields"]`).
+        extras: those infos, `[N, ...]` each, of the latest observation.
         astray: `[N]` bool, who did not begin with the seed given to the last `reset`, because that failed twice.
 
     Args:
@@ -136,6 +139,8 @@ class VectorAdapter:
         self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row
         self.steps, self.clock, self._failed = 0, "at vector step {:,}", False
         self.restarts, self.astray = Restarts(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        self.fields: list[Field] = list((envs.metadata or {}).get("fields", ()))
+        self.extras: dict[str, np.ndarray] = {}
         self._composite = isinstance(self.observation_space, spaces.Dict | spaces.Tuple)
         self._starts = map_parts(lambda part: part.start, self.parts)
         self._shifted = (
@@ -175,7 +180,17 @@ class VectorAdapter:
         except Exception as error:
             raise self._fault(error) from error
         obs = self.split(obs)
+        self._keep_extras(infos)
         return obs if FAULT_KEY not in infos else self._begin_anew(_faults(infos), seed)
+
+    def _keep_extras(self, infos: dict[str, Any], which: np.ndarray | None = None) -> None:
+        """Keep what `infos` tell of the environments `which [N]`, or of all."""
+        for field in self.fields:
+            if field.name not in infos:
+                raise EnvironmentFault(f"the environments promise '{field.name}' in their infos, but it is not there")
+            kept = self.extras.setdefault(field.name, np.zeros((self.num_envs, *field.shape), numpy_dtype(field.dtype)))
+            for n in range(self.num_envs) if which is None else np.flatnonzero(which):
+                kept[n] = infos[field.name][n]
 
     def step(self, actions: np.ndarray) -> Step:
         """Take actions as the buffer stores them, `[N, ...]`.
@@ -192,6 +207,8 @@ class VectorAdapter:
         terminated, truncated = terminated.astype(bool, copy=False), truncated.astype(bool, copy=False)
         done = terminated | truncated
         obs = self.split(obs)
+        if self.fields:
+            self._keep_extras(infos)
         real, failed, faults = ~self.pending, None, {}
         if FAULT_KEY in infos:
             faults = _faults(infos)
@@ -237,6 +254,8 @@ class VectorAdapter:
             obs, infos = self.envs.reset(seed=seeds, options={"reset_mask": which})
         except Exception as error:
             raise self._fault(error) from error
+        if self.fields:
+            self._keep_extras(infos, which)
         return self.split(obs), _faults(infos)
 
     def _begin_anew(self, faults: dict[int, str], seeds: Any = None) -> Any:

@@ -12,11 +12,14 @@ sine and cosine; float32 is for speed. `rlcore.envs.native_vector` makes a gymna
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+
+from rlcore.spaces import Field
 
 
 class NativeTask:
@@ -27,6 +30,7 @@ class NativeTask:
         observation_space, action_space: of a single environment.
         max_episode_steps: steps after which the caller cuts an episode, None where the task ends by itself.
         draws: how many uniform numbers one reset takes.
+        fields: what it tells beside its observation, such as which actions are allowed; see `extras`.
     """
 
     id: str
@@ -34,6 +38,7 @@ class NativeTask:
     action_space: spaces.Space
     max_episode_steps: int | None
     draws: int
+    fields: Sequence[Field] = ()
 
     def initial(self, uniform: Tensor) -> Tensor:
         """States `[N, S]` at the start of an episode from `uniform [N, draws]` in [0, 1), in the dtype of `uniform`."""
@@ -42,6 +47,10 @@ class NativeTask:
     def observe(self, state: Tensor) -> Tensor:
         """Observations `[N, ...]` at `state [N, S]`, in the dtype of `observation_space`."""
         raise NotImplementedError
+
+    def extras(self, state: Tensor) -> dict[str, Tensor]:
+        """What `fields` name, at `state [N, S]`, `[N, ...]` each."""
+        return {}
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One transition.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlcore.networks.distributions import Distribution, make_distribution
 from rlcore.errors import UsageError
 from rlcore.networks.normalize import RunningNorm
-from rlcore.spaces import ActionSpec, Obs, Part, action_spec, map_parts, observation_parts
+from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
 from rlcore.networks.torsos import ACTIVATIONS, TorsoName, check_torso, is_channels_last, is_image, make_torso, orthogonal
 
 
@@ -184,6 +184,36 @@ class ActorCritic(nn.Module):
         """V(obs) `[...]` at `obs [..., *shape]`."""
         obs, lead = self._flatten(obs)
         return self._values(self.critic(obs), lead)
+
+    def fields(self) -> list[Field]:
+        """What a transition holds because of this policy, beside what all have; `act` fills it."""
+        return []
+
+    def initial_carry(self, num_envs: int) -> dict[str, Tensor]:
+        """What acting hands from one row to the next, `[N, ...]` each, at the beginning; a policy without memory has
+        none."""
+        return {}
+
+    def act(
+        self, obs: Obs, carry: dict[str, Tensor], first: Tensor | None, noise: Tensor, with_values: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One row of a rollout.
+
+        Args:
+            obs: `[N, ...]`.
+            carry: of the row before, `initial_carry` at the beginning.
+            first: `[N]` bool, whose row begins an episode after another; may be None where there is no carry.
+            noise: `[N, A]` of the actions, see `Distribution.sample`.
+            with_values: whether values are wanted, where these come for free from a shared torso.
+
+        Returns:
+            Fields of the row, `actions` and `dist_params` among them; and the carry.
+        """
+        if with_values and self.shared:
+            policy, values = self(obs)
+            return {"actions": policy.sample(noise), "dist_params": policy.params, "values": values}, carry
+        policy = self.policy(obs)
+        return {"actions": policy.sample(noise), "dist_params": policy.params}, carry
 
     def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of `actions`, entropies and values, each `[...]`, at `obs [..., *shape]`."""

@@ -6,10 +6,13 @@ They are module buffers, so they are saved with the weights.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlcore.buffer import RolloutBuffer
+from rlcore.estimators import linear_scan
+from rlcore.tracing import reduce
 
 
 class RunningNorm(nn.Module):
@@ -38,9 +41,9 @@ class RunningNorm(nn.Module):
         """
         weight = mask.double().reshape(*mask.shape, *(1 for _ in self.mean.shape))
         x = torch.where(weight > 0, x.double(), 0.0)
-        count = weight.sum()
-        batch_mean = (x * weight).sum((0, 1)) / count.clamp(min=1)
-        batch_var = ((x - batch_mean) ** 2 * weight).sum((0, 1)) / count.clamp(min=1)
+        count = reduce(weight.sum())
+        batch_mean = reduce((x * weight).sum((0, 1))) / count.clamp(min=1)
+        batch_var = reduce(((x - batch_mean) ** 2 * weight).sum((0, 1))) / count.clamp(min=1)
         total = self.count + count
         share = count / total.clamp(min=1)
         delta = batch_mean - self.mean
@@ -67,12 +70,19 @@ class RewardScaler(nn.Module):
     @torch.no_grad()
     def scale_(self, buffer: RolloutBuffer) -> None:
         """Take the rollout's discounted returns into the statistics, then scale `buffer.rewards` in place."""
-        returns = torch.empty_like(buffer.rewards, dtype=torch.float64)
-        ends = buffer.terminated | buffer.truncated
-        for t in range(buffer.num_steps):
-            grown = self.gamma * self.carry + buffer.rewards[t]
-            returns[t] = torch.where(buffer.mask[t], grown, self.carry)
-            self.carry.copy_(torch.where(ends[t] & buffer.mask[t], 0.0, returns[t]))
-        self.stats.update(returns, buffer.mask)
+        mask, gamma = buffer.mask, torch.full_like(buffer.rewards, self.gamma, dtype=torch.float64)
+        ends = (buffer.terminated | buffer.truncated) & mask
+        # What a row keeps of the sum before it: nothing after the end of an episode, all of it through padding.
+        begins = torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
+        keeps = torch.where(mask, gamma, 1.0).masked_fill(begins, 0.0)
+        grown = torch.where(mask, buffer.rewards, 0.0).double()
+        grown = torch.cat([(grown[0] + keeps[0] * self.carry).unsqueeze(0), grown[1:]])
+        returns = linear_scan(grown.flip(0), keeps.flip(0)).flip(0)  # [T, N]
+        self.carry.copy_(returns[-1].masked_fill(ends[-1], 0.0))
+        self.stats.update(returns, mask)
         scale = (self.stats.var + 1e-8).rsqrt().to(buffer.rewards.dtype)
-        buffer.rewards.mul_(scale).clamp_(-self.clip, self.clip)
+        buffer.rewards = (buffer.rewards * scale).clamp(-self.clip, self.clip)
+
+    def forget(self, which: np.ndarray) -> None:
+        """The discounted return of episodes that were cut before the rollout, in the environments `which [N]`."""
+        self.carry[torch.from_numpy(which).to(self.carry.device)] = 0

@@ -46,6 +46,67 @@ def for_python(recorded: GraphModule) -> GraphModule:
     return recorded
 
 
+def hoisted(body: GraphModule, count: int) -> tuple[GraphModule, GraphModule]:
+    """A loop's body as two functions: what depends on nothing that changes from turn to turn, and the rest.
+
+    Layers of a handful of rows read their weights column by column; transposes taken out of a loop lay them out so.
+
+    Args:
+        body: of a loop.
+        count: how many of its inputs change from turn to turn; these stand first.
+
+    Returns:
+        From the fixed inputs to what the rest takes of them, each in memory of its own; and the rest.
+    """
+    inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
+    known = set(inputs[count:])
+    for node in body.graph.nodes:
+        if _may_stand_before(node) and all(x in known for x in node.all_input_nodes):
+            known.add(node)
+    taken = [n for n in body.graph.nodes if n in known and any(user not in known for user in n.users)]
+    before, copies = Graph(), {}
+    for node in inputs[count:]:
+        copies[node] = before.node_copy(node)
+    for node in body.graph.nodes:
+        if node in known and node.op != "placeholder":
+            copies[node] = before.node_copy(node, copies.__getitem__)
+    outputs = []
+    for node in taken:
+        copy = copies[node]
+        if node.op != "placeholder":
+            copy = before.call_function(aten.clone.default, (copy,), {"memory_format": torch.contiguous_format})
+            copy.meta["val"] = node.meta["val"].contiguous()
+        outputs.append(copy)
+    before.output(outputs)
+    for node in taken:
+        with body.graph.inserting_before(inputs[0] if inputs else None):
+            new = body.graph.placeholder(f"fixed_{node.name}")
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        inputs.append(new)
+    last = inputs[count - 1] if count else None
+    for new in reversed(inputs[len(inputs) - len(taken) :]):
+        if last is not None:
+            last.append(new)
+    body.graph.eliminate_dead_code()
+    for node in [n for n in body.graph.nodes if n.op == "placeholder" and n in known]:
+        body.graph.erase_node(node)
+    body.graph.lint()
+    body.recompile()
+    return GraphModule(body, before), body
+
+
+def _may_stand_before(node: Node) -> bool:
+    """Whether an operation gives the same at every turn of a loop, if its inputs do."""
+    if node.op != "call_function" or not node.all_input_nodes:
+        return False
+    if node.target is operator.getitem:
+        return True
+    pure = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+    spreads = node.target in (aten.expand.default, aten.clone.default)
+    return pure and not spreads and isinstance(node.meta.get("val"), Tensor | tuple | list)
+
+
 def _replace(graph: Graph, old: Node, make: Callable[..., Node]) -> None:
     """Put the node that `make(call, *arguments)` gives in the place of another, whose arguments these are."""
     with graph.inserting_before(old):

@@ -1,11 +1,13 @@
-"""Programs: tensor functions recorded once and run without Python.
+"""Programs: functions of declared state that run without their Python.
 
-An iteration on a tiny network spends its time between the kernels, not in them. So the agent's own methods are run once
-while their tensor operations are recorded (`Piece`), loops over rows and minibatches become one `scan` each, and the
-whole goes through torch's inductor into one shared library (`build`), which is kept on disk for the next run with the
-same shapes. Nothing here knows an algorithm.
+An iteration on a tiny network spends its time between the kernels, not in them. So an agent's own methods are run once
+while their tensor operations are recorded (rlcore/programs/recording.py), and then
 
-The same program also runs as plain Python, piece by piece, which is what tests compare it with.
+    recorded  these are run one by one, rewritten for cheap calls
+    compiled  they go through torch's inductor into one shared library, which is kept on disk for the next run
+    captured  on CUDA, their kernels are launched all at once
+
+Nothing here knows an algorithm.
 """
 
 from __future__ import annotations
@@ -19,312 +21,226 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from rlcore.programs import matmul
-from rlcore.storage.files import FolderLock, InUse
 from rlcore.programs.passes import for_compiler, for_python
-from rlcore.tracing import recording
+from rlcore.programs.recording import Loop, Recorded, record, recording_lock
+from rlcore.state import Place
+from rlcore.storage.files import FolderLock, InUse
+from rlcore.tracing import Tree, in_places, leaves_of, recording
 
-Slot = tuple[dict[str, Any], str]
-BUILT_FILES = ("program.pt2", "structure.json", "notes.json")
+BUILT_FILES = ("program.pt2", "structure.json")
 SCRATCH = re.compile(r"([0-9a-f]{24})\.\w+\.building")  # where a program is built, by the name it will have
 
 
-def parameter_slots(module: nn.Module) -> list[Slot]:
-    """Where a module keeps its parameters, in the order of `module.parameters()`."""
-    return [_slot(module, name, "_parameters") for name, _ in module.named_parameters()]
-
-
-def buffer_slots(module: nn.Module) -> list[Slot]:
-    """Where a module keeps its buffers, in the order of `module.buffers()`."""
-    return [_slot(module, name, "_buffers") for name, _ in module.named_buffers()]
-
-
-def _slot(module: nn.Module, path: str, kind: str) -> Slot:
-    owner, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(owner), kind), name
-
-
-@contextmanager
-def holding(slots: list[Slot], tensors: list[Tensor]) -> Iterator[None]:
-    """Put tensors in the place of parameters, buffers or coefficients while a function runs."""
-    before = [holder[name] for holder, name in slots]
-    for (holder, name), tensor in zip(slots, tensors, strict=True):
-        holder[name] = tensor
-    try:
-        yield
-    finally:
-        for (holder, name), tensor in zip(slots, before, strict=True):
-            holder[name] = tensor
-
-
-def held(slots: list[Slot]) -> list[Any]:
-    """What stands in the slots now."""
-    return [holder[name] for holder, name in slots]
-
-
-class Piece(nn.Module):
-    """A function of nested dicts and lists of tensors, as Python until it is recorded.
+class Program:
+    """A function of declared places that runs without its Python, once it is prepared.
 
     Args:
-        function: pure; its shapes and its output's structure depend on its inputs' shapes alone.
+        function: what to run; see `record`.
+        places: gives the places of declared state as they are now.
+        arguments: examples of further inputs, trees of tensors.
+        owner: whose attributes the function may read.
+        free: names of places, with the dimensions in which they may have another size at each call.
+        options: further settings of inductor.
     """
 
-    def __init__(self, function: Callable):
-        super().__init__()
-        self.function = function
-        self.graph: torch.fx.GraphModule | None = None
-        self.places: Any = None  # the output's structure, once recorded
+    def __init__(
+        self,
+        function: Callable[..., Tree],
+        places: Callable[[], list[Place]],
+        arguments: Sequence[Tree] = (),
+        owner: Any = None,
+        free: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+    ):
+        self.function, self.find_places, self.arguments = function, places, list(arguments)
+        self.owner, self.free, self.options = owner, free or {}, options or {}
+        self.run: Callable[[list[Tensor]], Sequence[Tensor]] | None = None
+        self._structure: dict[str, Any] = {}
+        self._inputs: list[Place] = []
+        self._changed: list[Place] = []
 
-    def forward(self, *inputs: Any) -> Any:
-        if self.graph is None:
-            return self.function(*inputs)
-        return _in_places(self.places, self.graph(*_leaves(inputs)))
+    def __call__(self, *arguments: Tree) -> Tree:
+        """Run it: reads the places and writes those that it changes; returns what the function returns."""
+        leaves = [x for argument in arguments for x in leaves_of(argument)]
+        outputs = self.run([place.tensor(self.device) for place in self._inputs] + leaves)
+        for place, value in zip(self._changed, outputs[: len(self._changed)], strict=True):
+            place.write_back(value)
+        return in_places(self._structure["result"], outputs[len(self._changed) :])
 
-    def record(self, *inputs: Any, free_shapes: bool = False) -> Any:
-        """Record the function on these inputs; returns what it gives for them.
+    def bind(self) -> Callable[..., Tree]:
+        """The program for many calls in a row between which nothing moves in its places: they are read now, and
+        results are those tensors that the program gives."""
+        fixed, result = [place.tensor(self.device) for place in self._inputs], self._structure["result"]
+
+        def call(*arguments: Tree) -> Tree:
+            return in_places(result, self.run(fixed + [x for argument in arguments for x in leaves_of(argument)]))
+
+        return call
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        return next(x.device for x in map(Place.get, self.find_places()) if isinstance(x, Tensor))
+
+    @functools.cached_property
+    def recorded(self) -> Recorded:
+        """What the function came to when it was run for this.
+
+        Raises:
+            NotRecordable: says what cannot be recorded.
+        """
+        return record(self.function, self.find_places(), self.arguments, self.owner, self.free)
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the owner's attributes that the function read, where it was recorded in this process."""
+        return self.recorded.reads if "recorded" in vars(self) else set()
+
+    def is_cached(self, key: Any) -> bool:
+        """Whether the disk cache has this program; `key` is all that it depends on beside its places. None: that is
+        told by what was recorded."""
+        return _is_whole(self._folder(key))
+
+    def prepare(self, key: Any, compiled: bool) -> None:
+        """Make it run: compiled, or taken from the disk cache; on CUDA captured; or as recorded operations.
 
         Args:
-            free_shapes: record for sizes other than those of these inputs too.
+            key: as for `is_cached`.
+            compiled: False takes the recorded operations.
         """
-        from torch.fx.experimental.proxy_tensor import make_fx
+        if compiled and self.device.type == "cpu":
+            folder = self._folder(key)
+            self._structure = self._from_cache(folder) or self._build_once(folder)
+        else:
+            self._structure = self.recorded.describe()
+            self._prepare_graph(compiled)
+        places = {place.name: place for place in self.find_places()}
+        self._inputs = [places[name] for name in self._structure["inputs"]]
+        self._changed = [places[name] for name in self._structure["changed"]]
 
-        places = _numbered(inputs)
+    def _prepare_graph(self, compiled: bool) -> None:
+        graph = for_all(self.recorded.graph, for_python)
+        if compiled:
+            tensors = [place.tensor(self.device) for place in self.find_places() if place.name in self._structure["inputs"]]
+            self.run = Captured(graph, tensors, leaves_of(self.arguments))
+        else:
+            self.run = torch.inference_mode()(lambda leaves: graph.forward(*leaves))
 
-        def flat_function(*leaves: Tensor) -> list[Tensor]:
-            outputs = self.function(*_in_places(places, leaves))
-            self.places = _numbered(outputs)
-            return [x.detach() for x in _leaves(outputs)]
-
-        with recording():
-            self.graph = make_fx(flat_function, tracing_mode="symbolic" if free_shapes else "real")(*_leaves(inputs))
-        return self(*inputs)
-
-
-def python_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """`carry, y = body(carry, x)` for each row x of `xs`; gives the last carry and all y stacked."""
-    places, rows = _numbered(xs), []
-    for parts in zip(*(leaf.unbind() for leaf in _leaves(xs)), strict=True):
-        carry, y = body(carry, _in_places(places, parts))
-        rows.append(_leaves(y))
-    return carry, _in_places(_numbered(y), [torch.stack(column) for column in zip(*rows, strict=True)])
-
-
-def scan_loop(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """The same as one operation of a compiled program; a loop over one row is no loop."""
-    from torch._higher_order_ops.scan import scan
-
-    if len(pytree.tree_leaves(xs)[0]) == 1:
-        return python_loop(body, carry, xs)
-
-    def separate(carry: Any, x: Any) -> Any:
-        return pytree.tree_map(torch.clone, body(carry, x))  # scan allows no output that is an input or another's view
-
-    return scan(separate, carry, xs)
-
-
-class Program(nn.Module):
-    """Pieces put together by `forward`; runs as Python until it is built.
-
-    A subclass makes its pieces in `__init__`, composes them in `forward`, going through `self.loop` for loops, and
-    records them in `record(*inputs)`.
-
-    Attributes:
-        notes: what its Python finds out beside its outputs, plain data that is kept with the built program.
-    """
-
-    inductor_options: ClassVar[dict[str, Any]] = {}
-    stays: ClassVar[bool] = False  # whether the tensors of the first input lie in the same place at every call
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = python_loop
-        self.notes: dict[str, Any] = {}
-
-    def record(self, *inputs: Any) -> None:
-        raise NotImplementedError
-
-    def rewrite(self, rewriting: Callable[[torch.fx.GraphModule], torch.fx.GraphModule]) -> None:
-        """Change what was recorded, piece by piece."""
-        for piece in self.children():
-            if piece.graph is not None:
-                piece.graph = rewriting(piece.graph)
-
-    def free_dimensions(self, *inputs: Any) -> Any:
-        """Which dimensions may differ between calls, as torch.export's `dynamic_shapes`; None: none."""
-        return None
-
-    def shapes_of(self, inputs: tuple) -> list[Any]:
-        """The shapes that a built program is for."""
-        return [(str(x.dtype), list(x.shape), str(x.device)) for x in pytree.tree_leaves(inputs)]
-
-    def is_cached(self, inputs: tuple, key: dict[str, Any]) -> bool:
-        """Whether the disk cache has this program for inputs of these shapes."""
-        return _is_whole(self._folder(inputs, key))
-
-    def make_runner(self, inputs: tuple, key: dict[str, Any], compiled: bool = True) -> Any:
-        """The program for inputs of these shapes without the agent's Python: on the CPU compiled, or taken from the
-        disk cache where `key` (all else that the program depends on) is there already; on CUDA captured as a graph; or,
-        not `compiled`, as recorded operations. A key with `own_code` leaves nothing in the cache."""
-        if not compiled:
-            return RecordedRunner(self, inputs)
-        if any(x.is_cuda for x in pytree.tree_leaves(inputs)):
-            return CapturedRunner(self, inputs)
-        folder = self._folder(inputs, key)
-        runner = self._from_cache(folder) or self._build_once(inputs, folder)
-        if "own_code" in key:  # a name that will not come again
-            shutil.rmtree(folder)
-        return runner
-
-    def _from_cache(self, folder: Path) -> Runner | None:
-        """The program that was built there, or None where there is none that is whole."""
+    def _from_cache(self, folder: Path) -> dict[str, Any] | None:
+        """The structure of the program that was built there, which runs from now on; None where none is whole."""
         if not _is_whole(folder):
             return None
         try:
-            runner, notes = Runner(folder), json.loads((folder / "notes.json").read_text())
+            structure = json.loads((folder / "structure.json").read_text())
+            self.run = load(folder)
         except (OSError, RuntimeError, ValueError):  # removed at this moment, or of a system with other libraries
             return None
-        self.notes = notes
-        return runner
+        return structure
 
-    def _build_once(self, inputs: tuple, folder: Path) -> Runner:
+    def _build_once(self, folder: Path) -> dict[str, Any]:
         """Build into the cache; of processes that want the same program, one does and the others wait for it."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock_of(folder).acquire(wait=True) as lock:
-            runner = self._from_cache(folder)
-            if runner is not None:
-                return runner
-            _remove(folder)  # damaged
-            _remove_dead_scratch(folder, lock)
-            _build(self, inputs, folder)
-            runner = Runner(folder)
-            self.notes = json.loads((folder / "notes.json").read_text())
-            return runner
+            structure = self._from_cache(folder)
+            if structure is None:
+                _remove(folder)  # damaged
+                _remove_dead_scratch(folder, lock)
+                build(self, folder)
+                structure = json.loads((folder / "structure.json").read_text())
+                self.run = load(folder)
+            return structure
 
-    def _folder(self, inputs: tuple, key: dict[str, Any]) -> Path:
-        return cache_folder() / fingerprint([key, self.shapes_of(inputs)])
+    def _folder(self, key: Any) -> Path:
+        key = digest(self.recorded) if key is None else key
+        tensors = [(place.name, place.tensor(self.device)) for place in self.find_places()]
+        tensors += [("argument", x) for x in leaves_of(self.arguments)]
+        shapes = [(name, str(x.dtype), self._shape(name, x), str(x.device)) for name, x in tensors]
+        return cache_folder() / fingerprint([key, shapes, self.options])
 
-
-class Runner:
-    """A built program: call it with the inputs that `Program.forward` takes."""
-
-    def __init__(self, folder: Path):
-        structure = pytree.treespec_loads((folder / "structure.json").read_text())
-        self.places = pytree.tree_unflatten(range(structure.num_leaves), structure)
-        # The loader alone: importing inductor takes longer than a short run.
-        self.loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / "program.pt2"), "model", False, 1, -1)
-
-    def __call__(self, *inputs: Any) -> Any:
-        return _in_places(self.places, self.flat(_leaves(inputs)))
-
-    def flat(self, leaves: list[Tensor]) -> list[Tensor]:
-        """The same without structure: the tensors in the inputs' trees, to the tensors in the outputs'."""
-        return self.loader.run(leaves)
+    def _shape(self, name: str, x: Tensor) -> list[int | None]:
+        return [None if i in self.free.get(name, ()) else size for i, size in enumerate(x.shape)]
 
 
-def _numbered(tree: Any) -> Any:
-    """The tree with a number in the place of each leaf."""
-    leaves, structure = pytree.tree_flatten(tree)
-    return pytree.tree_unflatten(range(len(leaves)), structure)
+def load(folder: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A program that was built there."""
+    # The loader alone: importing inductor takes longer than a short run.
+    return torch._C._aoti.AOTIModelPackageLoader(str(folder / "program.pt2"), "model", False, 1, -1).run
 
 
-# What torch's pytree does, for dicts, lists and tuples alone: its generality takes a tenth of a small iteration.
+def loops_of(graph: nn.Module) -> list[Loop]:
+    """All loops in a graph, those inside others last."""
+    return [module for module in graph.modules() if isinstance(module, Loop)]
 
 
-def _leaves(tree: Any) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(part)]
+def for_all(graph: torch.fx.GraphModule, rewriting: Callable) -> torch.fx.GraphModule:
+    """Rewrite a graph and the bodies of its loops."""
+    for loop in loops_of(graph):
+        loop.body = rewriting(loop.body)
+        loop.before = None if loop.before is None else rewriting(loop.before)
+    return rewriting(graph)
 
 
-def _in_places(places: Any, leaves: Sequence[Tensor]) -> Any:
-    """The tree in which each place's number is replaced by the leaf of that number."""
-    if isinstance(places, int):
-        return leaves[places]
-    if isinstance(places, dict):
-        return {name: _in_places(part, leaves) for name, part in places.items()}
-    return type(places)(_in_places(part, leaves) for part in places)
+def digest(recorded: Recorded) -> str:
+    """One name for what was recorded: equal operations and constants have the same."""
+    found = hashlib.sha256(json.dumps(recorded.describe(), sort_keys=True).encode())
+    for module in recorded.graph.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            found.update(module.code.encode())
+            for name, tensor in sorted(module.named_buffers(recurse=False)):
+                found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode())
+        elif isinstance(module, Loop):
+            found.update(f"{module.carried} {module.rows} {module.unroll}".encode())
+    return found.hexdigest()
 
 
-class RecordedRunner:
-    """A program as its operations, run one by one without the Python and the autograd that led to them.
+class Captured:
+    """Operations captured as one CUDA graph: their kernels are launched all at once from then on.
 
     Args:
-        program: runs its recorded pieces from now on.
-        inputs: an example.
+        function: of tensors of fixed shapes.
+        state: tensors that are read where they lie, for as long as they lie there.
+        arguments: examples of further inputs; each call copies its own over clones of these.
+        graph: False calls the function as it is, which is how this class is tested without a card.
     """
 
-    def __init__(self, program: Program, inputs: tuple):
-        self.program = program
-        program.record(*inputs)
-        program.rewrite(for_python)
-        self(*inputs)  # what cannot be run this way says so now
-
-    @torch.inference_mode()
-    def __call__(self, *inputs: Any) -> Any:
-        return self.program(*inputs)
-
-
-class CapturedRunner:
-    """A program captured as one CUDA graph: its Python runs once, its kernels are launched all at once from then on.
-
-    Args:
-        program: of fixed shapes.
-        inputs: an example; each call copies its inputs over a clone of these, but for what stays in its place.
-        graph: False calls the program as it is, which is how this class is tested without a card.
-    """
-
-    def __init__(self, program: Program, inputs: tuple, graph: bool = True):
-        first, *rest = inputs
-        first = first if program.stays else pytree.tree_map(torch.clone, first)
-        self.program, self.inputs = program, (first, *pytree.tree_map(torch.clone, rest))
-        self.input_leaves = _leaves(self.inputs)
-        self.staying = len(_leaves(first)) if program.stays else 0
+    def __init__(self, function: Callable, state: list[Tensor], arguments: list[Tensor], graph: bool = True):
+        self.function, self.leaves = function, [*state, *map(torch.clone, arguments)]
         self.graph = None
         if not graph:
             return
-        program(*self.inputs)  # what is made once, constants on the device, is made before
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels choose their workspaces before they are captured
             for _ in range(3):
-                self.run()
+                self.outputs = self._run()
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.outputs = self.run()
-        self.output_leaves = _leaves(self.outputs)
+            self.outputs = self._run()
 
-    def __call__(self, *inputs: Any) -> Any:
-        self._play(_leaves(inputs))
-        return self.outputs
-
-    def flat(self, leaves: list[Tensor]) -> list[Tensor]:
-        """As `Runner.flat`."""
-        self._play(leaves)
-        return self.output_leaves
-
-    def _play(self, leaves: list[Tensor]) -> None:
-        for mine, new in zip(self.input_leaves[self.staying :], leaves[self.staying :], strict=True):
-            mine.copy_(new)
+    def __call__(self, leaves: list[Tensor]) -> Sequence[Tensor]:
+        for mine, new in zip(self.leaves, leaves, strict=True):
+            if mine.data_ptr() != new.data_ptr():
+                mine.copy_(new)
         if self.graph is None:
-            self.outputs = self.run()
-            self.output_leaves = _leaves(self.outputs)
+            self.outputs = self._run()
         else:
             self.graph.replay()
+        return self.outputs
 
-    def run(self) -> Any:
-        """The program without a look at any value, which a graph cannot follow."""
+    @torch.no_grad()
+    def _run(self) -> Sequence[Tensor]:
         with recording():
-            return self.program(*self.inputs)
+            return self.function(*self.leaves)
 
 
 def cache_folder() -> Path:
@@ -391,7 +307,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _build(program: Program, inputs: tuple, folder: Path) -> None:
+class _Whole(nn.Module):
+    """A graph as torch's exporter takes it."""
+
+    def __init__(self, graph: torch.fx.GraphModule):
+        super().__init__()
+        self.recorded = graph
+
+    def forward(self, leaves: list[Tensor]) -> list[Tensor]:
+        return list(self.recorded(*leaves))
+
+
+def build(program: Program, folder: Path) -> None:
     """Record, export and compile into `folder`, which appears whole or not at all."""
     import torch._inductor as inductor
 
@@ -401,27 +328,41 @@ def _build(program: Program, inputs: tuple, folder: Path) -> None:
             "will be several times slower. A file named like a standard module beside the script may be in its way",
             stacklevel=2,
         )
-    _, structure = pytree.tree_flatten(program.forward(*inputs))
-    program.record(*inputs)
-    program.rewrite(for_compiler)
-    program.loop = scan_loop
+    recorded = program.recorded
+    graph = for_compiler_whole(recorded.graph)
+    places = {place.name: place for place in program.find_places()}
+    inputs = [places[name].tensor(program.device) for name in recorded.inputs]
+    inputs = [x.clone() for x in [*inputs, *leaves_of(program.arguments)]]  # no two of them parts of one
+    names = [*recorded.inputs, *("" for _ in inputs[len(recorded.inputs) :])]
+    free = [{i: torch.export.Dim(_dimension(name)) for i in program.free.get(name, ())} or None for name in names]
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))
     try:
-        options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.inductor_options}
-        with torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
+        options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.options}
+        with recording_lock, torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
             warnings.simplefilter("ignore")  # torch's own, about its own internals
-            free = program.free_dimensions(*inputs)
-            exported = torch.export.export(program, inputs, dynamic_shapes=free, strict=True)
+            shapes = (free,) if any(free) else None
+            exported = torch.export.export(_Whole(graph), (inputs,), dynamic_shapes=shapes, strict=True)
             inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
-        (scratch / "structure.json").write_text(pytree.treespec_dumps(structure))
-        (scratch / "notes.json").write_text(json.dumps(program.notes))
+        (scratch / "structure.json").write_text(json.dumps(recorded.describe()))
         (scratch / "checksum").write_text(_checksum(scratch))
     except BaseException:
         _remove(scratch)
         raise
-    finally:
-        program.loop = python_loop
     try:
         scratch.rename(folder)
     except OSError:  # another process was quicker, where there are no locks
         shutil.rmtree(scratch)
+
+
+def _dimension(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def for_compiler_whole(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A graph and the bodies of its loops as inductor makes them fast; loops become scans."""
+    for loop in loops_of(graph):
+        loop.hoist()
+    graph = for_all(graph, for_compiler)
+    for loop in loops_of(graph):
+        loop.as_scan = True
+    return graph

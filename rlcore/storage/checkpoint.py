@@ -14,7 +14,7 @@ from rlcore.errors import CheckpointError
 from rlcore.storage.files import write_atomically
 
 FORMAT = "rlcore-checkpoint"
-VERSION = 3
+VERSION = 4
 
 
 def write_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:
@@ -54,9 +54,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of rlcore")
     version = payload.get("version")
-    if type(version) is not int or version not in (2, VERSION):
+    if type(version) is not int or version not in (2, 3, VERSION):
         raise CheckpointError(
-            f"the checkpoint {path} has version {version!r:.20}, but this rlcore reads 2 and {VERSION}"
+            f"the checkpoint {path} has version {version!r:.20}, but this rlcore reads 2 to {VERSION}"
         )
     return payload
 

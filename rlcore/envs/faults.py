@@ -1,0 +1,144 @@
+"""What becomes of a rollout in which something went wrong: environments that failed, numbers that are not finite."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from rlcore.envs.adapter import VectorAdapter
+from rlcore.errors import DivergenceError, EnvironmentFault
+
+
+class Faults:
+    """Keeps what failed environments did out of a rollout, where they are begun anew.
+
+    Of such an environment nothing is learned but what came before: the row of the fault is masked, and the row before
+    it is cut (truncated), so that its successor, which the faulty row shows, is valued. Of a rollout of whole episodes
+    the episode is left out, and with it those that it would be compared with.
+
+    Args:
+        envs: the environments.
+        num_steps: T.
+        group_size: G, where each G environments are compared with each other; 1 where not.
+        whole_episodes: whether rollouts are whole episodes.
+
+    Attributes:
+        gave_up: `[T, N]` rows after which a fault cut the episode, None where there was none in this rollout.
+        cut_before: `[N]` whose episode a fault in row 0 cut before the rollout.
+    """
+
+    def __init__(self, envs: VectorAdapter, num_steps: int, group_size: int, whole_episodes: bool):
+        self.envs, self.group_size, self.whole_episodes = envs, group_size, whole_episodes
+        self.shape = num_steps, envs.num_envs
+        self.gave_up: np.ndarray | None = None
+        self.cut_before = np.zeros(envs.num_envs, dtype=bool)
+        self._told = False
+
+    def begin(self, playing: np.ndarray) -> np.ndarray:
+        """A rollout begins; who of `playing [N]` plays for something."""
+        self.gave_up, self.cut_before = None, np.zeros_like(self.cut_before)
+        return playing & ~self._with_group(self.envs.astray) if self.group_size > 1 else playing
+
+    def give_up(
+        self, t: int, failed: np.ndarray, playing: np.ndarray, rows: Any, life_lost: np.ndarray | None
+    ) -> np.ndarray:
+        """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing.
+
+        Args:
+            rows: of the rollout, with `mask`, `terminated` and `truncated` `[T, N]`.
+            life_lost: `[T, N]` ends for learning alone.
+        """
+        if self.gave_up is None:
+            self.gave_up = np.zeros(self.shape, dtype=bool)
+        if self.whole_episodes:
+            left_out = self._with_group(failed & playing)
+            rows.mask[: t + 1, left_out] = False
+            return playing & ~left_out
+        if t == 0:
+            self.cut_before |= failed
+            return playing
+        before = failed & rows.mask[t - 1]
+        ended = rows.terminated[t - 1] | rows.truncated[t - 1]
+        of_learning = ended & life_lost[t - 1] if life_lost is not None else np.zeros_like(ended)
+        self.gave_up[t - 1] = before & ~(ended & ~of_learning)
+        rows.truncated[t - 1] |= before & ~ended
+        return playing
+
+    def end(self, mask: np.ndarray) -> None:
+        """A rollout, whose `mask` this is, has ended.
+
+        Raises:
+            EnvironmentFault: where nothing of it is left.
+        """
+        self.tell()
+        if (self.gave_up is not None or self.envs.astray.any()) and not mask.any():
+            raise EnvironmentFault(
+                "nothing of a rollout is left to learn from, since each environment, or one of its group, failed in "
+                f"it: {self.envs.restarts.latest}"
+            )
+
+    def tell(self) -> None:
+        """Tell of the first fault, once."""
+        if self.envs.restarts.first is not None and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{self.envs.restarts.first}; it was begun anew (on_env_error is restart), and so will others be "
+                "without a word",
+                stacklevel=2,
+            )
+
+    def _with_group(self, which: np.ndarray) -> np.ndarray:
+        """`which [N]` and all others of their groups."""
+        return which.reshape(-1, self.group_size).any(1).repeat(self.group_size)
+
+
+def refuse_nan(
+    what: str, values: np.ndarray, offset: int, first_step: int, policy: Any, envs: np.ndarray | None = None
+) -> None:
+    """Say which environment gave a number that is not finite, or whose fault it was.
+
+    Args:
+        what: they are.
+        values: `[steps, N, ...]`; row t belongs to step t + offset of this rollout, counted from 1.
+        first_step: steps before this rollout.
+        policy: its part of the rollout, see `refuse_policy`.
+        envs: the environments that they belong to, where these are not all.
+    """
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    bad = np.argwhere(~np.isfinite(values.reshape(*values.shape[:2], -1)).all(-1))
+    t, n = bad[0]
+    refuse_policy(*policy, steps=t + offset, first_step=first_step)
+    value = values[t, n].ravel()
+    raise EnvironmentFault(
+        f"environment {n if envs is None else envs[n]} returned {value[~np.isfinite(value)][0]} in {what} "
+        f"at vector step {first_step + t + offset:,}"
+    )
+
+
+def refuse_policy(output: np.ndarray, observations: list[np.ndarray], steps: int, first_step: int) -> None:
+    """Refuse actions that are not finite although what the policy saw was, in the first `steps` rows: what comes of
+    them in an environment is not the environment's fault.
+
+    Args:
+        output: `[T, N, P + A]` of the policy.
+        observations: parts `[T, N, ...]`.
+
+    Raises:
+        DivergenceError: names the environment and the step.
+    """
+    output = output[:steps]
+    bad = ~np.isfinite(output).all(-1)
+    for values in observations:
+        if values.dtype.kind == "f":
+            bad &= np.isfinite(values[:steps].reshape(*bad.shape, -1)).all(-1)
+    if not bad.any():
+        return
+    t, n = np.argwhere(bad)[0]
+    value = output[t, n][~np.isfinite(output[t, n])][0]
+    raise DivergenceError(
+        f"the policy's action for environment {n} is {value} at vector step {first_step + t + 1:,}: "
+        "the weights are no longer finite"
+    )

@@ -1,0 +1,583 @@
+"""Recording: a function that reads and writes declared places becomes a graph of tensor operations.
+
+The function is run once. Inputs stand in the declared places meanwhile; what stands there afterwards, and is not what
+was put there, are outputs. A loop becomes a `Loop`, whose body is recorded once. What would be frozen without a word
+is refused by name: tensors that are not declared, attributes that are set but not declared, random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from rlcore.errors import UsageError, one_line
+from rlcore.optim import Parameters
+from rlcore.programs.passes import hoisted
+from rlcore.state import Place
+from rlcore.tracing import Tree, in_places, leaves_of, numbered, one_trace, recording
+
+PACKED = 64  # numbers of one environment up to which what a loop hands on is put side by side with the rest
+recording_lock = threading.RLock()  # torch records for one thread at a time
+
+
+class NotRecordable(UsageError):
+    """Code that cannot be recorded, or whose recording would not compute what it computes."""
+
+
+class ParametersPlace(Place):
+    """The vector of all parameters, of which the parameters are parts."""
+
+    def __init__(self, parameters: Parameters):
+        super().__init__("parameters", vars(parameters), "vector")
+        self.parameters = parameters
+
+    def put(self, value: Tensor) -> None:
+        self.parameters.hold(value)
+
+
+class Recorded:
+    """A recorded function.
+
+    Attributes:
+        graph: from the tensors that stand in `inputs` and those of the arguments, flat, to the new tensors of
+            `changed` and those of the result, flat.
+        inputs, changed: names of places.
+        result: the structure of what the function returns.
+        reads: names of the owner's attributes that it read.
+    """
+
+    def __init__(self, graph: GraphModule, inputs: list[str], changed: list[str], result: Any, reads: set[str]):
+        self.graph, self.inputs, self.changed, self.result, self.reads = graph, inputs, changed, result, reads
+
+    def describe(self) -> dict[str, Any]:
+        """All but the graph, as plain data."""
+        return {"inputs": self.inputs, "changed": self.changed, "result": self.result}
+
+
+def record(
+    function: Callable[..., Tree], places: Sequence[Place], arguments: Tree = (), owner: Any = None, free: Any = None
+) -> Recorded:
+    """Run `function(*arguments)` once and write down what it does.
+
+    Args:
+        function: reads and writes tensors in `places`; its flow depends on no value.
+        places: of declared state.
+        arguments: further inputs, a list of trees of tensors.
+        owner: whose attributes it may read and, where these are declared, set; they are left as they were.
+        free: names of places, with the dimensions in which their tensors may have another size at each call.
+
+    Raises:
+        NotRecordable: says what cannot be recorded, and what to do instead.
+    """
+    with recording_lock, _untouched(owner, places) as reads:
+        return _Recorder(list(places), owner, free or {}).record(function, list(arguments), reads)
+
+
+class _Recorder:
+    def __init__(self, places: list[Place], owner: Any, free: dict[str, Any]):
+        self.places, self.owner, self.free = places, owner, free
+        self.loops = 0
+        self.mode: Any = nullcontext()  # fake tensors, where sizes are free
+
+    def record(self, function: Callable[..., Tree], arguments: list[Tree], reads: set[str]) -> Recorded:
+        device = next((x.device for x in map(Place.get, self.places) if isinstance(x, Tensor)), torch.device("cpu"))
+        tensors = [place.tensor(device) for place in self.places]
+        if self.free:
+            tensors, arguments = self._of_free_sizes(tensors, arguments)
+        structure = numbered(arguments)
+        leaves = [*tensors, *(x.detach() for x in leaves_of(arguments))]
+        count = len(tensors)
+
+        def body(*inputs: Tensor) -> Tree:
+            return function(*in_places(structure, inputs))
+
+        with recording(self):
+            piece = self._trace(body, leaves[:count], leaves[count:])
+        self._refuse_unknown(piece.graph)
+        used = [node for node in piece.inputs[:count] if node.users]
+        names = [self.places[piece.inputs.index(node)].name for node in used]
+        _arrange(piece.graph, [*used, *piece.inputs[count:]])
+        return Recorded(piece.graph, names, [self.places[i].name for i in piece.changed], piece.structure, reads)
+
+    def _of_free_sizes(self, tensors: list[Tensor], arguments: list[Tree]) -> tuple[list[Tensor], list[Tree]]:
+        """The inputs as fake tensors, with symbols for sizes that are free."""
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+        self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+        def fake(x: Tensor, free: Sequence[int]) -> Tensor:
+            sizes = [DimDynamic.DYNAMIC if i in free else DimDynamic.STATIC for i in range(x.ndim)]
+            return self.mode.from_tensor(x, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+        tensors = [fake(x, self.free.get(p.name, ())) for x, p in zip(tensors, self.places, strict=True)]
+        return tensors, in_places(numbered(arguments), [fake(x, ()) for x in leaves_of(arguments)])
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs inside is not recorded."""
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+        with disable_proxy_modes_tracing(), unset_fake_temporarily():
+            yield
+
+    def _trace(self, body: Callable[..., Tree], state: list[Tensor], others: list[Tensor]) -> _Piece:
+        """Record `body(*others)` with `state` in the places."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        piece = _Piece()
+        before = [place.get() for place in self.places]
+        vectors = [(place, list(place.parameters)) for place in self.places if isinstance(place, ParametersPlace)]
+
+        def function(*leaves: Tensor) -> list[Tensor]:
+            # Copies, so that changes in place are seen and none reaches what stood there before.
+            copies = [x.clone() for x in leaves[: len(self.places)]]
+            for place, x in zip(self.places, copies, strict=True):
+                place.put(x)
+            versions = [x._version for x in copies]
+            with torch.enable_grad():
+                result = body(*leaves[len(self.places) :])
+            piece.structure = numbered(result)
+            now = [place.get() for place in self.places]
+            self._check_places(now, copies)
+            pairs = enumerate(zip(now, copies, versions, strict=True))
+            piece.changed = [i for i, (x, mine, version) in pairs if x is not mine or x._version != version]
+            piece.outputs = [x.detach() for x in [*(now[i] for i in piece.changed), *leaves_of(result)]]
+            return piece.outputs
+
+        try:
+            with self.mode, one_trace():
+                piece.graph = make_fx(function, tracing_mode="real", record_stack_traces=True)(*state, *others)
+        except NotRecordable:
+            raise
+        except Exception as error:
+            raise NotRecordable(self._explained(error)) from error
+        finally:
+            for place, x in zip(self.places, before, strict=True):
+                if not isinstance(place, ParametersPlace):
+                    place.put(x)
+            for place, tensors in vectors:
+                place.parameters.release(before[self.places.index(place)], tensors)
+        piece.inputs = [node for node in piece.graph.graph.nodes if node.op == "placeholder"]
+        _drop_copies(piece.graph, piece.inputs[: len(self.places)])
+        return piece
+
+    def _check_places(self, now: list[Any], copies: list[Tensor]) -> None:
+        for place, x, mine in zip(self.places, now, copies, strict=True):
+            if not isinstance(x, Tensor):
+                if isinstance(x, int | float):  # set to a number, the same at every call
+                    place.put(torch.full_like(mine, x))
+                    continue
+                raise NotRecordable(f"'{place.name}' was set to a {type(x).__name__} instead of a tensor")
+            if x.shape != mine.shape or x.dtype != mine.dtype:
+                raise NotRecordable(
+                    f"'{place.name}' was {_described(mine)} and became {_described(x)}; declared state keeps its form"
+                )
+        now[:] = [place.get() for place in self.places]
+
+    # Loops.
+
+    def loop(
+        self, body: Callable, carry: Tree, xs: Tree, until: Callable | None = None, unroll: int = 1
+    ) -> tuple[Tree, Tree, int | Tensor]:
+        """As `rlcore.tracing.loop`: one node of the graph, whose body is recorded once."""
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        tracer = get_proxy_mode().tracer
+        outer_state = [place.get() for place in self.places]
+        counted = isinstance(xs, int)  # a scan needs rows to go through
+        xs = torch.arange(xs, device=outer_state[0].device) if counted else xs
+        turns = len(leaves_of(xs)[0])
+        outer_carry, outer_xs = leaves_of(carry), leaves_of(xs)
+        forms = numbered(carry), numbered(xs)
+        packing = _Packing()
+        going = outer_carry[:0] if until is None else [torch.ones((), dtype=torch.bool, device=outer_state[0].device)]
+
+        def turn(*leaves: Tensor) -> Tree:
+            flag, mine, x, _ = _parted(leaves, len(going), len(outer_carry), len(outer_xs))
+            state = [place.get() for place in self.places]
+            versions = [s._version for s in state]
+            after, y = body(in_places(forms[0], mine), None if counted else in_places(forms[1], x))
+            packing.structure, packed = numbered(y), packing.pack(leaves_of(y))
+            leaves_after = leaves_of(after)
+            if flag:
+                self._keep_unless(flag[0], state, versions)
+                leaves_after = [torch.where(flag[0], new, old) for new, old in zip(leaves_after, mine, strict=True)]
+                packed = [torch.where(flag[0], p, torch.zeros_like(p)) for p in packed]
+                packed.append(flag[0].float())
+                flag = [flag[0] & ~until(after)]
+            return [*flag, *leaves_after, *packed]
+
+        with self.paused(), self.mode:
+            rows = [x[0] for x in map(Tensor.detach, outer_xs)]
+            inputs = [x.detach() for x in [*going, *outer_carry, *rows]]
+            piece = self._trace(turn, [x.detach() for x in outer_state], inputs)
+        return self._as_node(tracer, piece, packing, (going, carry, outer_xs, outer_state), turns, unroll)
+
+    def _keep_unless(self, going: Tensor, state: list[Tensor], versions: list[int]) -> None:
+        """Turns after the end of a loop change no state."""
+        for place, old, version in zip(self.places, state, versions, strict=True):
+            now = place.get()
+            if now is old and old._version != version:
+                raise NotRecordable(f"'{place.name}' is changed in place in a loop that may end early; assign it instead")
+            if now is not old:
+                place.put(torch.where(going, now, old))
+
+    def _as_node(self, tracer: Any, piece: _Piece, packing: _Packing, outer: tuple, turns: int, unroll: int) -> tuple:
+        from torch.fx.experimental.proxy_tensor import get_proxy_slot, track_tensor_tree
+
+        going, carry, xs, state = outer
+        count, carried = len(state), len(going) + len(leaves_of(carry))
+        self._refuse_unknown(piece.graph, known=lambda x: get_proxy_slot(x, tracer, None) is not None)
+        lifted = _lift(piece.graph)
+        own = piece.inputs[:count]
+        fixed = [i for i in range(count) if i not in piece.changed and own[i].users]
+        start, rest = piece.inputs[count : count + carried], piece.inputs[count + carried :]
+        order = [*(own[i] for i in piece.changed), *start, *rest, *(own[i] for i in fixed), *(n for n, _ in lifted)]
+        _arrange(piece.graph, order)
+        handed_on = len(piece.changed) + carried
+        body = Loop(piece.graph, handed_on, len(xs), unroll)
+        tensors = [*(state[i] for i in piece.changed), *going, *leaves_of(carry), *xs, *(state[i] for i in fixed)]
+        tensors += [x for _, x in lifted]
+        name = f"loop_{self.loops}"
+        self.loops += 1
+        tracer.root.register_module(name, body)
+        node = tracer.create_proxy("get_attr", name, (), {})
+        proxy = tracer.create_proxy("call_function", run_loop, (node, *map(tracer.unwrap_proxy, tensors)), {})
+        with self.paused(), self.mode:
+            outputs = [x.detach().clone() for x in piece.outputs[:handed_on]]
+            outputs += [x.detach().expand(turns, *x.shape).clone() for x in piece.outputs[handed_on:]]
+        outputs = track_tensor_tree(outputs, proxy, constant=None, tracer=tracer)
+        for i, x in zip(piece.changed, outputs[: len(piece.changed)], strict=True):
+            self.places[i].put(x)
+        after = outputs[len(piece.changed) + len(going) : handed_on]
+        ys = outputs[handed_on:]
+        taken = turns if not going else ys.pop().sum()
+        return in_places(numbered(carry), after), in_places(packing.structure, packing.unpack(ys)), taken
+
+    # What is refused.
+
+    def _refuse_unknown(self, graph: GraphModule, known: Callable[[Tensor], bool] = lambda x: False) -> None:
+        """Refuse tensors from outside that are not `known` there, and random numbers."""
+        for node in graph.graph.nodes:
+            if node.op == "get_attr" and isinstance(tensor := getattr(graph, node.target, None), Tensor):
+                if node.users and all(u.target is torch.ops.aten.lift_fresh_copy.default for u in node.users):
+                    tensor.is_constant = True  # written out in the code
+                if node.users and not getattr(tensor, "is_constant", False) and not known(tensor):
+                    raise NotRecordable(self._unknown(tensor, node))
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if random and node.target is not torch.ops.aten.native_dropout.default:
+                raise NotRecordable(
+                    f"random numbers are drawn{_where(node)}, which a program would draw otherwise; draw them outside"
+                )
+
+    def _unknown(self, tensor: Tensor, node: Node) -> str:
+        name = next((name for name, value in _reachable(self.owner) if value is tensor), None)
+        what = f"'{name}' is" if name else "a tensor is"
+        user = next(iter(node.users))
+        return (
+            f"{what} read{_where(user)}, but not declared: a program would keep its value of now; declare it with "
+            f"register('{name.rpartition('.')[2] if name else 'name'}', ...), or as a rlcore.tracing.Constant"
+        )
+
+    def _explained(self, error: Exception) -> str:
+        """What went wrong while recording, in one sentence."""
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
+        where = f" (line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""
+        text = one_line(error)
+        if any(mark in text for mark in ("value out of a tracing tensor", "data-dependent", "Cannot access data pointer")):
+            return f"Python looks at the value of a tensor{where}, which a program cannot; use torch.where"
+        return f"{type(error).__name__}{where}: {text[:200]}"
+
+
+class _Piece:
+    """What one run of a function came to."""
+
+    graph: GraphModule
+    inputs: list[Node]
+    changed: list[int]  # places
+    outputs: list[Tensor]
+    structure: Any
+
+
+class Loop(nn.Module):
+    """A recorded body and how often to run it: Python's `for` over its operations, or a scan where it is compiled.
+
+    Args:
+        graph: from (carry, row, fixed) to (carry, ys).
+        carried: how many tensors one turn hands to the next.
+        rows: how many are gone through.
+        unroll: turns per step of a scan.
+    """
+
+    def __init__(self, graph: GraphModule, carried: int, rows: int, unroll: int):
+        super().__init__()
+        self.body, self.carried, self.rows, self.unroll = graph, carried, rows, unroll
+        self.before: GraphModule | None = None  # makes of what is fixed what the body takes of it
+        self.as_scan = False
+
+    def hoist(self) -> None:
+        """Compute what no turn changes once."""
+        self.before, self.body = hoisted(self.body, self.carried + self.rows)
+
+    def forward(self, *leaves: Tensor) -> list[Tensor]:
+        carry, xs, fixed = _parted(leaves, self.carried, self.rows)
+        fixed = fixed if self.before is None else list(self.before(*fixed))
+        return self._scan(carry, xs, fixed) if self.as_scan and len(xs[0]) > 1 else self._run(carry, xs, fixed)
+
+    def _run(self, carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Tensor]:
+        ys = []
+        for row in zip(*(x.unbind() for x in xs), strict=True):
+            outputs = self.body(*carry, *row, *fixed)
+            carry = outputs[: self.carried]
+            ys.append(outputs[self.carried :])
+        return [*carry, *map(torch.stack, zip(*ys, strict=True))]
+
+    def _scan(self, carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Tensor]:
+        from torch._higher_order_ops.scan import scan
+
+        unroll = max(n for n in range(1, self.unroll + 1) if len(xs[0]) % n == 0)
+
+        def turns(carry: list[Tensor], rows: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            ys = []
+            for k in range(unroll):
+                row = rows if unroll == 1 else [x[k] for x in rows]
+                outputs = self.body(*carry, *row, *fixed)
+                carry = outputs[: self.carried]
+                ys.append(outputs[self.carried :])
+            ys = ys[0] if unroll == 1 else [torch.stack(column) for column in zip(*ys, strict=True)]
+            # A scan allows no output that is an input or another's view.
+            return [x.clone() for x in carry], [y.clone() for y in ys]
+
+        if unroll > 1:
+            xs = [x.unflatten(0, (-1, unroll)) for x in xs]
+        carry, ys = scan(turns, list(carry), list(xs))
+        return [*carry, *(ys if unroll == 1 else [y.flatten(0, 1) for y in ys])]
+
+
+def run_loop(loop: Loop, *leaves: Tensor) -> list[Tensor]:
+    """A loop as one node of a graph."""
+    return loop(*leaves)
+
+
+class _Packing:
+    """Small tensors side by side as one float row: each thing that a loop hands on costs microseconds a turn."""
+
+    def __init__(self) -> None:
+        self.structure: Any = None
+        self.forms: list[tuple[torch.Size, torch.dtype]] = []
+        self.groups: dict[Any, list[int]] = {}  # numbers of the tensors that are packed together
+
+    def pack(self, leaves: list[Tensor]) -> list[Tensor]:
+        self.forms = [(x.shape, x.dtype) for x in leaves]
+        self.groups = {}
+        for i, x in enumerate(leaves):
+            lead = x.shape[:1]
+            small = x.dtype in (torch.float32, torch.bool) and x.numel() <= PACKED * math.prod(lead)
+            self.groups.setdefault(tuple(lead) if small else i, []).append(i)
+        packed = []
+        for lead, members in self.groups.items():
+            if isinstance(lead, int):
+                packed.append(leaves[members[0]])
+            else:
+                packed.append(torch.cat([leaves[i].detach().float().reshape(*lead, -1) for i in members], -1))
+        return packed
+
+    def unpack(self, packed: list[Tensor]) -> list[Tensor]:
+        leaves: dict[int, Tensor] = {}
+        for (lead, members), x in zip(self.groups.items(), packed, strict=True):
+            if isinstance(lead, int):
+                leaves[members[0]] = x
+                continue
+            sizes = [self.forms[i][0].numel() // math.prod(lead) for i in members]
+            for i, part in zip(members, x.split(sizes, -1), strict=True):
+                shape, dtype = self.forms[i]
+                part = part.reshape(len(x), *shape)
+                leaves[i] = part > 0 if dtype is torch.bool else part.contiguous()
+        return [leaves[i] for i in range(len(leaves))]
+
+
+# Rewriting of what was just recorded.
+
+
+def _drop_copies(graph: GraphModule, inputs: list[Node]) -> None:
+    """Read inputs where they lie, unless they are changed in place."""
+    for node in inputs:
+        for copy_of in list(node.users):
+            if copy_of.target is torch.ops.aten.clone.default and not _is_changed(copy_of):
+                copy_of.replace_all_uses_with(node)
+                graph.graph.erase_node(copy_of)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _is_changed(node: Node) -> bool:
+    """Whether an operation changes this tensor, or a view of it, in place."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None:
+            continue
+        arguments = zip(schema.arguments, user.args, strict=False)
+        if any(a.alias_info is not None and a.alias_info.is_write and value is node for a, value in arguments):
+            return True
+        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
+        if is_view and _is_changed_view(user):
+            return True
+    return False
+
+
+def _is_changed_view(node: Node) -> bool:
+    return _is_changed(node) or any(u.target.__name__ == "getitem" and _is_changed(u) for u in node.users if callable(u.target))
+
+
+def _lift(graph: GraphModule) -> list[tuple[Node, Tensor]]:
+    """Inputs in the place of tensors that a loop's body took from around it."""
+    lifted = []
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr" or not isinstance(tensor := getattr(graph, node.target, None), Tensor):
+            continue
+        with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+            new = graph.graph.placeholder(f"outer_{len(lifted)}")
+        new.meta = {**node.meta, "val": node.meta.get("val", tensor)}
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+        lifted.append((new, tensor))
+    for name, tensor in list(graph.named_buffers(recurse=False)):
+        if any(tensor is x for _, x in lifted):
+            delattr(graph, name)
+    return lifted
+
+
+def _arrange(graph: GraphModule, inputs: list[Node]) -> None:
+    """Let a graph take these inputs, in this order; the others are not used."""
+    for node in [n for n in graph.graph.nodes if n.op == "placeholder" and n not in inputs]:
+        graph.graph.erase_node(node)
+    first = next(iter(graph.graph.nodes), None)
+    for node in inputs:
+        if node is not first:
+            first.prepend(node)
+        else:
+            first = first.next
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _parted(items: Sequence[Any], *sizes: int) -> list[Any]:
+    """Items in runs of these sizes, and those that are left."""
+    ends = [0, *itertools.accumulate(sizes), len(items)]
+    return [items[start:end] for start, end in itertools.pairwise(ends)]
+
+
+# What the function must leave as it was.
+
+
+@contextmanager
+def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
+    """Leave the attributes of `owner` as they are, and refuse to record what sets one that is not declared; gives the
+    names of those that are read."""
+    reads: set[str] = set()
+    if owner is None:
+        yield reads
+        return
+    kind = type(owner)
+
+    def read(self: Any, name: str) -> Any:
+        reads.add(name)
+        return kind.__getattribute__(self, name)
+
+    watched = type(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__})
+    declared = {place.key for place in places if place.holder is vars(owner)}
+    before = dict(vars(owner))
+    plain = {name: _snapshot(value) for name, value in before.items()}
+    owner.__class__ = watched
+    try:
+        yield reads
+        owner.__class__ = kind
+        for name, value in vars(owner).items():
+            if name in declared:
+                continue
+            if name not in before or value is not before[name] or not _is_as(value, plain[name]):
+                raise NotRecordable(
+                    f"'{name}' is set while learning, but not declared: a program would set it once and never again; "
+                    f"declare it with register('{name}', ...) as a tensor"
+                )
+    finally:
+        owner.__class__ = kind
+        vars(owner).clear()
+        vars(owner).update(before)
+        for name, value in plain.items():
+            if value is not None and name not in declared:
+                _restore(before[name], value)
+
+
+def _snapshot(value: Any) -> Any:
+    """What a change of a plain value can be seen by; None for all else."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor) and not value.is_inference():
+        return (value._version, value.detach().clone())
+    if isinstance(value, dict | list) and all(isinstance(v, bool | int | float | str) for v in _items(value)):
+        return copy.copy(value)
+    return None
+
+
+def _items(value: dict | list) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+def _is_as(value: Any, snapshot: Any) -> bool:
+    if isinstance(value, Tensor):
+        return snapshot is None or value._version == snapshot[0]
+    return _snapshot(value) == snapshot
+
+
+def _restore(value: Any, snapshot: Any) -> None:
+    if isinstance(value, Tensor):
+        if value._version != snapshot[0]:
+            with torch.no_grad():
+                value.copy_(snapshot[1])
+    elif isinstance(value, dict | list) and value != snapshot:
+        value.clear()
+        value.update(snapshot) if isinstance(value, dict) else value.extend(snapshot)
+
+
+def _reachable(owner: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors among the attributes of an object, and of the modules among these, by name."""
+    for name, value in list(vars(owner).items()) if owner is not None else []:
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, nn.Module):
+            yield from ((f"{name}.{path}", x) for path, x in value.named_parameters(remove_duplicate=False))
+            yield from ((f"{name}.{path}", x) for path, x in value.named_buffers(remove_duplicate=False))
+            for path, module in value.named_modules():
+                own = ((key, x) for key, x in vars(module).items() if isinstance(x, Tensor))
+                yield from ((".".join(filter(None, (name, path, key))), x) for key, x in own)
+
+
+def _is_machinery(filename: str) -> bool:
+    return "/torch/" in filename or filename.endswith(("recording.py", "tracing.py")) or filename.startswith("<")
+
+
+def _where(node: Node) -> str:
+    """The line of the user's code that a node came from."""
+    lines = [x.strip() for x in (node.meta.get("stack_trace") or node.stack_trace or "").splitlines() if "File" in x]
+    own = [x for x in lines if not _is_machinery(x.split('"')[1])]
+    if not own:
+        return ""
+    _, file, rest = own[-1].split('"')
+    return f" in line {rest.split('line ')[1].split(',')[0]} of {file.rpartition('/')[2]}"
+
+
+def _described(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"

@@ -1,0 +1,47 @@
+"""Agents train as those of commit 2e745ff did: the same episodes, and weights and metrics within rounding."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.agents.trajectories import CASES, COMPILED, NOT_RECORDED, distances, play, read, versions
+
+FROZEN, MADE_WITH = read(Path(__file__).with_name("trajectories.npz"))
+
+
+def compare(name, compile):
+    expected = FROZEN[name]
+    note = f"{name}, made with {MADE_WITH}, played with {versions()}"
+    try:
+        found = distances(expected, play(name, compile))
+    except AssertionError as error:
+        error.add_note(note)
+        raise
+    beyond = {key: f"{x:.1e} > {expected['tolerances'][key]:.1e}" for key, x in found.items()
+              if not x <= expected["tolerances"][key]}  # fmt: skip
+    assert not beyond, note
+
+
+def test_every_case_is_frozen():
+    assert set(FROZEN) == set(CASES) and {*COMPILED, *NOT_RECORDED} <= set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_python_goes_the_way_it_went(name):
+    compare(name, compile=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_operations_go_the_way_python_went(name):
+    if name in NOT_RECORDED:
+        pytest.skip(NOT_RECORDED[name])
+    compare(name, compile="record")
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_programs_go_the_way_python_went(name):
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("there is no C++ compiler")
+    compare(name, compile=True)
