@@ -18,6 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import harness
 import machine
 import numpy as np
 import torch
@@ -78,9 +79,7 @@ def standard_speed(game: str, options: argparse.Namespace, iterations: int = 10)
     agent = rlcore.PPO(f"ALE/{game}-v5", **STANDARD, seed=1, device=options.device, precision=options.precision)
     size = agent.config.num_envs * agent.config.num_steps
     agent.learn(2 * size)
-    start, first = time.perf_counter(), agent.global_step
-    agent.learn(first + iterations * size)
-    speed = (agent.global_step - first) / (time.perf_counter() - start)
+    speed = harness.stretch(agent, lambda: agent.learn(agent.global_step + iterations * size)).steps_per_second
     agent.close()
     print(f"{game}: {speed:,.0f} steps/s of {STANDARD}")
     return {"work": STANDARD, "steps_per_second": speed}

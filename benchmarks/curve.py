@@ -20,8 +20,8 @@ import machine
 import numpy as np
 
 import rlcore
-from rlcore.envs import VectorAdapter
 from rlcore.agents.evaluation import play_episodes
+from rlcore.envs import VectorAdapter
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import copy
 import functools
 import io
@@ -37,8 +38,8 @@ import machine
 import torch
 
 from rlcore import A2C, GRPO, PPO, REINFORCE, load
-from rlcore.storage.checkpoint import FORMAT, VERSION, read_checkpoint
 from rlcore.errors import RlcoreError
+from rlcore.storage.checkpoint import FORMAT, VERSION, read_checkpoint
 
 SECONDS, RATIO, EXTRA = 20, 10, 100 * 10**6
 STARTS_PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
@@ -278,26 +279,24 @@ def read_a_checkpoint(rng: random.Random, folder: Path) -> Callable[[], None]:
 
 
 def read_a_config(rng: random.Random, folder: Path) -> Callable[[], None]:
-    """`rlcore train --config`, up to where the agent would be made."""
+    """`rlcore train --config`, up to where the agent would be made: the run folder that is asked for is taken."""
     from rlcore import cli
+    from rlcore.agents import AGENTS
+    from rlcore.agents.config import make_config
+    from rlcore.runs.folder import FolderTaken
+    from rlcore.runs.settings import read_settings
 
     path = folder / "config.toml"
     path.write_bytes(changed_text(rng, honest_run()["config.toml"]))
-    command = ["train", "--config", str(path), "--run-dir", str(folder / "new")]
-    cli._launch = _only_the_config
 
     def read() -> None:
-        cli._dispatch(command)
+        with contextlib.suppress(FolderTaken):
+            cli.train(["--config", str(path), "--run-dir", str(folder)])
+        config = read_settings(path)
+        values = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
+        make_config(AGENTS[config["algo"]].Config, values)
 
     return read
-
-
-def _only_the_config(settings: dict[str, Any], hyperparameters: dict[str, Any], *_: Any, **__: Any) -> int:
-    from rlcore.agents import AGENTS
-    from rlcore.agents.config import make_config
-
-    make_config(AGENTS[settings["algo"]].Config, hyperparameters)
-    return 0
 
 
 def read_a_run(rng: random.Random, folder: Path) -> Callable[[], None]:

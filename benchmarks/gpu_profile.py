@@ -13,9 +13,10 @@ operators in place of kernels and has no such share.
 from __future__ import annotations
 
 import argparse
-import time
+import functools
 from typing import Any
 
+import harness
 import machine
 from speed import PPO
 from torch.autograd import DeviceType
@@ -42,11 +43,12 @@ def main() -> None:
         device=options.device, backend=options.backend,
         compile={"true": True, "false": False, "auto": "auto"}[options.compile],
     )  # fmt: skip
-    iterations = agent.iterations(10**12)
+    iterations = agent.iterations(harness.FAR)
     for _ in range(WARM_UP):
         next(iterations)
     print(agent.engine.describe())
-    speed, seconds = measure(agent, iterations, options.seconds)
+    measured = harness.stretch(agent, functools.partial(next, iterations), options.seconds, calls=2)
+    speed, seconds = measured.steps_per_second, measured.seconds / measured.calls
     rows = profiled(iterations, options)
     on_card = sum(row["seconds_per_iteration"] for row in rows) if options.device == "cuda" else None
     share = None if on_card is None else on_card / seconds
@@ -63,16 +65,6 @@ def main() -> None:
         | {"kernels_per_iteration": calls if share is not None else None, "top": rows[:TOP]},
     )
     agent.close()
-
-
-def measure(agent: Any, iterations: Any, seconds: float) -> tuple[float, float]:
-    """Steps per second, and seconds per iteration; each iteration ends by reading its metrics from the device."""
-    start, first, count = time.perf_counter(), agent.global_step, 0
-    while count < 2 or time.perf_counter() - start < seconds:
-        next(iterations)
-        count += 1
-    elapsed = time.perf_counter() - start
-    return (agent.global_step - first) / elapsed, elapsed / count
 
 
 def profiled(iterations: Any, options: argparse.Namespace) -> list[dict[str, Any]]:

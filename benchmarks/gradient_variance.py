@@ -163,7 +163,7 @@ def play(player: Agent, kind: int, count: int):
     for index in range(count):
         seed = np.random.SeedSequence([player.config.seed, kind, index]).generate_state(1)[0] % 2**31
         player.collector.reset(int(seed))
-        player.collector.collect(player.network)
+        player.collect()
         yield player.buffer
 
 

@@ -9,33 +9,25 @@ resident set is what the operating system counted. The environments alone are a 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
-import subprocess
 import sys
 from typing import Any
 
+import harness
 import machine
 
 NUM_ENVS, NUM_STEPS, MINIBATCH = 64, 128, 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worker", choices=("environments", "once", "stacks"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(measure(options.worker)))
-        return
-    rows = {}
-    for name in ("environments", "once", "stacks"):
-        output = subprocess.run(
-            [sys.executable, __file__, "--worker", name], check=True, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        ).stdout  # fmt: skip
-        rows[name] = json.loads(output.splitlines()[-1])
-        print(f"{name:14} peak {rows[name]['peak_mib']:8,.0f} MiB, observations {rows[name]['observations_mib']:6,.0f}")
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+
+    def told(row: dict[str, Any]) -> str:
+        return f"peak {row['peak_mib']:8,.0f} MiB, observations {row['observations_mib']:6,.0f}"
+
+    names = ("environments", "once", "stacks")
+    measured = harness.alternate(names, 1, lambda name, _: harness.worker(__file__, {"what": name}), told)
+    rows = {name: row for name, [row] in measured.items()}
     saved = rows["stacks"]["peak_mib"] - rows["once"]["peak_mib"]
     print(f"frames stored once save {saved:,.0f} MiB")
     machine.write(
@@ -56,7 +48,7 @@ def measure(what: str) -> dict[str, Any]:
         envs.unwrapped.metadata = {**envs.unwrapped.metadata, "frame_stack": 0}
     if what != "environments":
         agent = rlcore.PPO(envs, num_steps=NUM_STEPS, seed=1, device="cpu")
-        agent.collector.collect(agent.network)
+        agent.collect()
         batch = agent.buffer.flatten(*agent.estimate(agent.buffer))
         agent.step(batch.take(torch.arange(MINIBATCH)))
         observations = agent.buffer.obs.nbytes / 2**20
@@ -65,4 +57,4 @@ def measure(what: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    harness.start(main, measure)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import harness
 import machine
 import numpy as np
 import torch
@@ -48,23 +49,22 @@ def main() -> None:
         "at once": lambda rows: at_once(envs, act, rows),
         "two halves": lambda rows: alternating(halves, act, rows),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in techniques}
-    for _ in range(options.repetitions):
-        for name, play in techniques.items():
-            start = time.perf_counter()
-            play(options.rows)
-            speeds[name].append(options.rows * NUM_ENVS / (time.perf_counter() - start))
-    gains = [b / a for a, b in zip(speeds["at once"], speeds["two halves"], strict=True)]
-    shares = training_shares()
+
+    def measure(name: str, _: int) -> float:
+        start = time.perf_counter()
+        techniques[name](options.rows)
+        return options.rows * NUM_ENVS / (time.perf_counter() - start)
+
+    speeds = harness.alternate(techniques, options.repetitions, measure, lambda speed: f"{speed:8,.0f} steps/s")
+    gains = harness.ratios(speeds["two halves"], speeds["at once"])
+    gain, rollout = statistics.median(gains), share_of_rollouts()
     result: dict[str, Any] = {"num_envs": NUM_ENVS, "threads": options.threads, "device": options.device}
-    result |= {"steps_per_second": speeds, "gain_of_rollout_median": statistics.median(gains), "gains": gains}
-    if shares:
-        rollout = shares["environment"] + shares["inference"]
-        whole = 1 / (1 - rollout + rollout / statistics.median(gains))
+    result |= {"steps_per_second": speeds, "gain_of_rollout_median": gain, "gains": gains}
+    print(f"two halves / at once: {harness.spread(gains)}")
+    if rollout:
+        whole = 1 / (1 - rollout + rollout / gain)
         result |= {"rollout_share_of_training": rollout, "gain_of_training": whole}
         print(f"rollouts are {rollout:.0%} of training, so training would gain a factor {whole:.3f}")
-    for name, values in speeds.items():
-        print(f"{name:12} {statistics.median(values):8,.0f} steps/s ({min(values):,.0f}-{max(values):,.0f})")
     machine.write("overlap_atari", {**result, "load_average_at_end": os.getloadavg()})
 
 
@@ -84,10 +84,10 @@ def alternating(halves: list[Any], act: Callable[[np.ndarray], np.ndarray], rows
         half.recv()
 
 
-def training_shares() -> dict[str, float] | None:
-    """Where training's time goes, from speed_atari.py with one thread, where that was run."""
+def share_of_rollouts() -> float | None:
+    """Of training's time, from speed_atari.py with one thread, where that was run."""
     file = machine.RESULTS / "speed_atari_1thread.json"
-    return json.loads(file.read_text())["shares"] if file.exists() else None
+    return json.loads(file.read_text())["shares"].get("collect") if file.exists() else None
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ kinds by their names; the shares are of the samples. Writes results/perf_ENV_Nen
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import harness
 import machine
 from speed import PPO
 
@@ -35,12 +34,7 @@ def main() -> None:
     parser.add_argument("--env-id", default="CartPole-v1")
     parser.add_argument("--num-envs", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--worker", choices=("learning", "rollout"), help=argparse.SUPPRESS)
-    parser.add_argument("--started", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        run_program(options)
-        return
     shares = {}
     for part in ("learning", "rollout"):
         shares[part] = sample(part, options)
@@ -51,32 +45,27 @@ def main() -> None:
     )
 
 
-def run_program(options: argparse.Namespace) -> None:
+def run_program(part: str, started: str, env_id: str, num_envs: int, seconds: float) -> None:
     """Run one program for twice the time that is sampled."""
     import torch
 
     import rlcore
 
     torch.set_num_threads(1)
-    how = dict(num_envs=options.num_envs, seed=1, device="cpu", compile=True, backend="native")
-    agent = rlcore.PPO(options.env_id, **PPO, **how)
-    next(agent.iterations(10**12))
-    learner, collector = agent.engine.learn.__self__, agent.collector
-    options.started.touch()
-    end = time.perf_counter() + 2 * options.seconds + 2
+    agent = rlcore.PPO(env_id, num_envs=num_envs, **PPO, seed=1, device="cpu", compile=True, backend="native")
+    next(agent.iterations(harness.FAR))
+    program = agent.engine.learn if part == "learning" else agent.collect
+    Path(started).touch()
+    end = time.perf_counter() + 2 * seconds + 2
     while time.perf_counter() < end:
-        if options.worker == "learning":
-            learner.learn_from_buffer()
-        else:
-            collector.collect(agent.network)
+        program()
 
 
 def sample(part: str, options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         started, data = Path(folder) / "started", Path(folder) / "perf.data"
-        command = [sys.executable, __file__, "--worker", part, "--started", str(started), "--env-id", options.env_id]
-        command += ["--num-envs", str(options.num_envs), "--seconds", str(options.seconds)]
-        child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        command = harness.worker_command(__file__, {"part": part, "started": str(started), **vars(options)})
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=harness.environment())
         while not started.exists():
             if child.poll() is not None:
                 raise SystemExit(f"the {part} program could not be run")
@@ -101,4 +90,4 @@ def by_kind(lines: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    harness.start(main, run_program)

@@ -68,12 +68,11 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def digest(file: Path) -> str:
-    """SHA-256 over names and bytes of all weights and of the optimiser's moments."""
+    """SHA-256 over names and bytes of all weights and of the optimiser's state."""
     agent = torch.load(file, weights_only=True)["agent"]
-    moments = agent["optimizer"]["state"][0]
     sha = hashlib.sha256()
-    for name, tensor in sorted({**agent["network"], **moments}.items()):
-        sha.update(name.encode() + tensor.numpy().tobytes())
+    for name, value in sorted({**agent["network"], **agent["optimizer"]}.items()):
+        sha.update(name.encode() + torch.as_tensor(value).numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import harness
 import machine
 import numpy as np
 
@@ -64,8 +64,7 @@ def run(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "rlcore", "train", options.algo, options.env_id, "--seed", str(seed)]
     command += ["--run-dir", str(run_dir), "--no-progress", *options.flags]
     start = time.perf_counter()
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # networks this small gain nothing by a second, and lose by waiting
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
+    harness.run(command, threads=1)  # networks this small gain nothing by a second, and lose by waiting
     report = json.loads((run_dir / "evaluation.json").read_text())
     for key in ("returns", "lengths", "versions", "algo", "env_id"):
         del report[key]

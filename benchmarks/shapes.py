@@ -20,12 +20,9 @@ the others go on. Writes results/shapes_CartPole-v1_DEVICE.json and a plot besid
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import functools
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -33,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 # The peak that getrusage tells of a process is at least its parent's, so nothing large is imported here.
+import harness
 import machine
 
 ENV_ID = "CartPole-v1"
@@ -55,11 +53,7 @@ def main() -> None:
     parser.add_argument("--threads", default="auto", help="torch's, or auto: as `rlcore train` chooses")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured time per point, at least two iterations")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(measure(**options.worker)))
-        return
     if options.threads != "auto" and not (options.threads.isdecimal() and int(options.threads) >= 1):
         parser.error(f"--threads is '{options.threads}', but must be auto or a whole number of at least 1")
     try:
@@ -101,35 +95,34 @@ def num_steps(num_envs: int, work: dict[str, Any]) -> int:
 
 def measure_all(work: dict[str, Any], options: argparse.Namespace, programs: str) -> list[dict[str, Any]]:
     """Every technique and shape, with the rows of its repetitions."""
-    points = [
-        {"technique": technique, "num_envs": count, "num_steps": num_steps(count, work), "rows": [], "error": None}
+    points = {
+        f"{technique} {count:,}": {"technique": technique, "num_envs": count, "num_steps": num_steps(count, work)}
+        | {"rows": [], "error": None}
         for count in work["num_envs"]
         for technique in work["techniques"]
-    ]
-    for point in points:
-        if point["technique"] == "compiled" and options.device == "cpu":
-            built = in_process(point, work, options, programs, seconds=0.0)
-            point["build_seconds"] = built.get("ready_seconds")
-            print(f"built for {point['num_envs']:,} environments: {built.get('error') or said(built)}", flush=True)
-            point["error"] = built.get("error")
-    for repetition in range(options.repetitions):
-        for point in points:
-            if point["error"]:
-                continue
-            row = in_process(point, work, options, programs, options.seconds)
-            point["error"] = row.get("error")
-            point["rows"] += [] if point["error"] else [row]
-            print(
-                f"{repetition + 1}/{options.repetitions} {point['technique']:9}{point['num_envs']:>7,} × "
-                f"{point['num_steps']:<4}{row.get('error') or said(row)}",
-                flush=True,
-            )
-    return points
+    }
+
+    def measure(name: str, _: int, seconds: float = options.seconds) -> dict[str, Any] | None:
+        point = points[name]
+        if point["error"]:
+            return None
+        row = in_process(point, work, options, programs, seconds)
+        point["error"] = row.get("error")
+        return row
+
+    if options.device == "cpu":
+        compiled = [name for name, point in points.items() if point["technique"] == "compiled"]
+        built = harness.alternate(compiled, 1, functools.partial(measure, seconds=0.0), said)
+        for name, [row] in built.items():
+            points[name]["build_seconds"] = row.get("ready_seconds")
+    for name, rows in harness.alternate(points, options.repetitions, measure, said).items():
+        points[name]["rows"] = [row for row in rows if "error" not in row]
+    return list(points.values())
 
 
 def said(row: dict[str, Any]) -> str:
     if "steps_per_second" not in row:
-        return f"{row['ready_seconds']:.1f} s"
+        return row.get("error") or f"built in {row['ready_seconds']:.1f} s"
     card = f", card {row['device_MiB']:,.0f} MiB" if row["device_MiB"] else ""
     return (
         f"{row['steps_per_second']:12,.0f} steps/s, rollout alone {row['rollout_steps_per_second']:12,.0f}, "
@@ -144,14 +137,10 @@ def in_process(
     shape = {name: point[name] for name in ("technique", "num_envs", "num_steps")}
     task = {**shape, **{name: work[name] for name in ("update_epochs", "num_minibatches")}, "seconds": seconds}
     task |= {"device": options.device, "threads": options.threads}
-    env = {**os.environ, "RLCORE_CACHE": programs, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    env.pop("OMP_NUM_THREADS", None)  # it would decide in place of the package
-    command = [sys.executable, __file__, "--worker", json.dumps(task)]
-    result = subprocess.run(command, capture_output=True, text=True, env=env)
-    if result.returncode:
-        lines = result.stderr.strip().splitlines()
-        return {"error": lines[-1][:300] if lines else f"the process ended with code {result.returncode}"}
-    return json.loads(result.stdout.splitlines()[-1])
+    try:
+        return harness.worker(__file__, task, threads=None, cache=programs)  # the package decides on its threads
+    except harness.Failed as error:
+        return {"error": error.said}
 
 
 def measure(
@@ -170,31 +159,20 @@ def measure(
     )  # fmt: skip
     used = set_threads(agent, threads)
     start = time.perf_counter()
-    far = 10**12  # the learning rate stays where it is
-    agent.engine.prepare(far)
+    agent.engine.prepare(harness.FAR)
     if not seconds:
         return {"ready_seconds": time.perf_counter() - start}
-    iterations = agent.iterations(far)
+    iterations = agent.iterations(harness.FAR)
     for _ in range(WARM_UP):
         next(iterations)
     ready = time.perf_counter() - start
-    training = speed(lambda: next(iterations), agent, seconds)
-    rollout = speed(lambda: agent.collector.collect(agent.network), agent, seconds / 2)
+    training = harness.stretch(agent, functools.partial(next, iterations), seconds, calls=2).steps_per_second
+    rollout = harness.stretch(agent, agent.collect, seconds / 2, calls=2).steps_per_second
     return {
         "steps_per_second": training, "rollout_steps_per_second": rollout, "ready_seconds": ready, "threads": used,
         "peak_rss_MiB": peak_rss(), "rss_before_MiB": before,
         "device_MiB": torch.cuda.max_memory_reserved() / 2**20 if device == "cuda" else None,
     }  # fmt: skip
-
-
-def speed(call: Any, agent: Any, seconds: float) -> float:
-    """Steps per second over at least `seconds` and two calls. Each ends by reading from the device, so the clock needs
-    no further waiting."""
-    start, first, calls = time.perf_counter(), agent.global_step, 0
-    while calls < 2 or time.perf_counter() - start < seconds:
-        call()
-        calls += 1
-    return (agent.global_step - first) / (time.perf_counter() - start)
 
 
 def peak_rss() -> float:
@@ -271,4 +249,4 @@ def plot(points: list[dict[str, Any]], device: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    harness.start(main, measure)

@@ -20,6 +20,8 @@ Techniques:
     recorded-sync    the same on those of `python-sync`
     compiled-host    acting and learning compiled, on the environments of `python`
     compiled         everything compiled, on the native twin of the environment
+    own              as compiled, with PPO's work, the agent of the README's "Add an agent in 60 lines": what a user's
+                     agent costs beside PPO, to be trained and to be ready from the cache
     sb3, rejax       the peers
 
 On CUDA "compiled" means captured as CUDA graphs, which agents of whole episodes (reinforce, grpo) cannot be.
@@ -28,22 +30,23 @@ On CUDA "compiled" means captured as CUDA graphs, which agents of whole episodes
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import dataclasses
+import functools
+import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+import types
 from typing import Any
 
+import harness
 import machine
 import peers
 
-HERE = Path(__file__).parent
 PPO = dict(num_steps=128, num_minibatches=4, update_epochs=4, learning_rate=2.5e-4, ent_coef=0.01)
 WARM_UP = 4  # iterations
+BASES = ("sb3", "rejax", "python", "compiled")  # what ratios are taken to
 
 
 def main() -> None:
@@ -56,173 +59,126 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--techniques", nargs="+", choices=WORKERS, help="default: all that there are for the agent")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(WORKERS[options.worker](options)))
-        return
     techniques = options.techniques or techniques_for(options.algo, options.device)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in techniques}
     with tempfile.TemporaryDirectory() as programs:  # an empty cache: the first repetition compiles, the others load
-        for repetition in range(options.repetitions):
-            for name in techniques:
-                rows[name].append(measure(name, options, programs))
-                row = rows[name][-1]
-                print(
-                    f"{repetition + 1}/{options.repetitions} {name:14}{row['steps_per_second']:12,.0f} steps/s, "
-                    f"ready after {row['ready_seconds']:.1f} s",
-                    flush=True,
-                )
+
+        def measure(name: str, _: int) -> dict[str, Any]:
+            peer = name if name in peers.PEERS else None
+            threads = None if name == "rejax" else options.threads
+            task = {"technique": name, **vars(options)}
+            return harness.worker(__file__, task, peer, threads=threads, cache=programs)
+
+        rows = harness.alternate(techniques, options.repetitions, measure, told)
     report(rows, options)
+
+
+def told(row: dict[str, Any]) -> str:
+    return f"{row['steps_per_second']:12,.0f} steps/s, ready after {row['ready_seconds']:.1f} s"
 
 
 def techniques_for(algo: str, device: str) -> list[str]:
     """All that there are for an agent on a device."""
-    own = ["python", "python-sync", "recorded", "recorded-sync", "compiled-host", "compiled"]
+    techniques = ["python", "python-sync", "recorded", "recorded-sync", "compiled-host", "compiled"]
+    techniques += ["own"] if algo == "ppo" else []
     if device == "cuda":
         whole_episodes = algo in ("reinforce", "grpo")
-        own = ["python", "python-native", "recorded", *([] if whole_episodes else ["compiled-host", "compiled"])]
-    return own + {"ppo": ["sb3", "rejax"], "a2c": ["sb3"]}.get(algo, [])
-
-
-def measure(name: str, options: argparse.Namespace, programs: str) -> dict[str, Any]:
-    """One repetition in a process of its own."""
-    interpreter = str(peers.interpreter(name)) if name in peers.PEERS else sys.executable
-    command = [interpreter, __file__, "--worker", name, "--algo", options.algo, "--env-id", options.env_id]
-    command += ["--seconds", str(options.seconds), "--threads", str(options.threads), "--device", options.device]
-    command += ["--num-envs", str(options.num_envs)] if options.num_envs else []
-    env = {**os.environ, "RLCORE_CACHE": programs}
-    if name != "rejax":
-        env["OMP_NUM_THREADS"] = str(options.threads)
-    if name not in peers.PEERS:
-        env["PYTHONPATH"] = str(HERE.parent)
-    result = subprocess.run(command, capture_output=True, text=True, env=env)
-    if result.returncode:
-        raise SystemExit(f"{name} failed:\n{result.stderr[-2000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
+        techniques = ["python", "python-native", "recorded", *([] if whole_episodes else ["compiled-host", "compiled"])]
+    return techniques + {"ppo": ["sb3", "rejax"], "a2c": ["sb3"]}.get(algo, [])
 
 
 def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
     speeds = {name: [row["steps_per_second"] for row in repetitions] for name, repetitions in rows.items()}
-    bases = [name for name in ("sb3", "rejax", "python") if name in rows]
+    bases = [name for name in BASES if name in rows]
     table: dict[str, Any] = {}
-    head = "".join(f"{'× ' + base:>22}" for base in bases)
-    print(f"\n{'technique':14}{'median steps/s':>16}{'range':>24}{head}{'ready cold/warm':>18}")
+    cells = [["technique", "median steps/s", *(f"× {base}" for base in bases), "ready cold/warm"]]
     for name, values in speeds.items():
-        ratios = {base: [a / b for a, b in zip(values, speeds[base], strict=True)] for base in bases}
-        ready = [row["ready_seconds"] for row in rows[name]]
+        ratio = {base: harness.ratios(values, speeds[base]) for base in bases}
+        cold, *warm = [row["ready_seconds"] for row in rows[name]]
         table[name] = {
-            "steps_per_second_median": statistics.median(values),
-            "steps_per_second": values,
-            "ratio_median": {base: statistics.median(r) for base, r in ratios.items()},
-            "ratio": ratios,
-            "ready_seconds_cold": ready[0],
-            "ready_seconds_warm": statistics.median(ready[1:] or ready),
+            **harness.with_median("steps_per_second", values),
+            "ratio_median": {base: statistics.median(r) for base, r in ratio.items()},
+            "ratio": ratio,
+            "ready_seconds_cold": cold,
+            "ready_seconds_warm": statistics.median(warm or [cold]),
             "shares": shares(rows[name]),
             "versions": rows[name][0]["versions"],
         }
-        shown = "".join(f"{spread_of(r):>22}" for r in ratios.values())
-        spread = f"{min(values):,.0f}-{max(values):,.0f}"
-        warm = f"{ready[0]:.1f}/{table[name]['ready_seconds_warm']:.1f} s"
-        print(f"{name:14}{statistics.median(values):>16,.0f}{spread:>24}{shown}{warm:>18}")
-    for name in ("recorded", "compiled-host", "compiled"):
-        if name in table and "python" in table:
-            print(f"{name} / python: {spread_of(table[name]['ratio']['python'])}")
-    for name in table:
-        if table[name]["shares"]:
-            print(f"{name}: " + ", ".join(f"{part} {share:.0%}" for part, share in table[name]["shares"].items()))
-    num_envs = rows[next(iter(rows))][0]["num_envs"]
+        ready = f"{cold:.1f}/{table[name]['ready_seconds_warm']:.1f} s"
+        cells.append([name, harness.spread(values, ",.0f"), *map(harness.spread, ratio.values()), ready])
+    harness.table(cells)
+    for name, base in (
+        ("recorded", "python"),
+        ("compiled-host", "python"),
+        ("compiled", "python"),
+        ("own", "compiled"),
+    ):
+        if name in table and base in table:
+            print(f"{name} / {base}: {harness.spread(table[name]['ratio'][base])}")
+    for name, row in table.items():
+        if row["shares"]:
+            print(f"{name}: " + ", ".join(f"{part} {share:.0%}" for part, share in row["shares"].items()))
+    first = rows[next(iter(rows))][0]
     machine.write(
-        f"speed_{options.algo}_{options.env_id.replace('/', '-')}_{num_envs}envs_"
+        f"speed_{options.algo}_{options.env_id.replace('/', '-')}_{first['num_envs']}envs_"
         + ("cuda" if options.device == "cuda" else f"{options.threads}thread"),
-        {"algo": options.algo, "env_id": options.env_id, "num_envs": num_envs, "threads": options.threads}
-        | {"device": options.device}
-        | {"work": rows[next(iter(rows))][0]["work"], "techniques": table},
+        {"algo": options.algo, "env_id": options.env_id, "num_envs": first["num_envs"], "threads": options.threads}
+        | {"device": options.device, "work": first["work"], "techniques": table},
     )
-
-
-def spread_of(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def shares(repetitions: list[dict[str, Any]]) -> dict[str, float]:
     """Of the time of an iteration, the median over repetitions."""
-    if not repetitions[0]["seconds"]:
-        return {}
     totals = [sum(row["seconds"].values()) for row in repetitions]
     return {
-        part: statistics.median(row["seconds"][part] / t for row, t in zip(repetitions, totals, strict=True))
+        part: statistics.median(harness.ratios([row["seconds"][part] for row in repetitions], totals))
         for part in repetitions[0]["seconds"]
     }
 
 
-def train_rlcore(options: argparse.Namespace, **how: Any) -> dict[str, Any]:
+# In processes of their own.
+
+
+def work(technique: str, **options: Any) -> dict[str, Any]:
+    """One repetition of a technique."""
+    return WORKERS[technique](argparse.Namespace(**options))
+
+
+def train_rlcore(options: argparse.Namespace, kind: Any = None, **how: Any) -> dict[str, Any]:
     import torch
 
     from rlcore.agents import AGENTS
 
     torch.set_num_threads(options.threads)
-    work = dict(PPO) if options.algo == "ppo" else {}
-    count = options.num_envs or (4 if options.algo == "ppo" else None)
-    if count:
-        work["num_envs"] = count
+    work: dict[str, Any] = {}
+    if kind is not None or options.algo == "ppo":
+        work = {"num_envs": 4, **PPO}
+    work |= {"num_envs": options.num_envs} if options.num_envs else {}
+    kind = kind or AGENTS[options.algo]
+    known = {field.name for field in dataclasses.fields(kind.Config)}
     start = time.perf_counter()
-    agent = AGENTS[options.algo](options.env_id, seed=1, device=options.device, **work, **how)
-    far = 10**12  # the learning rate stays where it is
-    iterations = agent.iterations(far)
+    agent = kind(options.env_id, seed=1, device=options.device, **{k: v for k, v in work.items() if k in known}, **how)
+    iterations = agent.iterations(harness.FAR)
     for _ in range(WARM_UP):
         next(iterations)
     ready = time.perf_counter() - start
-    steps, elapsed = run_for(options.seconds, iterations, agent)
-    seconds = time_parts(agent, iterations, options.seconds / 4)
+    measured = harness.stretch(agent, functools.partial(next, iterations), options.seconds)
     config = agent.config
-    work = {name: getattr(config, name) for name in ("num_envs", "num_steps", "update_epochs", "num_minibatches")}
     return {
-        "steps_per_second": steps / elapsed, "ready_seconds": ready, "seconds": seconds, "work": work,
-        "num_envs": config.num_envs, "versions": machine.describe()["versions"],
+        "steps_per_second": measured.steps_per_second, "ready_seconds": ready,
+        "seconds": {phase: measured.phases[phase] for phase in ("collect", "learn")}, "num_envs": config.num_envs,
+        "work": {k: getattr(config, k) for k in ("num_envs", "num_steps", "update_epochs", "num_minibatches")},
+        "versions": machine.describe()["versions"],
     }  # fmt: skip
 
 
-def run_for(seconds: float, iterations: Any, agent: Any) -> tuple[int, float]:
-    start, first = time.perf_counter(), agent.global_step
-    while time.perf_counter() - start < seconds:
-        next(iterations)
-    return agent.global_step - first, time.perf_counter() - start
-
-
-def time_parts(agent: Any, iterations: Any, seconds: float) -> dict[str, float]:
-    """Where the time goes; measured apart from the speed, since the clock itself costs time, and waiting for the card
-    before each look at it more."""
-    import torch
-
-    parts: dict[str, float] = {}
-    compiled_rollout = agent.backend == "native"
-    settle = torch.cuda.synchronize if agent.device.type == "cuda" else None
-
-    def clock(name: str, owner: Any, method: str) -> None:
-        peers.time_calls(parts, name, owner, method, settle)
-
-    clock("rollout", agent.collector, "collect")
-    if compiled_rollout:
-        clock("rollout program", agent.collector, "run")
-    else:
-        clock("environment", agent.adapter, "step")
-        clock("act", agent.collector, "_act")
-    if agent.engine.how != "python":
-        learner = agent.engine.learn.__self__
-        clock("learn", agent.engine, "learn")
-        clock("learning program", learner, "run")
-    else:
-        clock("estimate", agent, "estimate")
-        clock("update", agent, "update")
-    _, total = run_for(seconds, iterations, agent)
-    rollout, learn = parts.pop("rollout"), parts.pop("learn", None)
-    inside = parts["rollout program"] if compiled_rollout else parts["environment"] + parts["act"]
-    rest = {"rest of rollout": rollout - inside}
-    if learn is not None:
-        rest["rest of learning"] = learn - parts["learning program"]
-    learning = learn if learn is not None else parts["estimate"] + parts["update"]
-    return {**parts, **rest, "rest": total - rollout - learning}
+def own_agent() -> Any:
+    """The agent whose file the README shows, as a module that is none of rlcore's."""
+    readme = (harness.ROOT / "README.md").read_text()
+    text = re.search(r"<!-- file: rlcore_awr.py -->\n```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)[1]
+    module = sys.modules["rlcore_awr"] = types.ModuleType("rlcore_awr")
+    exec(compile(text, "rlcore_awr.py", "exec"), vars(module))
+    return module.AWR
 
 
 def train_sb3(options: argparse.Namespace) -> dict[str, Any]:
@@ -297,6 +253,7 @@ WORKERS = {
     "recorded-sync": lambda options: train_rlcore(options, compile="record", backend="sync"),
     "compiled-host": lambda options: train_rlcore(options, compile=True, backend=host_backend(options)),
     "compiled": lambda options: train_rlcore(options, compile=True, backend="native"),
+    "own": lambda options: train_rlcore(options, own_agent(), compile=True, backend="native"),
     "sb3": train_sb3,
     "rejax": train_rejax,
 }
@@ -311,4 +268,4 @@ def host_backend(options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    harness.start(main, work)

@@ -14,19 +14,14 @@ convolutions of this work cost here, forward and backward in minibatches and for
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
+import harness
 import machine
-import peers
 
-HERE = Path(__file__).parent
 WORK = dict(num_envs=8, num_steps=128, minibatches=4, epochs=4, learning_rate=2.5e-4, ent_coef=0.01, clip=0.1)
 BATCH = WORK["num_envs"] * WORK["num_steps"]
 
@@ -37,60 +32,57 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="*", choices=WORKERS, default=list(WORKERS))
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        import torch
 
-        torch.set_num_threads(options.threads)
-        print(json.dumps(WORKERS[options.worker](options.iterations)))
-        return
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only}
-    for repetition in range(options.repetitions):
-        for name in options.only:
-            rows[name].append(measure(name, options))
-            speed = rows[name][-1]["steps_per_second"]
-            print(f"{repetition + 1}/{options.repetitions} {name:12} {speed:8,.0f} steps/s", flush=True)
-    report(rows, options)
+    def measure(name: str, _: int) -> dict[str, Any]:
+        task = {"technique": name, "iterations": options.iterations, "threads": options.threads}
+        peer = None if name == "rlcore" else "sb3_atari"
+        return harness.worker(__file__, task, peer, threads=options.threads)
 
+    def told(row: dict[str, Any]) -> str:
+        return f"{row['steps_per_second']:8,.0f} steps/s"
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One repetition in a process of its own."""
-    ours = name.startswith("rlcore")
-    command = [sys.executable if ours else str(peers.interpreter("sb3_atari")), __file__, "--worker", name]
-    command += ["--iterations", str(options.iterations), "--threads", str(options.threads)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(HERE.parent)}
-    if not ours:
-        del env["PYTHONPATH"]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
-    return json.loads(output.splitlines()[-1])
+    report(harness.alternate(options.only, options.repetitions, measure, told), options)
 
 
 def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    table: dict[str, Any] = {}
-    for name, repetitions in rows.items():
-        speeds = [r["steps_per_second"] for r in repetitions]
-        table[name] = {
-            "steps_per_second_median": statistics.median(speeds),
-            "steps_per_second": speeds,
-            "versions": repetitions[0]["versions"],
+    speeds = {name: [row["steps_per_second"] for row in repetitions] for name, repetitions in rows.items()}
+    result: dict[str, Any] = {"techniques": {}}
+    cells = [["technique", "median steps/s", "× sb3"]]
+    for name, values in speeds.items():
+        ratio = harness.ratios(values, speeds["sb3"]) if "sb3" in rows else []
+        result["techniques"][name] = {
+            **harness.with_median("steps_per_second", values),
+            "versions": rows[name][0]["versions"],
+            **(harness.with_median("ratio_to_sb3", ratio) if ratio else {}),
         }
-        if "sb3" in rows:  # neighbours in time share the state of the machine
-            ratios = [s / p["steps_per_second"] for s, p in zip(speeds, rows["sb3"], strict=True)]
-            table[name] |= {"ratio_to_sb3_median": statistics.median(ratios), "ratio_to_sb3": ratios}
-        print(f"{name:12} {statistics.median(speeds):8,.0f} steps/s", table[name].get("ratio_to_sb3_median", ""))
-    ours = rows["rlcore"]
-    shares = {k: statistics.median(r["shares"][k] for r in ours) for k in ours[0]["shares"]}
-    floor = statistics.median(r["floor"]["steps_per_second"] for r in ours)
-    of_floor = statistics.median(r["steps_per_second"] / r["floor"]["steps_per_second"] for r in ours)
-    print("where rlcore's time goes:", ", ".join(f"{k} {v:.0%}" for k, v in shares.items()))
-    print(f"convolutions alone would allow {floor:,.0f} steps/s; rlcore reaches {of_floor:.0%} of that")
+        cells.append([name, harness.spread(values, ",.0f"), harness.spread(ratio) if ratio else ""])
+    harness.table(cells)
+    if "rlcore" in rows:
+        ours = rows["rlcore"]
+        floors = [row["floor"] for row in ours]
+        allowed = [row["steps_per_second"] for row in floors]
+        of_floor = statistics.median(harness.ratios(speeds["rlcore"], allowed))
+        result["shares"] = {k: statistics.median(row["shares"][k] for row in ours) for k in ours[0]["shares"]}
+        result["floor"] = {"of_floor_median": of_floor, "repetitions": floors}
+        print("where rlcore's time goes:", ", ".join(f"{k} {v:.0%}" for k, v in result["shares"].items()))
+        print(f"convolutions alone: {statistics.median(allowed):,.0f} steps/s, of which rlcore reaches {of_floor:.0%}")
     machine.write(
         f"speed_atari_{options.threads}thread{'s' * (options.threads > 1)}",
         {"env_id": "ALE/Pong-v5", "work": WORK, "threads": options.threads, "load_average_at_end": os.getloadavg()}
-        | {"measured_iterations": options.iterations, "techniques": table, "shares": shares}
-        | {"floor": {"of_floor_median": of_floor, "repetitions": [r["floor"] for r in ours]}},
+        | {"measured_iterations": options.iterations, **result},
     )
+
+
+# In processes of their own.
+
+
+def work(technique: str, iterations: int, threads: int) -> dict[str, Any]:
+    """One repetition of a technique."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return {**WORKERS[technique](iterations), "versions": machine.describe()["versions"]}
 
 
 def train_rlcore(iterations: int) -> dict[str, Any]:
@@ -102,22 +94,10 @@ def train_rlcore(iterations: int) -> dict[str, Any]:
         clip_coef=WORK["clip"], clip_reward=True, seed=1, device="cpu",
     )  # fmt: skip
     agent.learn(BATCH)
-    seconds = dict.fromkeys(("environment", "inference", "rollout", "estimate", "learning"), 0.0)
-    for name, owner, method in (
-        ("environment", agent.adapter, "step"), ("inference", agent.collector, "_act"),
-        ("rollout", agent.collector, "collect"), ("estimate", agent, "estimate"), ("learning", agent, "update"),
-    ):  # fmt: skip
-        peers.time_calls(seconds, name, owner, method)
-    start, first = time.perf_counter(), agent.global_step
-    agent.learn(first + iterations * BATCH)
-    total = time.perf_counter() - start
-    seconds["rest"] = total - seconds["environment"] - seconds["inference"] - seconds["learning"]
-    return {
-        "steps_per_second": (agent.global_step - first) / total,
-        "shares": {k: seconds[k] / total for k in ("environment", "inference", "learning", "rest")},
-        "floor": floor(),
-        "versions": machine.describe()["versions"],
-    }
+    measured = harness.stretch(agent, lambda: agent.learn(agent.global_step + iterations * BATCH))
+    shares = {phase: measured.phases[phase] / measured.seconds for phase in ("collect", "learn")}
+    shares["rest"] = 1 - sum(shares.values())
+    return {"steps_per_second": measured.steps_per_second, "shares": shares, "floor": floor()}
 
 
 def floor(repetitions: int = 5) -> dict[str, float]:
@@ -176,8 +156,7 @@ def train_sb3(iterations: int, processes: bool = False) -> dict[str, Any]:
     model.learn(BATCH)
     start = time.perf_counter()
     model.learn(iterations * BATCH)
-    speed = model.num_timesteps / (time.perf_counter() - start)
-    return {"steps_per_second": speed, "versions": machine.describe()["versions"]}
+    return {"steps_per_second": model.num_timesteps / (time.perf_counter() - start)}
 
 
 WORKERS = {
@@ -188,4 +167,4 @@ WORKERS = {
 
 
 if __name__ == "__main__":
-    main()
+    harness.start(main, work)

@@ -28,15 +28,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import machine
 import numpy as np
 
@@ -50,28 +49,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--worker", choices=("train", "check"), help=argparse.SUPPRESS)
-    parser.add_argument("--run-dirs", nargs="+", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", help="for rlcore train")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}, but must be at least 1")
-    if options.worker:
-        WORKERS[options.worker](options)
-        return
     with tempfile.TemporaryDirectory() as folder:
         measure_all(options, Path(folder))
 
 
 def measure_all(options: argparse.Namespace, folder: Path) -> None:
     cold = fill_cache(options, folder) if options.device == "cpu" else None
-    repetitions = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        repetitions.append(repeat(options, seed, folder))
-        row = repetitions[-1]
-        shown = ", ".join(f"{case} {row[case]['seconds']:.2f} s ({row[case]['mean']:.1f})" for case in CASES)
-        print(f"seed {seed}: imports {row['imports']['seconds']:.2f} s, {shown}", flush=True)
-    summary = {case: summarize(case, repetitions) for case in ("imports", *CASES)}
+
+    def measure(case: str, repetition: int) -> dict[str, Any]:
+        return run_case(case, options, options.first_seed + repetition, folder)
+
+    rows = harness.alternate(("imports", *CASES), options.seeds, measure, told)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    for case in ("compiled", "uncompiled"):
+        dirs = [str(run_dir(folder, case, seed)) for seed in seeds]
+        for row, mean in zip(rows[case], harness.worker(__file__, {"run_dirs": dirs}), strict=True):
+            row["mean_single"] = mean
+    repetitions = [{"seed": seed, **{case: rows[case][k] for case in rows}} for k, seed in enumerate(seeds)]
+    summary = {case: summarize(case, repetitions) for case in rows}
     report(summary, cold)
     machine.write(
         f"time_to_solve_{ENV_ID}{'_cuda' if options.device == 'cuda' else ''}",
@@ -81,64 +80,52 @@ def measure_all(options: argparse.Namespace, folder: Path) -> None:
     )
 
 
+def told(row: dict[str, Any]) -> str:
+    return f"{row['seconds']:6.2f} s" + (f", mean return {row['mean']:.1f}" if "mean" in row else "")
+
+
 def fill_cache(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Build the programs into the cache of `compiled`; what a first run on a machine takes that asks for them."""
-    seed = options.first_seed
-    run = timed(train_command(options, seed, folder / "cold", "--compile", "true"), folder / "programs")
-    print(f"cold: {run['seconds']:.1f} s, {run['engine']}", flush=True)
-    return {"seconds": run["seconds"], "engine": run["engine"]}
+    command = train_command(options, options.first_seed, folder / "cold", "--compile", "true")
+    found = timed([sys.executable, "-m", "rlcore", *command], folder / "programs")
+    print(f"cold: {found['seconds']:.1f} s, {found['engine']}", flush=True)
+    return found
 
 
-def repeat(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
-    """One seed in every case."""
-    dirs = {case: folder / f"{case}-{seed}" for case in CASES}
-    asked = {"cpu": ((), ()), "cuda": (("--compile", "true"), ("--compile", "false"))}[options.device]
-    command = train_command(options, seed, dirs["compiled-single"], *asked[0], "--eval-episodes", "0")
-    single = [sys.executable, __file__, "--worker", "train", "--run-dirs", str(dirs["compiled-single"]), "--"]
-    row = {
-        "seed": seed,
-        "imports": timed([sys.executable, "-c", "import torch, gymnasium"], folder / "programs"),
-        "compiled": timed(train_command(options, seed, dirs["compiled"], *asked[0]), folder / "programs"),
-        "compiled-single": timed([*single, *command[3:]], folder / "programs"),
-        "uncompiled": timed(train_command(options, seed, dirs["uncompiled"], *asked[1]), folder / "nothing"),
-    }
-    for case in ("compiled", "uncompiled"):
-        evaluation = json.loads((dirs[case] / "evaluation.json").read_text())
-        row[case] |= {key: evaluation[key] for key in ("mean", "training_seconds")}
-    for case in CASES:
-        if row[case]["engine"].startswith("iterations are compiled programs") == (case == "uncompiled"):
-            raise SystemExit(f"the case {case} is not what it should be: '{row[case]['engine']}'")
-    apart = [
-        sys.executable,
-        __file__,
-        "--worker",
-        "check",
-        "--run-dirs",
-        str(dirs["compiled"]),
-        str(dirs["uncompiled"]),
-    ]
-    for case, mean in zip(("compiled", "uncompiled"), timed(apart, folder / "programs")["means"], strict=True):
-        row[case]["mean_single"] = mean
-    row["compiled-single"]["mean"] = row["compiled-single"].pop("means")[0]
+def run_dir(folder: Path, case: str, seed: int) -> Path:
+    return folder / f"{case}-{seed}"
+
+
+def run_case(case: str, options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+    """One seed in one case."""
+    if case == "imports":
+        return timed([sys.executable, "-c", "import torch, gymnasium"], folder / "programs")
+    compiles, where = case != "uncompiled", run_dir(folder, case, seed)
+    flags = ["--compile", str(compiles).lower()] if options.device == "cuda" else []
+    cache = folder / ("programs" if compiles else "nothing")
+    if case == "compiled-single":
+        train = train_command(options, seed, where, *flags, "--eval-episodes", "0")
+        row = timed(harness.worker_command(__file__, {"run_dirs": [str(where)], "train": train}), cache)
+        row["mean"] = row.pop("means")[0]
+    else:
+        row = timed([sys.executable, "-m", "rlcore", *train_command(options, seed, where, *flags)], cache)
+        evaluation = json.loads((where / "evaluation.json").read_text())
+        row |= {key: evaluation[key] for key in ("mean", "training_seconds")}
+    if row["engine"].startswith("iterations are compiled programs") != compiles:
+        raise SystemExit(f"the case {case} is not what it should be: '{row['engine']}'")
     return row
 
 
 def train_command(options: argparse.Namespace, seed: int, run_dir: Path, *flags: str) -> list[str]:
-    command = [sys.executable, "-m", "rlcore", "train", ALGO, ENV_ID, "--seed", str(seed), "--run-dir", str(run_dir)]
-    return [*command, "--no-progress", "--device", options.device, *flags, *options.flags]
+    command = ["train", ALGO, ENV_ID, "--seed", str(seed), "--run-dir", str(run_dir), "--no-progress"]
+    return [*command, "--device", options.device, *flags, *options.flags]
 
 
 def timed(command: list[str], cache: Path) -> dict[str, Any]:
     """Run a process to its end: its seconds, how its iterations ran, and the means that it found."""
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    env |= {"RLCORE_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent)}
     start = time.perf_counter()
-    result = subprocess.run(command, capture_output=True, text=True, env=env)
-    seconds = time.perf_counter() - start
-    if result.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr[-2000:]}")
-    lines = result.stdout.splitlines()
-    found: dict[str, Any] = {"seconds": seconds}
+    lines = harness.run(command, threads=None, cache=cache).splitlines()
+    found: dict[str, Any] = {"seconds": time.perf_counter() - start}
     for line in lines:
         if line.startswith("iterations "):
             found["engine"] = line
@@ -150,12 +137,11 @@ def timed(command: list[str], cache: Path) -> dict[str, Any]:
 def summarize(case: str, repetitions: list[dict[str, Any]]) -> dict[str, Any]:
     """Median and range of a case, its ratio to the imports of the same repetition, and how many seeds it solved."""
     seconds = [row[case]["seconds"] for row in repetitions]
-    ratios = [row[case]["seconds"] / row["imports"]["seconds"] for row in repetitions]
+    ratios = harness.ratios(seconds, [row["imports"]["seconds"] for row in repetitions])
     summary = {
         "seconds_median": statistics.median(seconds),
         "seconds_range": [min(seconds), max(seconds)],
-        "ratio_to_imports_median": statistics.median(ratios),
-        "ratio_to_imports": ratios,
+        **harness.with_median("ratio_to_imports", ratios),
     }
     if "training_seconds" in repetitions[0][case]:
         summary["training_seconds_median"] = statistics.median(row[case]["training_seconds"] for row in repetitions)
@@ -167,17 +153,16 @@ def summarize(case: str, repetitions: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def report(summary: dict[str, dict[str, Any]], cold: dict[str, Any] | None) -> None:
-    print(f"\n{'case':16}{'median':>9}{'range':>16}{'× imports':>22}{'solved':>10}{'by gymnasium.make':>20}")
+    cells = [["case", "median", "range", "× imports", "solved", "by gymnasium.make"]]
     for case, row in summary.items():
         low, high = row["seconds_range"]
-        ratios = row["ratio_to_imports"]
-        spread = f"{row['ratio_to_imports_median']:.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         own = f"{row['solved']} of {row['solved_of']}" if "solved" in row else ""
         other = f"{row['solved_single']} of {row['solved_single_of']}" if "solved_single" in row else ""
         if case == "compiled-single":
             own, other = "", own
-        median = f"{row['seconds_median']:.2f} s"
-        print(f"{case:16}{median:>9}{f'{low:.2f}-{high:.2f} s':>16}{spread:>22}{own:>10}{other:>20}")
+        times = f"{row['seconds_median']:.2f} s", f"{low:.2f} to {high:.2f} s"
+        cells.append([case, *times, harness.spread(row["ratio_to_imports"]), own, other])
+    harness.table(cells)
     for case in ("compiled", "uncompiled"):
         print(f"of {case}, training alone: {summary[case]['training_seconds_median']:.2f} s")
     if cold:
@@ -187,17 +172,13 @@ def report(summary: dict[str, dict[str, Any]], cold: dict[str, Any] | None) -> N
 # In processes of their own.
 
 
-def train_then_check(options: argparse.Namespace) -> None:
-    """`rlcore train` without its own evaluation, then that of this file, in one process."""
+def work(run_dirs: list[str], train: list[str] | None = None) -> list[float]:
+    """Judge the policies of runs, after `rlcore train` in the same process where its arguments are given."""
     from rlcore.cli import main as rlcore
 
-    if code := rlcore(options.flags):
+    if train and (code := rlcore(train)):
         sys.exit(code)
-    check(options)
-
-
-def check(options: argparse.Namespace) -> None:
-    print(json.dumps([judge(run_dir) for run_dir in options.run_dirs]))
+    return [judge(Path(run_dir)) for run_dir in run_dirs]
 
 
 def judge(run_dir: Path) -> float:
@@ -224,7 +205,5 @@ def play(envs: list[Any], act: Any, seed: int) -> np.ndarray:
     return returns
 
 
-WORKERS = {"train": train_then_check, "check": check}
-
 if __name__ == "__main__":
-    main()
+    harness.start(main, work)

@@ -452,22 +452,19 @@ class HostCollector(Collector):
     def _actor(self, network: ActorCritic) -> Callable[[int, Any, np.ndarray], None]:
         """A function that chooses the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
         noise_rows, policy_rows, with_values = self.noise_rows, self.policy_rows, self.with_values
-        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
-        if self.program is not None and not self.carry:
-            choose = self.program.bind()
-        else:
-
-            def choose(obs: Any, noise: Tensor) -> dict[str, Tensor]:
-                return network.act(obs, {}, None, noise, with_values)[0]
+        carry = self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
+        choose = None if self.program is None else self.program.bind()
 
         def act(t: int, obs: Any, first: np.ndarray) -> None:
-            if self.carry:
-                began = torch.from_numpy(first.copy()).to(self.buffer.device)
-                chosen, self.carry = network.act(obs, self.carry, began, noise_rows[t], with_values)
+            began = torch.from_numpy(first.copy()).to(self.buffer.device) if carry else None
+            if choose is None:
+                chosen, after = network.act(obs, self.carry, began, noise_rows[t], with_values)
             else:
-                chosen = choose(obs, noise_rows[t])
+                chosen, after = choose(obs, noise_rows[t], *((self.carry, began) if carry else ()))
             for name, value in chosen.items():
                 policy_rows[name][t].copy_(value)
+            if carry:
+                self.carry = after
 
         return act
 

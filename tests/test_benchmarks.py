@@ -18,19 +18,86 @@ def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_calls_are_timed_and_still_do_what_they_did():
-    import peers
+SCRIPT = """
+import os
+import sys
 
-    class Worker:
-        def work(self, x, *, y):
-            return x + y
+import harness
 
-    seconds, settled = {}, []
-    worker = Worker()
-    peers.time_calls(seconds, "work", worker, "work", lambda: settled.append(1))
-    assert seconds == {"work": 0.0}
-    assert worker.work(1, y=2) == 3 and worker.work(5, y=5) == 10
-    assert seconds["work"] > 0 and len(settled) == 4
+def main():
+    print(harness.worker(__file__, {"a": 1, "b": [2]}, threads=3, cache="/somewhere"))
+    try:
+        harness.worker(__file__, {"a": 0, "b": []})
+    except harness.Failed as error:
+        print(error.said)
+    harness.run([sys.executable, "-c", "print('about to fail', file=sys.stderr)"])
+
+def work(a, b):
+    print("on the way")
+    return [1 // a, b, os.environ["OMP_NUM_THREADS"], os.environ.get("RLCORE_CACHE")]
+
+harness.start(main, work)
+"""
+
+
+def test_a_worker_does_its_task_in_a_process_of_its_own_and_tells_how_it_failed(tmp_path):
+    (tmp_path / "script.py").write_text(f"import sys; sys.path.append({str(BENCHMARKS)!r})\n" + SCRIPT)
+    env = {name: value for name, value in os.environ.items() if name != "RLCORE_CACHE"}
+    result = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, env=env)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "[1, [2], '3', '/somewhere']" and lines[1].startswith("ZeroDivisionError: ")
+    assert result.returncode == 1 and "-c" in result.stderr and "failed with code 1:" in result.stderr
+    assert "NameError: name 'sys' is not defined" in result.stderr
+
+
+def test_techniques_take_turns_and_ratios_are_those_of_one_repetition(capsys):
+    import harness
+
+    course = []
+
+    def measure(name, repetition):
+        course.append((name, repetition))
+        return None if name == "c" and repetition else len(course)
+
+    rows = harness.alternate("abc", 2, measure, lambda row: f"got {row}")
+    assert course == [(name, repetition) for repetition in (0, 1) for name in "abc"]
+    assert rows == {"a": [1, 4], "b": [2, 5], "c": [3]}
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[3].split() == ["2/2", "a", "got", "4"]
+    assert harness.ratios(rows["a"], rows["b"]) == [0.5, 0.8]
+    assert harness.with_median("x", rows["a"]) == {"x_median": 2.5, "x": [1, 4]}
+    assert harness.spread([3, 1, 2]) == "2.00 (1.00 to 3.00)" and harness.spread([0.5], ".0%") == "50% (50% to 50%)"
+    harness.table([["name", "x"], ["a", "10.5"], ["longer", ""]])
+    assert capsys.readouterr().out == "\nname        x\na        10.5\nlonger       \n"
+
+
+def test_a_stretch_of_training_is_told_with_the_agents_own_phases():
+    import harness
+
+    from rlcore import PPO
+
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=8, num_minibatches=1, seed=0, device="cpu", compile=False)
+    iterations = agent.iterations(harness.FAR)
+    next(iterations)
+    first = agent.global_step
+    stretch = harness.stretch(agent, lambda: next(iterations), calls=3)
+    assert stretch.calls == 3 and stretch.steps == agent.global_step - first > 0
+    assert stretch.phases["prepare"] == 0 < min(stretch.phases["collect"], stretch.phases["learn"])
+    assert 0 < stretch.phases["collect"] + stretch.phases["learn"] < stretch.seconds
+    assert stretch.steps_per_second == stretch.steps / stretch.seconds
+    agent.close()
+
+
+def test_the_agent_of_the_readme_is_measured_on_the_work_of_ppo():
+    import speed
+
+    options = argparse.Namespace(algo="ppo", env_id="CartPole-v1", num_envs=None, device="cpu", threads=1, seconds=0.0)
+    mine = speed.train_rlcore(options, speed.own_agent(), compile=False)
+    theirs = speed.WORKERS["python"](options)
+    assert mine["work"] == theirs["work"] and theirs["work"]["num_envs"] == 4
+    assert list(mine["seconds"]) == ["collect", "learn"]
+    assert speed.shares([mine]).keys() == mine["seconds"].keys() and sum(speed.shares([mine]).values()) == 1
+    assert speed.shares([{"seconds": {}}]) == {}
 
 
 def test_results_go_where_they_are_asked_to_go(tmp_path):
@@ -134,14 +201,16 @@ def test_costs_of_features_are_shares_of_the_bare_time():
     import run_features
 
     row = {
-        "bare": {"wall": 10.0, "cpu": 8.0}, "all": {"wall": 11.0, "cpu": 8.8},
+        "bare": {"wall": 10.0, "cpu": 8.0}, "all": {"wall": 11.0, "cpu": 8.8, "beside": 0.33},
         "without progress": {"wall": 10.5, "cpu": 8.4},
-        "clocked": {"wall": 10.0, "cpu": 8.0, "parts": {"progress": 0.2}},
+        "clocked": {"wall": 10.0, "cpu": 8.0, "parts": {"progress": 0.2, "nan check": 0.1}},
     }  # fmt: skip
     cost = run_features.summarize([row, row])["cost"]
     assert cost["all"]["wall_median"] == pytest.approx(0.1) and cost["all"]["cpu_median"] == pytest.approx(0.1)
+    assert cost["all"]["calls_median"] == pytest.approx(0.03)
     assert cost["progress"]["wall_median"] == pytest.approx(0.05)
     assert cost["progress"]["calls_median"] == pytest.approx(0.02)
+    assert cost["nan check"] == {"calls_median": pytest.approx(0.01)}
 
 
 # gpu.sh with a stand-in for Python, which says what it is called with.

@@ -6,8 +6,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from rlcore import PPO, ActorCritic, RolloutBuffer
-from rlcore.collect import Collector, HostRows
+from rlcore.collect import EpisodeCounter, HostCollector, HostRows, NativeCollector
 from rlcore.envs import VectorAdapter
+from rlcore.envs.native import NativeTask
 from rlcore.errors import EnvironmentFault, UsageError
 from tests.environments import MODES, BreaksAt, Echo, Scripted, vectorize
 
@@ -23,7 +24,7 @@ def collector(envs, num_steps, seed=0, **network):
     buffer = RolloutBuffer(num_steps, envs.num_envs, envs.single_observation_space, adapter.action_spec)
     torch.manual_seed(seed)
     net = ActorCritic(envs.single_observation_space, adapter.action_spec, **network)
-    return Collector(adapter, buffer, torch.Generator().manual_seed(seed)), net
+    return HostCollector(adapter, buffer, torch.Generator().manual_seed(seed)), net
 
 
 def reference(script, steps):
@@ -60,7 +61,80 @@ def test_rollouts_hold_exactly_the_transitions_played_by_hand(mode, shared, num_
             np.testing.assert_array_equal(got[0], obs)
             assert [x.item() for x in got[1:5]] == [first, reward, terminated, truncated]
             torch.testing.assert_close(got[5], network.value(torch.from_numpy(obs)))
-            torch.testing.assert_close(got[6], network.value(torch.from_numpy(successor)))
+            following = torch.zeros(()) if terminated else network.value(torch.from_numpy(successor))
+            torch.testing.assert_close(got[6], following)
+
+
+class TwoWays(NativeTask):
+    """Shows [way, t]: the first way is cut after 5 steps, the second ends after 3; which it is is drawn."""
+
+    id, max_episode_steps, draws = "TwoWays", 5, 1
+    observation_space, action_space = spaces.Box(0, 5, (2,)), spaces.Discrete(2)
+
+    def initial(self, uniform):
+        return torch.cat([(uniform < 0.5).to(uniform.dtype), torch.zeros_like(uniform)], 1)
+
+    def observe(self, state):
+        return state.float()
+
+    def step(self, state, action):
+        state = state + torch.tensor([0.0, 1.0])
+        return state, torch.ones(len(state)), (state[:, 0] == 1) & (state[:, 1] == 3)
+
+
+class TwoWaysOnTheHost(gym.Env):
+    observation_space, action_space = TwoWays.observation_space, TwoWays.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.obs = np.array([self.np_random.random() < 0.5, 0], np.float32)
+        return self.obs.copy(), {}
+
+    def step(self, action):
+        self.obs[1] += 1
+        terminated = self.obs.tolist() == [1, 3]
+        return self.obs.copy(), 1.0, terminated, bool(self.obs[1] == 5), {}
+
+
+@pytest.mark.parametrize("whole_episodes", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mode", [*MODES, "native"])
+def test_every_collector_puts_no_value_after_a_termination_and_that_of_the_true_successor_elsewhere(
+    mode, shared, whole_episodes
+):
+    envs = vectorize(lambda n: TwoWaysOnTheHost(), 6, MODES[0] if mode == "native" else mode)
+    adapter, steps = VectorAdapter(envs), 4 if whole_episodes else 11  # too few for the first way
+    buffer = RolloutBuffer(steps, 6, envs.single_observation_space, adapter.action_spec)
+    kind = HostCollector if mode != "native" else lambda *args: NativeCollector(TwoWays(), *args)
+    play = kind(adapter, buffer, torch.Generator().manual_seed(0), whole_episodes)
+    network, ends = ActorCritic(envs.single_observation_space, adapter.action_spec, shared=shared), []
+    for rollout in range(4):
+        if rollout == 0 or whole_episodes:
+            play.reset(rollout)
+        play.collect(network)
+        b = buffer
+        following = b.obs + torch.tensor([0.0, 1.0])
+        assert torch.equal(b.terminated & b.mask, (following == torch.tensor([1.0, 3.0])).all(-1) & b.mask)
+        expected = torch.where(b.terminated, 0.0, network.value(following))
+        torch.testing.assert_close(b.next_values[b.mask], expected[b.mask])
+        ends.append([int((x & b.mask).sum()) for x in (b.terminated, b.truncated)])
+    assert (np.sum(ends, 0) > 5).all()
+
+
+def test_a_sum_of_rewards_is_exact_where_float32_is_not():
+    """2**24 + 1 is no float32."""
+    counter, one = EpisodeCounter(1), np.ones((1, 1))
+    big, going, ended = 2.0**24 * one, np.zeros((1, 1), dtype=bool), np.ones((1, 1), dtype=bool)
+    assert len(counter.count(big, going, ended, 0)) == 0
+    assert counter.count(one, ended, ended, 1).returns == [16_777_217.0]
+
+    class Pays(Scripted):
+        def step(self, action):
+            obs, _, *end = super().step(action)
+            return obs, 2.0**24 if self.t == 1 else 1.0, *end
+
+    play, network = collector(vectorize(lambda n: Pays([(2, "t")]), 1, MODES[1]), 2)
+    assert play.collect(network).returns == [16_777_217.0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -229,7 +303,7 @@ def test_recorded_operations_do_what_python_does_on_every_space(obs, action, opt
 
     ours, theirs = trained(False), trained("record")
     assert theirs.engine.how == "recorded"
-    torch.testing.assert_close(theirs.parameter_vector, ours.parameter_vector, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(theirs.parameters.vector, ours.parameters.vector, atol=1e-5, rtol=1e-4)
     for name in ("dist_params", "values", "logprobs"):
         torch.testing.assert_close(getattr(theirs.buffer, name), getattr(ours.buffer, name), atol=1e-5, rtol=1e-4)
 
@@ -273,7 +347,7 @@ def test_correlated_noise_is_standard_normal_and_goes_on_across_rollouts():
     envs = vectorize(lambda n: Echo(action_space=spaces.Box(-1, 1, (2,))), 50, MODES[2])
     adapter = VectorAdapter(envs)
     buffer = RolloutBuffer(4, 50, envs.single_observation_space, adapter.action_spec)
-    play = Collector(adapter, buffer, torch.Generator().manual_seed(0), noise_correlation=0.9)
+    play = HostCollector(adapter, buffer, torch.Generator().manual_seed(0), noise_correlation=0.9)
     network, rows = ActorCritic(envs.single_observation_space, adapter.action_spec), []
     for _ in range(100):
         play.collect(network)

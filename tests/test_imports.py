@@ -1,4 +1,4 @@
-"""The import graph of the design: cli -> runs -> agents -> core -> buffer, distributions, environments."""
+"""The import graph of the design: cli -> runs -> agents -> collect -> networks -> buffer -> environments -> state."""
 
 import ast
 from pathlib import Path
@@ -9,14 +9,12 @@ PACKAGE = Path(__file__).parent.parent / "rlcore"
 # Each layer may import itself (but see the agents) and what stands below it.
 LAYERS = [
     {"errors", "version", "tracing"},
-    {"spaces", "storage", "presets", "programs.matmul"},
-    {"envs", "programs.passes"},
-    {"buffer", "programs.program"},
-    {"estimators", "diagnostics"},
-    {"networks", "optim"},
-    {"programs.acting"},
+    {"spaces", "storage", "presets"},
+    {"state", "envs"},
+    {"buffer", "optim"},
+    {"estimators", "diagnostics", "programs"},  # programs know no network and no algorithm
+    {"networks"},
     {"collect"},
-    {"programs.rollout", "programs.learning"},
     {"agents"},
     {"runs"},
     {"cli"},
@@ -28,14 +26,28 @@ def unit(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def imports(path):
+    """The imports of modules of rlcore in a file: node, module, names; those for type checkers left out."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name, []) for alias in node.names if alias.name.startswith("rlcore."))
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rlcore":
+            yield node, node.module, [alias.name for alias in node.names]
+
+
 def imported(path):
     """The modules of rlcore that a file imports, lazily or not."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("rlcore."))
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rlcore":
-            direct = node.module == "rlcore"
-            yield from (f"rlcore.{alias.name}" for alias in node.names) if direct else (node.module,)
+    for _, module, names in imports(path):
+        yield from (f"rlcore.{name}" for name in names) if module == "rlcore" else (module,)
 
 
 def level(name):
@@ -53,21 +65,69 @@ def test_imports_point_downward(path):
         assert target == unit(path) or level(target) < level(unit(path)), f"{path.name} imports {module}"
 
 
+def file_of(module):
+    """The file of a module of rlcore, None where the name is of something in a module."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.exists()), None)
+
+
+def files_imported(path):
+    """The files that must have been run for a file's imports, the folders' own on the way there included."""
+    for _, module, names in imports(path):
+        parts = module.split(".")
+        ways = [".".join(parts[:n]) for n in range(2, len(parts) + 1)]
+        for found in map(file_of, [*ways, *(f"{module}.{name}" for name in names)]):
+            inside = found is not None and found.name == "__init__.py" and found.parent in path.parents
+            if found is not None and not inside:  # who stands in a folder is imported by way of it
+                yield found
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {path: set(files_imported(path)) for path in FILES}
+    assert sum(map(len, graph.values())) > 150
+    done, under_way = set(), []
+
+    def visit(path):
+        if path in under_way:
+            names = [str(p.relative_to(PACKAGE)) for p in [*under_way[under_way.index(path) :], path]]
+            raise AssertionError(" -> ".join(names))
+        if path in done:
+            return
+        under_way.append(path)
+        for other in graph[path]:
+            visit(other)
+        done.add(under_way.pop())
+
+    for path in FILES:
+        visit(path)
+
+
+def test_programs_are_imported_when_they_are_made_and_not_before():
+    """torch's compiler takes longer to import than a short run takes."""
+    for path in FILES:
+        if unit(path) == "programs":
+            continue
+        at_once = ast.parse(path.read_text()).body
+        for node, module, _ in imports(path):
+            if module.startswith("rlcore.programs"):
+                assert path.name == "engine.py" and ast.unparse(node) not in map(ast.unparse, at_once), path.name
+
+
 def test_an_agent_file_imports_no_other_agent_and_no_infrastructure():
-    others = ("__init__", "agent", "config", "engine", "setup", "stored")
+    others = ("__init__", "agent", "config", "engine", "evaluation", "setup", "stored")
     algorithms = [f for f in (PACKAGE / "agents").glob("*.py") if f.stem not in others]
     assert algorithms
+    allowed = {
+        *("agents.agent", "agents.config", "buffer", "diagnostics", "estimators", "networks", "errors", "optim"),
+        "tracing",
+    }
     for path in algorithms:
-        allowed = {
-            "agents.agent",
-            "agents.config",
-            "buffer",
-            "diagnostics",
-            "estimators",
-            "networks",
-            "distributions",
-            "errors",
-            "optim",
-            "tracing",
-        }
         assert {m.removeprefix("rlcore.") for m in imported(path)} <= allowed, path.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_an_agent_is_known_by_its_type(path):
+    """What takes any object for an agent knows nothing of it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arg) and node.arg == "agent" and node.annotation is not None:
+            assert "Any" not in ast.unparse(node.annotation), f"line {node.lineno}"

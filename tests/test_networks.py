@@ -8,7 +8,7 @@ from rlcore import ActorCritic
 from rlcore.buffer import RolloutBuffer
 from rlcore.errors import UsageError
 from rlcore.networks.normalize import RewardScaler, RunningNorm
-from rlcore.optim import flatten_parameters
+from rlcore.optim import Parameters
 
 BOX, DISCRETE = spaces.Box(-1, 1, (4,)), spaces.Discrete(3)
 
@@ -117,7 +117,8 @@ def test_log_std_is_free_or_from_the_network():
 def test_flat_parameters_are_views_of_one_vector():
     network = ActorCritic(BOX, DISCRETE)
     before, obs = {k: v.clone() for k, v in network.state_dict().items()}, torch.randn(2, 4)
-    parameters, vector = flatten_parameters(network)
+    parameters = Parameters(lambda: {"network": network})
+    vector = parameters.vector
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert len(vector) == sum(p.numel() for p in parameters)
     with torch.no_grad():

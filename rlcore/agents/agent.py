@@ -324,7 +324,7 @@ class Agent:
 
     def _numbers(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         metrics["param_norm"] = torch.linalg.vector_norm(self.parameters.vector)
-        return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+        return dict(zip(metrics, torch.stack([x.detach() for x in metrics.values()]).tolist(), strict=True))
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
         # The weights too: those of the last step are in no loss yet, and a loss may be finite where they have no sense.

@@ -16,6 +16,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from rlcore.agents.config import choice_word, enters_programs
@@ -267,12 +268,15 @@ class Engine:
 
             # A row is put together by one kernel, instead of by many that each write their part of it.
             return Program(collector.rollout, places, owner=agent, options={"force_pointwise_cat": True})
-        obs = map_parts(lambda x: x[0], agent.buffer.obs)
+        obs, noise = map_parts(lambda x: x[0], agent.buffer.obs), collector.noise[0]
+        carry = agent.network.initial_carry(agent.buffer.num_envs)
+        memory = [carry, agent.buffer.dones[0]] if carry else []
 
-        def act(obs: Any, noise: Tensor) -> dict[str, Tensor]:
-            return agent.network.act(obs, {}, None, noise, collector.with_values)[0]
+        @torch.no_grad()
+        def act(obs: Any, noise: Tensor, carry: Any = None, first: Any = None) -> Any:
+            return agent.network.act(obs, carry or {}, first, noise, collector.with_values)
 
-        return Program(act, lambda: module_places(agent.network, "network"), (obs, collector.noise[0]), agent)
+        return Program(act, lambda: module_places(agent.network, "network"), (obs, noise, *memory), agent)
 
     def _state(self) -> list[Place]:
         """Places of all that is registered, the parameters as one vector."""

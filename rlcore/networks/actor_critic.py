@@ -36,7 +36,7 @@ class Preprocess(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         part = self.part
         if part.categories:
-            columns = x.reshape(len(x), -1).split(1, 1)
+            columns = x.reshape(x.shape[0], -1).split(1, 1)
             return torch.cat([_one_hot(c, n) for c, n in zip(columns, part.categories, strict=True)], 1)
         if part.image:
             x = x.to(torch.float32, memory_format=self.layout).mul_(1 / 255)  # bytes, so `to` has made a copy

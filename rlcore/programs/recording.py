@@ -13,12 +13,13 @@ import math
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.overrides import TorchFunctionMode
 
 from rlcore.errors import UsageError, one_line
 from rlcore.optim import Parameters
@@ -101,9 +102,14 @@ class _Recorder:
         def body(*inputs: Tensor) -> Tree:
             return function(*in_places(structure, inputs))
 
-        with recording(self):
-            piece = self._trace(body, leaves[:count], leaves[count:])
-        self._refuse_unknown(piece.graph)
+        with recording(self), torch.enable_grad():
+            try:
+                piece = self._trace(body, leaves[:count], leaves[count:])
+                self._refuse_unknown(piece.graph)
+            except _Unknown as unknown:  # once more, to find the line
+                with _Finder(unknown) as finder, suppress(NotRecordable, _Unknown):
+                    self._trace(body, leaves[:count], leaves[count:])
+                raise NotRecordable(self._told(unknown, finder.line)) from None
         used = [node for node in piece.inputs[:count] if node.users]
         names = [self.places[piece.inputs.index(node)].name for node in used]
         _arrange(piece.graph, [*used, *piece.inputs[count:]])
@@ -146,8 +152,7 @@ class _Recorder:
             for place, x in zip(self.places, copies, strict=True):
                 place.put(x)
             versions = [x._version for x in copies]
-            with torch.enable_grad():
-                result = body(*leaves[len(self.places) :])
+            result = body(*leaves[len(self.places) :])
             piece.structure = numbered(result)
             now = [place.get() for place in self.places]
             self._check_places(now, copies)
@@ -158,8 +163,8 @@ class _Recorder:
 
         try:
             with self.mode, one_trace():
-                piece.graph = make_fx(function, tracing_mode="real", record_stack_traces=True)(*state, *others)
-        except NotRecordable:
+                piece.graph = make_fx(function, tracing_mode="real")(*state, *others)
+        except (NotRecordable, _Unknown):
             raise
         except Exception as error:
             raise NotRecordable(self._explained(error)) from error
@@ -275,20 +280,18 @@ class _Recorder:
                 if node.users and all(u.target is torch.ops.aten.lift_fresh_copy.default for u in node.users):
                     tensor.is_constant = True  # written out in the code
                 if node.users and not getattr(tensor, "is_constant", False) and not known(tensor):
-                    raise NotRecordable(self._unknown(tensor, node))
-            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if random and node.target is not torch.ops.aten.native_dropout.default:
-                raise NotRecordable(
-                    f"random numbers are drawn{_where(node)}, which a program would draw otherwise; draw them outside"
-                )
+                    raise _Unknown(tensor)
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                raise _Unknown(None)
 
-    def _unknown(self, tensor: Tensor, node: Node) -> str:
-        name = next((name for name, value in _reachable(self.owner) if value is tensor), None)
-        what = f"'{name}' is" if name else "a tensor is"
-        user = next(iter(node.users))
+    def _told(self, unknown: _Unknown, line: str) -> str:
+        if unknown.tensor is None:
+            return f"random numbers are drawn{line}, which a program would draw otherwise; draw them outside"
+        name = next((name for name, value in _reachable(self.owner) if value is unknown.tensor), None)
+        register = name.partition(".")[0] if name else "name"
         return (
-            f"{what} read{_where(user)}, but not declared: a program would keep its value of now; declare it with "
-            f"register('{name.rpartition('.')[2] if name else 'name'}', ...), or as a rlcore.tracing.Constant"
+            f"{repr(name) if name else 'a tensor'} is read{line}, but not declared: a program would keep its value of "
+            f"now; declare it with register('{register}', ...), or as a rlcore.tracing.Constant"
         )
 
     def _explained(self, error: Exception) -> str:
@@ -391,7 +394,8 @@ class _Packing:
             if isinstance(lead, int):
                 packed.append(leaves[members[0]])
             else:
-                packed.append(torch.cat([leaves[i].detach().float().reshape(*lead, -1) for i in members], -1))
+                floats = [leaves[i].detach().float() for i in members]
+                packed.append(torch.cat([x.reshape(*lead, -1) for x in floats], -1) if lead else torch.stack(floats))
         return packed
 
     def unpack(self, packed: list[Tensor]) -> list[Tensor]:
@@ -399,6 +403,10 @@ class _Packing:
         for (lead, members), x in zip(self.groups.items(), packed, strict=True):
             if isinstance(lead, int):
                 leaves[members[0]] = x
+                continue
+            if not lead:
+                leaves |= zip(members, x.unbind(-1), strict=True)
+                leaves |= {i: leaves[i] > 0 for i in members if self.forms[i][1] is torch.bool}
                 continue
             sizes = [self.forms[i][0].numel() // math.prod(lead) for i in members]
             for i, part in zip(members, x.split(sizes, -1), strict=True):
@@ -569,14 +577,34 @@ def _is_machinery(filename: str) -> bool:
     return "/torch/" in filename or filename.endswith(("recording.py", "tracing.py")) or filename.startswith("<")
 
 
-def _where(node: Node) -> str:
-    """The line of the user's code that a node came from."""
-    lines = [x.strip() for x in (node.meta.get("stack_trace") or node.stack_trace or "").splitlines() if "File" in x]
-    own = [x for x in lines if not _is_machinery(x.split('"')[1])]
-    if not own:
-        return ""
-    _, file, rest = own[-1].split('"')
-    return f" in line {rest.split('line ')[1].split(',')[0]} of {file.rpartition('/')[2]}"
+class _Unknown(Exception):
+    """A tensor that is not declared was read, or, where it is None, random numbers were drawn."""
+
+    def __init__(self, tensor: Tensor | None):
+        super().__init__()
+        self.tensor = tensor
+
+
+class _Finder(TorchFunctionMode):
+    """Finds the line of the user's code in which something unknown was met."""
+
+    def __init__(self, unknown: _Unknown):
+        super().__init__()
+        self.unknown, self.line = unknown, ""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.unknown.tensor is None:
+            found = any(mark in getattr(function, "__name__", "") for mark in RANDOM)
+        else:
+            found = any(x is self.unknown.tensor for x in (*args, *kwargs.values()))
+        if found and not self.line:
+            frames = [f for f in traceback.extract_stack() if not _is_machinery(f.filename)]
+            self.line = f" in line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]}" if frames else ""
+        return function(*args, **kwargs)
+
+
+RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential_", "uniform_")
 
 
 def _described(x: Tensor) -> str:

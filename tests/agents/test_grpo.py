@@ -12,6 +12,7 @@ from gymnasium import spaces
 from rlcore import A2C, GRPO, PPO, REINFORCE, TRPO, load
 from rlcore.agents.grpo import VARIANTS
 from rlcore.errors import UsageError
+from tests.agents.float64 import as_float64, draw_minibatches, poison
 from tests.environments import MODES, Echo, Scripted, vectorize
 
 G, T, N = 3, 7, 12
@@ -31,12 +32,10 @@ def agent_with_episodes(move=True, **hyperparameters):
     settings = dict(num_steps=T, seed=1, hidden_sizes=(6,), group_size=G) | hyperparameters
     agent = GRPO(vectorize(lambda n: Echo(action_space=spaces.Discrete(3)), N, MODES[0]), **settings)
     rng, b = np.random.default_rng(5), agent.buffer
-    agent.network.double()
+    as_float64(agent)
     if agent.reference:
-        randomised(agent.reference.double(), 7)
-    for name, x in vars(b).items():
-        if isinstance(x, torch.Tensor) and x.is_floating_point():
-            setattr(b, name, torch.full_like(x, torch.nan, dtype=torch.float64))
+        randomised(agent.reference, 7)
+    poison(b)
     b.mask[:] = torch.from_numpy(np.arange(T)[:, None] < LENGTHS)
     obs, rewards = torch.from_numpy(rng.normal(size=(T, N, 2))), torch.from_numpy(rng.normal(size=(T, N)))
     rewards[:, EQUAL_GROUP] = 0.1
@@ -160,17 +159,19 @@ def test_groups_of_equal_scores_teach_nothing(variant, supervision):
     agent.buffer.mask[:] = torch.arange(T)[:, None] < 3
     agent.buffer.rewards.fill_(0.1)  # whose mean over three need not be 0.1
     agent.buffer.obs.nan_to_num_(0.5), agent.buffer.logprobs.nan_to_num_(-1.0)
-    loss, metrics = agent.loss(agent.network, whole(agent).take(torch.arange(T * N)))
+    batch, before = agent.before_steps(agent.buffer.flatten(*agent.estimate(agent.buffer)))
+    loss, metrics = agent.loss(agent.network, batch.take(torch.arange(T * N)))
     assert gradient(agent, loss).abs().max() == 0 == metrics["policy_loss"]
-    assert agent.equal_groups == 1
+    assert before["equal_groups"] == 1
 
 
 def test_dropping_equal_groups_and_correcting_for_them_is_the_same_where_groups_count_alike():
     losses = {}
     for name in ("drop_equal_groups", "correct_equal_groups", "ent_coef"):
         agent = agent_with_episodes(length_norm="episode", **{name: 0.0 if name == "ent_coef" else True})
-        losses[name] = agent.loss(agent.network, whole(agent).take(torch.arange(T * N)))[0].item()
-        assert agent.equal_groups.item() == pytest.approx(1 / 4)
+        batch, before = agent.before_steps(agent.buffer.flatten(*agent.estimate(agent.buffer)))
+        losses[name] = agent.loss(agent.network, batch.take(torch.arange(T * N)))[0].item()
+        assert before["equal_groups"].item() == pytest.approx(1 / 4)
     assert losses["drop_equal_groups"] == pytest.approx(losses["correct_equal_groups"], rel=1e-6)
     assert losses["drop_equal_groups"] == pytest.approx(losses["ent_coef"] * 4 / 3, rel=1e-6)
 
@@ -186,6 +187,7 @@ def test_the_mean_over_minibatches_is_the_whole(variant, parts):
     taken = []
     agent.step = lambda batch: taken.append(batch) or {"loss": torch.zeros(())}
     batch = agent.buffer.flatten(*agent.estimate(agent.buffer))
+    draw_minibatches(agent)
     agent.update(batch)
     assert [int(b.mask.sum()) for b in taken] == [42 // parts] * parts
     mean = sum(agent.loss(agent.network, b)[0] for b in taken) / parts
@@ -199,9 +201,10 @@ def test_reinforces_step_does_not_grow_with_the_longest_episode():
     for length in (4, 40):
         envs = vectorize(lambda n: Scripted([(4 if n else length, "t")]), 4, MODES[0])  # noqa: B023
         agent = REINFORCE(envs, num_steps=40, psi="reward_to_go", seed=0, max_grad_norm=None, anneal_lr=False)
-        agent.collector.collect(agent.network)
+        agent.collect()
         assert agent.buffer.length == length
         agent.buffer.mask[:, 0] = False  # the long episode gives length and nothing else
+        draw_minibatches(agent)
         norms.append(agent.update(agent.buffer.flatten(*agent.estimate(agent.buffer)))["policy_loss"].item())
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
@@ -417,8 +420,8 @@ def test_a_rollout_is_the_first_episode_of_each_environment(mode):
         assert b.rewards[:length, n].tolist() == [10.0 + t + 1 for t in range(length)]
         assert b.terminated[:length, n].tolist() == [False] * (length - 1) + ["t" in end]
         assert b.truncated[:length, n].tolist() == [False] * (length - 1) + ["c" in end]
-        final = torch.tensor([[1.0, length]])
-        torch.testing.assert_close(b.next_values[length - 1, n], agent.network.value(final)[0])
+        final = 0.0 if "t" in end else agent.network.value(torch.tensor([[1.0, length]]))[0]
+        torch.testing.assert_close(b.next_values[length - 1, n], torch.as_tensor(final))
     assert agent.global_step == total == 11
     assert sorted(zip(episodes.env, episodes.lengths, strict=True)) == [(0, 3), (1, 1), (2, 5), (3, 2)]
     returns = dict(zip(episodes.env, episodes.returns, strict=True))

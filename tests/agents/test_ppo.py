@@ -8,6 +8,7 @@ from gymnasium import spaces
 import rlcore
 from rlcore import PPO
 from rlcore.errors import DivergenceError, UsageError
+from tests.agents.float64 import as_float64, hold
 from tests.environments import MODES, Echo, Scripted, vectorize
 
 
@@ -16,11 +17,11 @@ def agent_with_rollout(action_space=None, mode=MODES[0], **hyperparameters):
     action_space = action_space or spaces.Discrete(3)
     settings = dict(num_steps=12, seed=1, hidden_sizes=(8,), num_minibatches=1) | hyperparameters
     agent = PPO(vectorize(lambda n: Echo(action_space=action_space), 4, mode), **settings)
-    agent.collector.collect(agent.network)
-    agent.network.double()
+    agent.collect()
+    as_float64(agent)
     for name, field in vars(agent.buffer).items():
         if isinstance(field, torch.Tensor) and field.is_floating_point():
-            setattr(agent.buffer, name, field.double())
+            hold(agent.buffer, **{name: field.double()})
     return agent
 
 
@@ -153,19 +154,17 @@ def test_poisoned_padding_changes_no_gradient(poison):
 
 def test_update_goes_through_every_transition_once_per_epoch_in_new_order():
     agent = agent_with_rollout(num_minibatches=4, update_epochs=3)
-    agent.network.float()
     seen = []
     agent.step = lambda batch: seen.append(batch) or {"loss": torch.zeros(())}
     buffer = agent.buffer
     ids = torch.arange(48.0).view(12, 4)
     agent.update(buffer.flatten(ids, ids))
-    epochs = [
-        torch.cat([b.source if b.source is not None else b.advantages for b in seen[e * 4 : e * 4 + 4]])
-        for e in range(3)
-    ]
-    source = buffer.flatten(ids, ids).source
+    epochs = [torch.cat([b.advantages for b in seen[e * 4 : e * 4 + 4]]) for e in range(3)]
+    mask = buffer.mask.flatten()
+    expected = torch.where(mask, ids.flatten(), mask.int().argmax())  # a real one in the place of padding
+    assert not mask.all()
     for epoch in epochs:
-        assert sorted(epoch.tolist()) == sorted(source.double().tolist())
+        assert sorted(epoch.tolist()) == sorted(expected.tolist())
     assert not torch.equal(epochs[0], epochs[1])
     assert all(len(b.weight) == 12 for b in seen)
 
@@ -216,10 +215,12 @@ def test_gradient_norm_is_clipped():
     norms = []
     for limit in (None, 0.1):
         agent = PPO("CartPole-v1", seed=0, max_grad_norm=limit)
-        agent.collector.collect(agent.network)
+        agent.collect()
         batch = agent.buffer.flatten(*agent.estimate(agent.buffer)).take(torch.arange(64))
+        taken, step = [], agent.optimizer.step
+        agent.optimizer.step = lambda gradient, taken=taken, step=step: (taken.append(gradient), step(gradient))
         reported = agent.step(batch)["grad_norm"].item()
-        norms.append((reported, agent.parameter_vector.grad.norm().item()))
+        norms.append((reported, taken[0].norm().item()))
     assert norms[0][0] == pytest.approx(norms[0][1]) and norms[0][0] == pytest.approx(norms[1][0]) and norms[0][0] > 0.1
     assert norms[1][1] == pytest.approx(0.1, rel=1e-4)
 
@@ -233,7 +234,7 @@ def test_one_environment_one_step():
 def test_a_loss_that_is_not_finite_stops_the_run():
     agent = PPO(vectorize(lambda n: Scripted([(2, "t")]), 2, MODES[0]), num_steps=8, seed=0)
     with torch.no_grad():
-        agent.parameter_vector[3] = float("nan")
+        agent.parameters.vector[3] = float("nan")
     with pytest.raises(DivergenceError, match="loss became nan in iteration 1"):
         agent.learn(100)
 

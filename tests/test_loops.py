@@ -1,0 +1,276 @@
+"""`rlcore.tracing.loop`: Python's `for`, the same as recorded operations, and the same as a scan."""
+
+import pytest
+import torch
+
+from rlcore.programs.passes import hoisted
+from rlcore.programs.program import Program, for_compiler_whole, loops_of
+from rlcore.programs.recording import NotRecordable, record
+from rlcore.state import State
+from rlcore.tracing import Constant, is_recording, leaves_of, loop, recording, surely
+
+TEN = Constant(torch.tensor(10.0))
+
+
+class Owner:
+    """Declared: a tensor, a number, and parameters of a layer."""
+
+    def __init__(self, xs):
+        torch.manual_seed(0)
+        self.state = State(self)
+        self.state.register("total", torch.zeros(2))
+        self.state.register("coefs", {"rate": 0.5})
+        self.state.register("layer", torch.nn.Linear(2, 2))
+        self.state.register("xs", xs)
+
+
+def plain(o):
+    return loop(lambda c, x: (c + x, c * x), o.xs[0] * 0, o.xs)
+
+
+def trees(o):
+    def body(carry, x):
+        total = carry["sum"] + x["row"]
+        return {"sum": total, "flags": [x["flag"], *carry["flags"][:1]]}, (total, {"any": x["flag"].any()}, x["row"] > 0)
+
+    start = {"sum": torch.zeros(2), "flags": [o.xs[0] > 0, o.xs[0] < 0]}
+    return loop(body, start, {"row": o.xs, "flag": o.xs > 0.1})
+
+
+def writes_state(o):
+    def body(carry, x):
+        o.total = o.total * o.coefs["rate"] + o.layer(x).detach()
+        o.coefs["rate"] = o.coefs["rate"] * 0.9
+        return carry, o.total.sum()
+
+    return loop(body, None, o.xs)
+
+
+def in_place(o):
+    def body(carry, x):
+        with torch.no_grad():
+            o.total.add_(x * TEN.like(x))
+        return carry, o.total * 2
+
+    return loop(body, None, o.xs)
+
+
+def turns(o):
+    def body(carry, none):
+        assert none is None
+        o.total = o.total + carry
+        return carry * 0.5 + o.xs[1], carry
+
+    return loop(body, o.xs[0], 6)
+
+
+def only_state(o):
+    def body(carry, x):
+        o.total = o.total + x
+        return carry, None
+
+    return loop(body, None, o.xs)
+
+
+def until_far(o):
+    def body(carry, x):
+        o.total = o.total + x
+        return {"sum": carry["sum"] + x.abs().sum(), "turn": carry["turn"] + 1}, {"total": o.total, "up": x > 0}
+
+    start = {"sum": torch.zeros(()), "turn": torch.zeros((), dtype=torch.int64)}
+    return loop(body, start, o.xs, until=lambda carry: carry["sum"] > 4)
+
+
+def until_at_once(o):
+    return loop(lambda c, x: (c + x, c), o.xs[0], o.xs, until=lambda c: c.isfinite().all())
+
+
+def until_never(o):
+    return loop(lambda c, x: (c + x, c), o.xs[0], o.xs, until=lambda c: c.isnan().all())
+
+
+def unrolled(o):
+    def body(carry, x):
+        o.total = o.total + x
+        return carry * 0.5 + x, carry + o.total
+
+    return loop(body, o.xs[0], o.xs, unroll=4)
+
+
+def one_row(o):
+    return loop(lambda c, x: (c + x, c * x), o.xs[0], o.xs[:1])
+
+
+def one_turn(o):
+    return loop(lambda c, _: (c + o.total, c), o.xs[0], 1)
+
+
+def nested(o):
+    def body(carry, x):
+        inner, ys, _ = loop(lambda c, y: (c + x * y, c), carry, o.xs)
+        o.total = o.total + ys.sum(0)
+        return inner * 0.1, inner
+
+    return loop(body, o.xs[0], o.xs)
+
+
+def two_in_a_row(o):
+    carry, ys, count = plain(o)
+    after, rows, more = loop(lambda c, x: (c - x, c), carry, ys)
+    return after, rows, count + more
+
+
+def gradients(o):
+    """A step of gradient descent each turn, what a loop of an agent is."""
+
+    def body(carry, x):
+        loss = ((o.layer(x) - 1) ** 2).sum() + carry * 0
+        weight, bias = torch.autograd.grad(loss, [o.layer.weight, o.layer.bias])
+        o.total = o.total + 0.1 * bias + weight.sum(1)
+        return loss.detach(), loss.detach()
+
+    return loop(body, torch.zeros(()), o.xs)
+
+
+FUNCTIONS = [
+    plain, trees, writes_state, in_place, turns, only_state, until_far, until_at_once, until_never, unrolled, one_row,
+    one_turn, nested, two_in_a_row, gradients,
+]  # fmt: skip
+
+
+def rows(seed=0, length=8):
+    return torch.randn(length, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def by_python(function, xs):
+    owner = Owner(xs)
+    return function(owner), owner
+
+
+def by_program(function, xs, rewriting=None):
+    """Recorded with other rows than it is run with."""
+    owner = Owner(rows(99, len(xs)))
+    program = Program(lambda: function(owner), owner.state.places, owner=owner)
+    program.prepare(None, compiled=False)
+    if rewriting is not None:
+        graph = rewriting(record(program.function, owner.state.places(), owner=owner).graph)
+        program.run = lambda leaves: graph(*leaves)
+    owner.xs = xs
+    return program(), owner
+
+
+def assert_same(ours, theirs):
+    (carry, ys, count), owner = ours
+    (their_carry, their_ys, their_count), other = theirs
+    assert int(count) == int(their_count)
+    for x, y in zip(leaves_of(carry), leaves_of(their_carry), strict=True):
+        assert x.dtype == y.dtype
+        torch.testing.assert_close(y, x)
+    for x, y in zip(leaves_of(ys), leaves_of(their_ys), strict=True):
+        assert x.dtype == y.dtype and not y[len(x) :].any()  # after the end there is nothing
+        torch.testing.assert_close(y[: len(x)], x)
+    torch.testing.assert_close(other.total, owner.total)
+    assert float(other.coefs["rate"]) == pytest.approx(float(owner.coefs["rate"]))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_recorded_loops_do_what_python_does(function):
+    for seed in (1, 2):
+        assert_same(by_python(function, rows(seed)), by_program(function, rows(seed)))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_scans_do_what_python_does(function):
+    """What the compiler is given: hoisted, rewritten, and loops as scans."""
+    assert_same(by_python(function, rows(1)), by_program(function, rows(1), for_compiler_whole))
+
+
+def test_unrolling_divides_what_it_can():
+    for length in (1, 6, 7):  # by 3, and not at all
+        ours = by_python(unrolled, rows(3, length))
+        assert_same(ours, by_program(unrolled, rows(3, length), for_compiler_whole))
+
+
+def test_a_recording_holds_a_body_once():
+    sizes = []
+    for length in (3, 50):
+        owner = Owner(rows(0, length))
+        graph = record(lambda owner=owner: writes_state(owner), owner.state.places(), owner=owner).graph
+        (found,) = loops_of(graph)
+        sizes.append((len(graph.graph.nodes), len(found.body.graph.nodes)))
+    assert sizes[0] == sizes[1]
+
+
+def test_a_loop_that_may_end_early_changes_nothing_in_place():
+    owner = Owner(rows())
+
+    def function():
+        def body(carry, x):
+            owner.total.add_(x)
+            return carry + x, None
+
+        loop(body, owner.xs[0], owner.xs, until=lambda c: c.sum() > 1)
+
+    with pytest.raises(NotRecordable, match="'total' is changed in place in a loop that may end early"):
+        record(function, owner.state.places(), owner=owner)
+
+
+def test_what_stays_the_same_is_taken_out_of_a_loop():
+    owner = Owner(rows())
+
+    def function():
+        def body(carry, x):
+            return torch.tanh(x @ (owner.layer.weight * 2).T + carry), carry
+
+        return loop(body, owner.total, owner.xs)
+
+    graph = record(function, owner.state.places(), owner=owner).graph
+    (found,) = loops_of(graph)
+    count = len([n for n in found.body.graph.nodes if n.op == "placeholder"]) - 1  # the weight is the last
+    inputs = [torch.randn(2), torch.randn(2), torch.randn(2, 2)]
+    expected = found.body(*inputs)
+    before, rest = hoisted(found.body, count)
+    fixed = before(*inputs[count:])
+    assert all(x.is_contiguous() for x in fixed)
+    torch.testing.assert_close(rest(*inputs[:count], *fixed), expected)
+    names = [str(node.target) for node in rest.graph.nodes]
+    assert not any("mul" in name or name.endswith(("aten.t.default", "permute")) for name in names)
+    assert any("mul" in str(node.target) for node in before.graph.nodes)
+
+
+def test_nothing_random_and_nothing_undeclared_is_recorded():
+    owner, other = Owner(rows()), torch.ones(2)
+    for function, words in (
+        (lambda: loop(lambda c, x: (c + torch.randn(2), None), owner.total, owner.xs), "random numbers are drawn"),
+        (lambda: loop(lambda c, x: (c + other, None), owner.total, owner.xs), "not declared"),
+        (lambda: owner.total + other, "not declared"),
+        (lambda: owner.total * float(owner.xs.sum()), "Python looks at the value"),
+    ):
+        with pytest.raises(NotRecordable, match=words):
+            record(function, owner.state.places(), owner=owner)
+
+
+def test_while_recording_nothing_is_certain():
+    assert surely(torch.tensor(True)) and not is_recording()
+    with recording():
+        assert not surely(torch.tensor(True)) and is_recording()
+
+
+def test_constants_are_copied_once_and_gradients_may_pass_them():
+    constant = Constant(torch.arange(3.0, dtype=torch.float64))
+    x = torch.ones(3, requires_grad=True)
+    with torch.inference_mode():
+        first = constant.like(x)
+    assert constant.like(x) is first and first.dtype == torch.float32
+    (x * x * first).sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 2.0, 4.0]))
+    assert constant.like(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_constant_that_is_first_met_while_recording_is_one_in_every_call():
+    owner, constant = Owner(rows()), Constant(torch.tensor([3.0, 4.0]))
+    program = Program(lambda: owner.total + constant.like(owner.total), owner.state.places, owner=owner)
+    program.prepare(None, compiled=False)
+    owner.total = torch.tensor([1.0, 2.0])
+    assert program().tolist() == [4, 6]
+    assert (owner.total + constant.like(owner.total)).tolist() == [4, 6]
