@@ -291,9 +291,9 @@ class RowSampler:
         """Dimensions that are another in each rollout."""
         return {"rows": (0,), "minibatches": (1,)} if self.ragged else {}
 
-    def suffices(self, rows: Tensor) -> bool:
-        """Whether there are enough rows for programs, which are not for minibatches of one transition."""
-        return not self.ragged or len(rows) >= 2 * self.num_minibatches
+    def suffices(self, mask: Tensor) -> bool:
+        """Whether a rollout is long enough for programs, which are not for minibatches of one transition."""
+        return not self.ragged or int(mask.sum()) >= 2 * self.num_minibatches
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

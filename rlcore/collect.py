@@ -215,15 +215,18 @@ class Collector:
         raise NotImplementedError
 
     def _draw_noise(self) -> None:
-        last = self.noise[-1].clone()
+        last = self.noise[-1].clone() if self.noise_correlation else None
         self.fill_with_noise(self.noise, self.generator)
-        if self.noise_correlation:
-            # The process begins in its stationary state: the first row of all is white.
-            first, fresh = self.rows_collected == 0, (1 - self.noise_correlation**2) ** 0.5
-            for t, row in enumerate(self.noise.unbind()):
-                if t > 0 or not first:
-                    row.mul_(fresh).add_(last, alpha=self.noise_correlation)
-                last = row
+        if last is not None:
+            self._correlate_noise(last)
+
+    def _correlate_noise(self, last: Tensor) -> None:
+        # The process begins in its stationary state: the first row of all is white.
+        first, fresh = self.rows_collected == 0, (1 - self.noise_correlation**2) ** 0.5
+        for t, row in enumerate(self.noise.unbind()):
+            if t > 0 or not first:
+                row.mul_(fresh).add_(last, alpha=self.noise_correlation)
+            last = row
 
     def _complete(self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None) -> None:
         """Fill what needs no environment: log-probabilities, values and next values.
@@ -360,7 +363,7 @@ class HostCollector(Collector):
         num_steps, num_envs = self.buffer.num_steps, self.buffer.num_envs
         self.faults = Faults(self.envs, num_steps, group_size, self.whole_episodes)
         self.standing = Standing(self.envs.envs)
-        self.life_lost: np.ndarray | None = None  # [T, N] ends for learning alone
+        self.life_lost: dict[int, np.ndarray] = {}  # by row, [N] ends for learning alone
         self.next_first = np.zeros(num_envs, dtype=bool)  # whether next_obs is the first of an episode after another
         self.extras = [field.name for field in self.envs.fields]
 
@@ -400,7 +403,7 @@ class HostCollector(Collector):
         obs, first = self.next_obs, self.next_first
         begun = first  # of the environment's own episodes: a lost life ends one for learning alone
         playing = np.ones(buffer.num_envs, dtype=bool)
-        self.life_lost, faulty = None, envs.restarts.latest is not None
+        self.life_lost, faulty = {}, envs.restarts.latest is not None
         playing = self.faults.begin(playing) if faulty else playing
         act = self._actor(network)
         for t in range(buffer.num_steps):
@@ -419,7 +422,8 @@ class HostCollector(Collector):
             rows.truncated[t] = step.truncated
             rows.mask[t] = step.real & playing
             if step.life_lost is not None:
-                self._lose_life(t, step.life_lost)
+                rows.terminated[t] |= step.life_lost
+                self.life_lost[t] = step.life_lost
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
@@ -428,7 +432,7 @@ class HostCollector(Collector):
             if step.failed is not None:
                 self._check_policy(t + 1)
                 faulty, begun = True, begun | step.failed
-                playing = self._give_up(t, step.failed, playing)
+                playing = self.faults.give_up(t, step.failed, playing, rows, self.life_lost, self.counter)
             if self.whole_episodes:
                 playing = playing & ~step.done
                 if not playing.any():
@@ -446,39 +450,37 @@ class HostCollector(Collector):
         rows.flush()
         self._complete(network, self._to_device(obs), self._cut(finals))
         ends = rows.terminated | rows.truncated
-        ends = ends if self.life_lost is None else ends & ~self.life_lost
+        for t, life_lost in self.life_lost.items():
+            ends[t] &= ~life_lost
         return rows.raw_rewards, ends, self.faults.gave_up if faulty else None
 
     def _actor(self, network: ActorCritic) -> Callable[[int, Any, np.ndarray], None]:
-        """A function that chooses the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
-        noise_rows, policy_rows, with_values = self.noise_rows, self.policy_rows, self.with_values
-        carry = self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
-        choose = None if self.program is None else self.program.bind()
+        """What chooses the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
+        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
+        return functools.partial(self._act, network) if self.program is None else self._bound_actor()
+
+    def _act(self, network: ActorCritic, t: int, obs: Any, first: np.ndarray) -> None:
+        began = torch.from_numpy(first.copy()).to(self.buffer.device) if self.carry else None
+        chosen, self.carry = network.act(obs, self.carry, began, self.noise_rows[t], self.with_values)
+        for name, value in chosen.items():
+            self.policy_rows[name][t].copy_(value)
+
+    def _bound_actor(self) -> Callable[[int, Any, np.ndarray], None]:
+        """The same by a program. A row takes microseconds, so nested tensors are laid flat here."""
+        run, (chosen, after) = self.program.bind(), self.program.result
+        noise_rows, targets = self.noise_rows, [self.policy_rows[name] for name in chosen]
 
         def act(t: int, obs: Any, first: np.ndarray) -> None:
-            began = torch.from_numpy(first.copy()).to(self.buffer.device) if carry else None
-            if choose is None:
-                chosen, after = network.act(obs, self.carry, began, noise_rows[t], with_values)
-            else:
-                chosen, after = choose(obs, noise_rows[t], *((self.carry, began) if carry else ()))
-            for name, value in chosen.items():
-                policy_rows[name][t].copy_(value)
-            if carry:
-                self.carry = after
+            leaves = [*obs.values(), noise_rows[t]] if isinstance(obs, dict) else [obs, noise_rows[t]]
+            if after:
+                leaves += [*self.carry.values(), torch.from_numpy(first.copy()).to(self.buffer.device)]
+            outputs = run(leaves)
+            for rows, value in zip(targets, outputs, strict=False):
+                rows[t].copy_(value)
+            if after:
+                self.carry = dict(zip(after, outputs[len(targets) :], strict=True))
 
         return act
-
-    def _lose_life(self, t: int, life_lost: np.ndarray) -> None:
-        if self.life_lost is None:
-            self.life_lost = np.zeros((self.buffer.num_steps, self.buffer.num_envs), dtype=bool)
-        self.life_lost[t] = life_lost
-        self.rows.terminated[t] |= life_lost
-
-    def _give_up(self, t: int, failed: np.ndarray, playing: np.ndarray) -> np.ndarray:
-        if self.whole_episodes or t > 0:
-            return self.faults.give_up(t, failed, playing, self.rows, self.life_lost)
-        self.counter.forget(failed)
-        return self.faults.give_up(t, failed, playing, self.rows, self.life_lost)
 
     def _cut(self, finals: list[tuple[int, np.ndarray, Any]]) -> tuple[Tensor, Tensor, Any, Tensor] | None:
         """Where episodes ended out of sight, for `_complete`."""

@@ -7,10 +7,10 @@ through `loop`, so that a recording holds their body once; the few places whose 
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -74,12 +74,12 @@ def loop(
 ) -> tuple[Tree, Tree, int | Tensor]:
     """`carry, y = body(carry, x)` for each row x of `xs`: Python's `for`, or one scan of a program.
 
-    The body may read and write declared state beside its carry.
+    The body may read and write declared state beside its carry; y is a tensor or a dict of them.
 
     Args:
         body: what to do with a row.
         carry: what one turn hands to the next, beside declared state.
-        xs: tensors whose first dimension is gone through, at least one row; or a number of turns, x is then None.
+        xs: a tensor, or a dict of them, whose first dimension is gone through; or a number of turns. At least one.
         until: ends the loop after a turn whose carry it holds for, a 0-dim bool tensor.
         unroll: turns to write out one after the other in a compiled program.
 
@@ -89,29 +89,25 @@ def loop(
     """
     if _thread.recorder is not None:
         return _thread.recorder.loop(body, carry, xs, until, unroll)
-    ys: list[Tree] = []
-    for x in rows_of(xs):
+    rows, ys = range(xs) if isinstance(xs, int) else _rows(xs), []
+    for x in rows:
         carry, y = body(carry, x)
         ys.append(y)
         if until is not None and until(carry):
             break
-    return carry, stacked(ys), len(ys)
+    return carry, _stacked(ys), len(ys)
 
 
-def rows_of(xs: Tree) -> Iterator[Tree]:
-    """The rows of tensors in a tree; of a number, so many times None."""
-    if isinstance(xs, int):
-        return repeat(None, xs)
+def _rows(xs: Tree) -> Iterator[Tree]:
     if isinstance(xs, Tensor):
         return iter(xs.unbind())
-    places = numbered(xs)
-    return (in_places(places, row) for row in zip(*(leaf.unbind() for leaf in leaves_of(xs)), strict=True))
+    return (dict(zip(xs, row, strict=True)) for row in zip(*(x.unbind() for x in xs.values()), strict=True))
 
 
-def stacked(rows: list[Tree]) -> Tree:
-    """Trees of the same structure as one, whose tensors have a dimension more in front."""
-    columns = zip(*map(leaves_of, rows), strict=True)
-    return in_places(numbered(rows[0]), [torch.stack(column) for column in columns])
+def _stacked(rows: list[Tree]) -> Tree:
+    if isinstance(rows[0], Tensor):
+        return torch.stack(rows)
+    return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
 
 
 # What torch's pytree does, for dicts, lists and tuples alone: its generality takes a tenth of a small iteration.
@@ -128,7 +124,7 @@ def leaves_of(tree: Tree) -> list[Tensor]:
 
 def numbered(tree: Tree) -> Any:
     """The tree with a number in the place of each tensor."""
-    count = iter(range(2**31))
+    count = itertools.count()
 
     def number(tree: Tree) -> Any:
         if isinstance(tree, dict):

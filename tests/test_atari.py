@@ -126,7 +126,7 @@ def test_learning_from_frames_stored_once_is_learning_from_stacks(mode):
         agent = rlcore.PPO(envs, num_steps=64, num_minibatches=2, seed=1, device="cpu")
         assert isinstance(agent.buffer.obs, FrameStacks) is (depth == 4)
         agent.learn(6 * 128)
-        weights.append(agent.parameter_vector.detach().clone())
+        weights.append(agent.parameters.vector.clone())
         agent.close()
     assert torch.equal(*weights)
 
@@ -157,11 +157,11 @@ def test_every_agent_learns_from_pixels(algo):
     agent = AGENTS[algo](
         "ALE/Pong-v5", env_kwargs={"screen_size": 36}, device="cpu", seed=1, **{**preset, **TINY[algo]}
     )
-    before = agent.parameter_vector.detach().clone()
+    before = agent.parameters.vector.clone()
     metrics = [m for m, _ in agent.iterations(2 * agent.config.num_envs * agent.config.num_steps)]
     assert agent.network.shared is (algo != "trpo")  # which fits its critic apart
     # GRPO learns nothing from equal scores, which Pong's first steps give.
-    assert algo == "grpo" or not torch.equal(before, agent.parameter_vector)
+    assert algo == "grpo" or not torch.equal(before, agent.parameters.vector)
     assert len(metrics) == 2 and all(np.isfinite(list(m.values())).all() for m in metrics)
     agent.close()
 
@@ -171,7 +171,7 @@ def test_torsos_by_name(tmp_path):
     agent.learn(10)
     agent.save(tmp_path / "agent.pt")
     again = rlcore.load(tmp_path / "agent.pt")
-    assert again.config.torso == "impala" and torch.equal(agent.parameter_vector, again.parameter_vector)
+    assert again.config.torso == "impala" and torch.equal(agent.parameters.vector, again.parameters.vector)
     agent.close()
     again.close()
 
@@ -245,8 +245,12 @@ def test_groups_step_in_what_takes_a_seed_for_each():
     assert resolve_backend(find_spec("ALE/Pong-v5"), "auto", own_seeds=True) == "vector"
 
 
-def test_frames_stored_once_are_not_compiled():
-    agent = rlcore.PPO("ALE/Pong-v5", env_kwargs={"screen_size": 36}, num_envs=1, num_steps=8, compile=True, seed=1)
-    with pytest.raises(UsageError, match="compile is true, but frames are stored once"):
-        agent.learn(8)
-    agent.close()
+def test_frames_stored_once_are_recorded_too():
+    options = dict(env_kwargs={"screen_size": 36}, num_envs=1, num_steps=8, num_minibatches=2, seed=1, device="cpu")
+    agents = [rlcore.PPO("ALE/Pong-v5", compile=how, **options) for how in (False, "record")]
+    for agent in agents:
+        agent.learn(16)
+        agent.close()
+    assert agents[1].engine.how == "recorded" and isinstance(agents[1].buffer.obs, FrameStacks)
+    torch.testing.assert_close(agents[1].parameters.vector, agents[0].parameters.vector)
+

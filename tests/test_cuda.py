@@ -9,9 +9,8 @@ import rlcore
 from rlcore.envs.native import NATIVE_TASKS
 from rlcore.envs.native_vector import NativeVectorEnv
 from rlcore.errors import UsageError
-from rlcore.programs.learning import FIELDS
-from rlcore.programs.program import CapturedRunner
-from tests.test_programs import CASES, Doubling, assert_same, iterate, make
+from rlcore.programs.program import Captured
+from tests.test_programs import CASES, assert_same, iterate, make, recorded_graph, rows_of_products
 
 DEVICE = "cuda"
 pytestmark = [
@@ -24,11 +23,12 @@ WHOLE_EPISODES = [case for case in CASES if case not in SEGMENTS]
 
 def test_a_captured_graph_computes_what_its_program_does():
     x = torch.arange(6.0, device=DEVICE).view(3, 2)
-    program, runner = Doubling(), CapturedRunner(Doubling(), (x,))
+    runner = Captured(recorded_graph(rows_of_products, x), [], [x])
     for inputs in (x, torch.ones_like(x), x + 3):
-        expected, result = program.forward(inputs), runner(inputs)
-        for name in expected:
-            torch.testing.assert_close(result[name], expected[name])
+        expected = rows_of_products(inputs)
+        last, rows = runner([inputs])
+        torch.testing.assert_close(last, expected["last"])
+        torch.testing.assert_close(rows, expected["rows"])
 
 
 @pytest.mark.parametrize("case", SEGMENTS)
@@ -50,13 +50,13 @@ def test_captured_equals_eager(case):
 @pytest.mark.parametrize("case", CASES)
 def test_every_agent_learns_on_the_card(case):
     agent = make(case, device=DEVICE, backend="native")
-    before = agent.parameter_vector.detach().clone()
+    before = agent.parameters.vector.clone()
     for _ in range(2):
         metrics, _ = iterate(agent, agent.learn_from_buffer)
         assert all(np.isfinite(value) for value in metrics.values()), metrics
-    assert agent.buffer.obs.device.type == agent.parameter_vector.device.type == DEVICE
+    assert agent.buffer.obs.device.type == agent.parameters.vector.device.type == DEVICE
     if case not in ("trpo_refused", "rloo"):  # no step is small enough; all returns of so short episodes are equal
-        assert not torch.equal(agent.parameter_vector, before)
+        assert not torch.equal(agent.parameters.vector, before)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,19 +81,20 @@ def test_whole_episodes_are_not_captured_and_say_so(case):
 
 @pytest.mark.parametrize("case", ["ppo", "ppo_continuous", "a2c"])
 def test_the_card_learns_what_the_processor_learns(case):
-    """From the same rollout, all in one minibatch, since permutations come from another generator."""
-    options = {} if case == "a2c" else dict(num_minibatches=1, update_epochs=1)
-    host, card = make(case, **options), make(case, device=DEVICE, **options)
-    torch.testing.assert_close(card.parameter_vector.cpu(), host.parameter_vector)
-    host.collector.collect(host.network)
-    card.collector.collect(card.network)
-    for name in FIELDS:
-        getattr(card.buffer, name).copy_(getattr(host.buffer, name))
+    """From the same rollout and minibatches, which come from another generator there."""
+    host, card = make(case), make(case, device=DEVICE)
+    torch.testing.assert_close(card.parameters.vector.cpu(), host.parameters.vector)
+    host.collect()
+    card.collect()
+    card.buffer.obs.copy_(host.buffer.obs)
+    for name in host.buffer.fields:
+        setattr(card.buffer, name, getattr(host.buffer, name))
+    card.draws.update({name: x.to(DEVICE) for name, x in host.draws.items()})
     ours, theirs = host.learn_from_buffer(), card.learn_from_buffer()
     assert {k: float(v) for k, v in theirs.items()} == pytest.approx(
         {k: float(v) for k, v in ours.items()}, rel=1e-3, abs=1e-4
     )
-    torch.testing.assert_close(card.parameter_vector.cpu(), host.parameter_vector, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(card.parameters.vector.cpu(), host.parameters.vector, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("env_id", NATIVE_TASKS)
@@ -131,7 +132,7 @@ def test_host_environments_feed_the_card(compile, how):
     )
     agent.learn(10 * 64)
     assert agent.engine.how == how and agent.global_step >= 10 * 64
-    assert torch.isfinite(agent.parameter_vector).all()
+    assert torch.isfinite(agent.parameters.vector).all()
     agent.close()
 
 

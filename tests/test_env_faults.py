@@ -331,7 +331,7 @@ def test_weights_do_not_depend_on_what_a_faulty_step_returned(agents, mode, opti
         return agent
 
     clean, poisoned = trained(0.0), trained(1e18)
-    assert torch.equal(clean.parameter_vector, poisoned.parameter_vector)
+    assert torch.equal(clean.parameters.vector, poisoned.parameters.vector)
     assert all(torch.equal(x, y) for x, y in zip(clean.network.buffers(), poisoned.network.buffers(), strict=True))
     assert clean.buffer.mask.sum() == poisoned.buffer.mask.sum()
 
@@ -485,7 +485,7 @@ def test_a_policy_that_is_no_longer_finite_is_not_the_environments_fault(agents)
             iterations = agent.iterations(1000)
             next(iterations)
             with torch.no_grad():
-                agent.parameter_vector.fill_(float("nan"))
+                agent.parameters.vector.fill_(float("nan"))
             with pytest.raises(
                 DivergenceError, match="the policy's action for environment 0 is nan at vector step 5: the"
             ):
@@ -513,10 +513,10 @@ def test_sync_and_async_learn_the_same_and_go_on_alike(agents, kind, flaky, tmp_
         resumed = load(tmp_path / f"{backend}.pt")
         assert resumed.collector.restarts == agent.collector.restarts
         resumed.learn(900)
-        assert torch.equal(whole.parameter_vector, resumed.parameter_vector)
+        assert torch.equal(whole.parameters.vector, resumed.parameters.vector)
         assert whole.collector.restarts == resumed.collector.restarts
         assert (whole.collector.restarts > 3) == (flaky > 0)
-        weights[backend] = whole.parameter_vector
+        weights[backend] = whole.parameters.vector
         resumed.close()
     assert torch.equal(*weights.values())
 
@@ -829,7 +829,7 @@ def test_sync_and_async_runs_are_the_same_to_the_last_bit(tmp_path):
     ends = [load(max((tmp_path / run / "checkpoints").glob("*.pt"))) for run in ("sync", "async", "killed")]
     for agent in ends[1:]:
         assert agent.global_step == ends[0].global_step
-        assert torch.equal(agent.parameter_vector, ends[0].parameter_vector)
+        assert torch.equal(agent.parameters.vector, ends[0].parameters.vector)
         assert agent.collector.restarts == ends[0].collector.restarts > 5
     assert episodes(tmp_path / "sync") == episodes(tmp_path / "async") == episodes(tmp_path / "killed")
     for agent in ends:

@@ -37,7 +37,7 @@ def test_evaluation_does_not_touch_training():
             if evaluate:
                 agent.evaluate(3, seed=1, deterministic=False)
                 agent.act(np.zeros((5, 4), np.float32))
-        return agent.parameter_vector.detach()
+        return agent.parameters.vector
 
     assert (weights(False) == weights(True)).all()
 

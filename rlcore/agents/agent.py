@@ -33,7 +33,7 @@ from rlcore.networks.normalize import RewardScaler
 from rlcore.optim import Adam, Parameters, clipped, gradient_of, make_optimizer
 from rlcore.spaces import Field
 from rlcore.state import State
-from rlcore.tracing import loop, reduce
+from rlcore.tracing import is_recording, loop, reduce
 
 
 class Agent:
@@ -218,12 +218,13 @@ class Agent:
         while self.global_step < total_steps:
             if not self.parameters.is_whole():
                 self.refresh()
-            self.engine.prepare(total_steps)
+            if self.config.compile is not False:
+                self.engine.prepare(total_steps)
             start, first = time.perf_counter(), self.global_step
             self.anneal(1 - self.global_step / total_steps)
             episodes = self.collect()
             collected = time.perf_counter()
-            metrics = self._numbers(self.engine.learn())
+            metrics = self._numbers(self.engine.learn() if self.engine.program else self.learn_from_buffer())
             self.iteration += 1
             end = time.perf_counter()
             self.seconds["collect"] += collected - start
@@ -244,8 +245,13 @@ class Agent:
             self._tell_cut_episodes()
         if self.reward_scaler is not None and self.config.on_env_error == "restart":
             self.reward_scaler.forget(self.collector.faults.cut_before)
-        self.draws.update(self.sampler.draw(self.buffer.mask, self.generator))
+        self.draw()
         return episodes
+
+    def draw(self) -> dict[str, Tensor]:
+        """Draw the minibatches of the rollout in the buffer."""
+        self.draws.update(self.sampler.draw(self.buffer.mask, self.generator))
+        return self.draws
 
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """Learn from the rollout in the buffer; returns the iteration's mean metrics."""
@@ -264,22 +270,25 @@ class Agent:
         metrics = {**self.gradient_steps(batch), **before}
         if self.fits_critic:
             metrics["value_loss"] = self.fit_critic(batch)
-        return {**metrics, **self.after_steps(batch)}
+        metrics |= self.after_steps(batch)
+        if not is_recording():
+            self.draws.clear()  # they are of this rollout
+        return metrics
 
     def gradient_steps(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
         if self.stops_early:
             return self._gradient_steps_until_far(batch)
 
-        def step(_: Any, rows: Tensor) -> tuple[Any, dict[str, Tensor]]:
-            return None, self.step(self.sampler.take(batch, rows))
+        def step(carry: Any, rows: Tensor) -> tuple[Any, dict[str, Tensor]]:
+            return carry, self.step(self.sampler.take(batch, rows))
 
-        _, metrics, count = loop(step, None, self.draws["minibatches"])
+        _, metrics, count = loop(step, None, (self.draws or self.draw())["minibatches"])
         return _means(metrics, count)
 
     def _gradient_steps_until_far(self, batch: Batch) -> dict[str, Tensor]:
         """The same, until an epoch's mean KL between old and new policy is above 1.5 `target_kl`."""
-        minibatches, count = self.draws["minibatches"], self.config.num_minibatches
+        minibatches, count = (self.draws or self.draw())["minibatches"], self.config.num_minibatches
         ends_epoch = torch.arange(1, len(minibatches) + 1, device=self.device) % count == 0
 
         def step(carry: dict[str, Tensor], x: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -312,12 +321,12 @@ class Agent:
 
     def fit_critic(self, batch: Batch) -> Tensor:
         """`critic_updates` steps on (V − R)² alone, each over the whole rollout; returns the last loss."""
-        batch = batch.take(self.draws["rows"])
+        batch = batch.take((self.draws or self.draw())["rows"])
 
-        def step(_: Any, __: Any) -> tuple[Any, Tensor]:
+        def step(carry: Any, _: Any) -> tuple[Any, Tensor]:
             loss = self.critic_loss(self.network, batch)
             self.critic_optimizer.step(reduce(gradient_of(loss, self.network.critic_parameters())))
-            return None, loss.detach()
+            return carry, loss.detach()
 
         _, losses, _ = loop(step, None, self.config.critic_updates)
         return losses[-1]

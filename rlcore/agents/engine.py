@@ -46,22 +46,24 @@ class Engine:
     Attributes:
         how: python, recorded or compiled; None until `prepare` has chosen.
         reason: why, in words.
+        program: what learns from a rollout in place of Python, once it is made.
         seconds: what compiling took in this process; 0 from the disk cache.
     """
 
     def __init__(self, agent: Agent):
         self.agent = agent
-        self.how: str | None = None
-        self.reason = ""
+        self.how: str | None
+        self.how, self.reason = (None, "") if agent.config.compile is not False else ("python", "asked for")
         self.seconds = 0.0
         self.forget()
 
     def forget(self) -> None:
         """The programs there are no longer fit the agent: they are made anew before the next iteration."""
         self._ready = False
-        self._programs: dict[str, Program] = {}
+        self.program: Program | None = None
         self._watch: Any = None
         self._was_cached: bool | None = None
+        self._made: Program | None = None
         if hasattr(self.agent, "collector"):
             self.agent.collector.program = None
 
@@ -71,18 +73,16 @@ class Engine:
         self.how, self.reason = how, "as the run began"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_ready": False, "_programs": {}, "_watch": None}
+        return {**vars(self), "_ready": False, "program": None, "_watch": None, "_made": None}
 
     def learn(self) -> dict[str, Tensor]:
         """As `Agent.learn_from_buffer`."""
         agent = self.agent
-        program = self._programs.get("learn")
-        if program is not None and self._watch is not None:
+        if self.program is not None:
             self._check_unchanged()
-            program = self._programs.get("learn")
-        if program is None or not agent.sampler.suffices(agent.draws["rows"]):
+        if self.program is None or not agent.sampler.suffices(agent.buffer.mask):
             return agent.learn_from_buffer()
-        return program()
+        return self.program()
 
     def _check_unchanged(self) -> None:
         """Go on as Python, or refuse to go on, where a program would compute with numbers of before."""
@@ -96,7 +96,7 @@ class Engine:
         self._take_python(problem)
 
     def _take_python(self, reason: str) -> None:
-        self.how, self.reason, self._programs = "python", reason, {}
+        self.how, self.reason, self.program = "python", reason, None
         self.agent.collector.program = None
 
     def prepare(self, total_steps: int) -> None:
@@ -229,7 +229,7 @@ class Engine:
         learning, collecting = self._learning(), self._collecting(self.agent.collector)
         learning.prepare(self._key("learn"), compiled)
         collecting.prepare(self._key("collect"), compiled)
-        self._programs = {"learn": learning}
+        self.program = learning
         self.agent.collector.program = collecting
         self._watch = self._watch_of(learning)
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
@@ -241,8 +241,11 @@ class Engine:
         return Watch(agent, reads, agent.state.modules(), {*agent.state.names, "draws"})
 
     def _learning(self) -> Program:
-        """What learns from a rollout."""
+        """What learns from a rollout; recorded at most once."""
         from rlcore.programs.program import Program
+
+        if self._made is not None:
+            return self._made
 
         agent = self.agent
 
@@ -253,7 +256,8 @@ class Engine:
             return [*self._state(), *agent.buffer.places(), *draws]
 
         free = {f"draws.{name}": dims for name, dims in agent.sampler.free_sizes().items()}
-        return Program(agent.learn_from_buffer, places, owner=agent, free=free)
+        self._made = Program(agent.learn_from_buffer, places, owner=agent, free=free)
+        return self._made
 
     def _collecting(self, collector: Any) -> Program:
         """What collects a rollout: all of it from native environments, one action at a time from others."""

@@ -42,13 +42,20 @@ class Faults:
         return playing & ~self._with_group(self.envs.astray) if self.group_size > 1 else playing
 
     def give_up(
-        self, t: int, failed: np.ndarray, playing: np.ndarray, rows: Any, life_lost: np.ndarray | None
+        self,
+        t: int,
+        failed: np.ndarray,
+        playing: np.ndarray,
+        rows: Any,
+        life_lost: dict[int, np.ndarray],
+        counter: Any,
     ) -> np.ndarray:
         """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing.
 
         Args:
             rows: of the rollout, with `mask`, `terminated` and `truncated` `[T, N]`.
-            life_lost: `[T, N]` ends for learning alone.
+            life_lost: by row, `[N]` ends for learning alone.
+            counter: of episodes.
         """
         if self.gave_up is None:
             self.gave_up = np.zeros(self.shape, dtype=bool)
@@ -58,11 +65,12 @@ class Faults:
             return playing & ~left_out
         if t == 0:
             self.cut_before |= failed
+            counter.forget(failed)
             return playing
         before = failed & rows.mask[t - 1]
         ended = rows.terminated[t - 1] | rows.truncated[t - 1]
-        of_learning = ended & life_lost[t - 1] if life_lost is not None else np.zeros_like(ended)
-        self.gave_up[t - 1] = before & ~(ended & ~of_learning)
+        really = ended & ~life_lost.get(t - 1, np.zeros_like(ended))
+        self.gave_up[t - 1] = before & ~really
         rows.truncated[t - 1] |= before & ~ended
         return playing
 

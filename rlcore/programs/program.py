@@ -76,15 +76,16 @@ class Program:
             place.write_back(value)
         return in_places(self._structure["result"], outputs[len(self._changed) :])
 
-    def bind(self) -> Callable[..., Tree]:
-        """The program for many calls in a row between which nothing moves in its places: they are read now, and
-        results are those tensors that the program gives."""
-        fixed, result = [place.tensor(self.device) for place in self._inputs], self._structure["result"]
+    def bind(self) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+        """The program for many calls in a row between which nothing moves in its places, which are read now: from the
+        arguments' tensors, flat, to those of the result, flat."""
+        fixed, run = [place.tensor(self.device) for place in self._inputs], self.run
+        return lambda leaves: run(fixed + leaves)
 
-        def call(*arguments: Tree) -> Tree:
-            return in_places(result, self.run(fixed + [x for argument in arguments for x in leaves_of(argument)]))
-
-        return call
+    @property
+    def result(self) -> Any:
+        """The structure of the result, with a number in the place of each tensor."""
+        return self._structure["result"]
 
     @functools.cached_property
     def device(self) -> torch.device:

@@ -161,11 +161,6 @@ CASES = {
 }  # fmt: skip
 COMPILED = ("ppo_native", "trpo", "grpo_reference")  # few, since the compiler takes half a minute for each
 # What commit 2e745ff could not record, and why.
-NOT_RECORDED = {
-    "ppo_frames": "frames are stored once, which programs do not know",
-    "grpo_pendulum": "the bounds of squashed actions are no inputs of a program of free shapes",
-    "grpo_blackjack": "categories of observations fix the number of rows in a program of free shapes",
-}
 
 
 def play(name, compile=False, noise=None):

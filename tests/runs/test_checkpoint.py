@@ -78,7 +78,7 @@ def test_other_files_and_other_versions_are_refused(file, tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="is not a checkpoint of rlcore"):
         load(tmp_path / "other.pt")
     monkeypatch.setattr(module, "VERSION", 99)
-    with pytest.raises(CheckpointError, match="has version 3, but this rlcore reads 2 and 99"):
+    with pytest.raises(CheckpointError, match="has version 4, but this rlcore reads 2 to 99"):
         load(file)
 
 
