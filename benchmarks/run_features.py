@@ -65,20 +65,20 @@ def main() -> None:
     options = parser.parse_args()
     if not {"bare", "all"} <= set(options.variants):
         parser.error("--variants lacks bare or all, with which the others are compared")
-    compiled = options.compile == "true"
+    compiled, counts = options.compile == "true", {f"{count:,} envs": count for count in options.num_envs}
     with tempfile.TemporaryDirectory() as programs:
 
-        def measure_count(count: int, k: int) -> dict[str, Any]:
+        def measure(name: str, k: int) -> dict[str, Any]:
             variants = [*options.variants[k:], *options.variants[:k]]
-            task = {"count": count, "total": options.total_steps, "compiled": compiled, "variants": variants}
+            task = {"count": counts[name], "total": options.total_steps, "compiled": compiled, "variants": variants}
             terminal = {"TERM": "xterm-256color", "COLUMNS": "120"}
             return harness.worker(__file__, task, threads=options.threads, cache=programs, **terminal)
 
         def told(row: dict[str, Any]) -> str:
-            return f"environments: all cost {row['all']['wall'] / row['bare']['wall'] - 1:.1%}"
+            return f"all cost {row['all']['wall'] / row['bare']['wall'] - 1:.1%}"
 
-        rows = harness.alternate(options.num_envs, options.repetitions, measure_count, told)
-    tables = {count: summarize(repetitions) for count, repetitions in rows.items()}
+        rows = harness.alternate(counts, options.repetitions, measure, told)
+    tables = {counts[name]: summarize(repetitions) for name, repetitions in rows.items()}
     for count, table in tables.items():
         report(count, table)
     machine.write(

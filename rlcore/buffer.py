@@ -124,6 +124,11 @@ class RolloutBuffer:
         """Names of the fields that this source fills."""
         return [name for name, field in self.fields.items() if field.source == source]
 
+    def tensors(self) -> dict[str, Any]:
+        """The rollout by field, for a look at it; frames that are stored once are left out."""
+        obs = {} if isinstance(self.obs, FrameStacks) else {"obs": self.obs}
+        return {**obs, **{name: getattr(self, name) for name in self.fields}}
+
     def places(self) -> list[Place]:
         """Where its tensors stand, for programs."""
         if isinstance(self.obs, FrameStacks):

@@ -9,7 +9,7 @@ environments: `HostCollector` where Gymnasium does, row by row, `NativeCollector
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -503,10 +503,12 @@ class HostCollector(Collector):
 
     def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool = False) -> None:
         """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
-        rows, parts = self.rows, _parts(self.rows.obs)
-        numbers = [rows.raw_rewards[: length - failed], *(x[:length] for x in parts.values() if x.dtype.kind == "f")]
-        after = [] if failed else [*_parts(self.next_obs).values(), *(x for *_, obs in finals for x in _parts(obs).values())]
-        if not failed and all(np.isfinite(x).all() for x in [*numbers, *(x for x in after if x.dtype.kind == "f")]):
+        seen = [x[:length] for x in _parts(self.rows.obs).values()]
+        seen += (
+            [] if failed else [x for obs in (self.next_obs, *(obs for *_, obs in finals)) for x in _parts(obs).values()]
+        )
+        numbers = [self.rows.raw_rewards[: length - failed], *(x for x in seen if x.dtype.kind == "f")]
+        if not failed and all(np.isfinite(x).all() for x in numbers):
             return
         self._explain_nan(finals, length, failed)
 

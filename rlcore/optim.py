@@ -102,6 +102,7 @@ class Parameters:
         parts = vector.split([x.numel() for x in which])
         return [part.view(x.shape) for x, part in zip(which, parts, strict=True)]
 
+
 class Optimizer:
     """What turns gradients into steps of parameters; its moments, step count and learning rate are declared state.
 

@@ -96,7 +96,9 @@ class State:
         if name in self.names or (hasattr(self.owner, name) and getattr(self.owner, name) is not None):
             raise UsageError(f"'{name}' cannot be registered, because the {type(self.owner).__name__} has it already")
         if not isinstance(thing, nn.Module | Tensor | dict) and not hasattr(thing, "places"):
-            raise UsageError(f"'{name}' is a {type(thing).__name__}, but must be a module, a tensor or a dict of numbers")
+            raise UsageError(
+                f"'{name}' is a {type(thing).__name__}, but must be a module, a tensor or a dict of numbers"
+            )
         self.names.append(name)
         setattr(self.owner, name, thing)
 

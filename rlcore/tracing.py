@@ -89,7 +89,7 @@ def loop(
     """
     if _thread.recorder is not None:
         return _thread.recorder.loop(body, carry, xs, until, unroll)
-    rows, ys = range(xs) if isinstance(xs, int) else _rows(xs), []
+    rows, ys = itertools.repeat(None, xs) if isinstance(xs, int) else _rows(xs), []
     for x in rows:
         carry, y = body(carry, x)
         ys.append(y)

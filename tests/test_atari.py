@@ -12,9 +12,9 @@ import rlcore
 from rlcore import make_vec
 from rlcore.agents import AGENTS
 from rlcore.envs.adapter import VectorAdapter
+from rlcore.envs.frames import FrameStacks
 from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.errors import UsageError
-from rlcore.envs.frames import FrameStacks
 from rlcore.presets import find_preset
 from rlcore.runs.atari_scores import human_normalized, table
 from rlcore.runs.video import _play, record_video
@@ -253,4 +253,3 @@ def test_frames_stored_once_are_recorded_too():
         agent.close()
     assert agents[1].engine.how == "recorded" and isinstance(agents[1].buffer.obs, FrameStacks)
     torch.testing.assert_close(agents[1].parameters.vector, agents[0].parameters.vector)
-

@@ -327,7 +327,7 @@ def test_an_agent_too_large_for_memory_is_one_sentence(capsys, tmp_path, monkeyp
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr("rlcore.agents.Agent._build_network", fails)
+    monkeypatch.setattr("rlcore.agents.Agent.make_network", fails)
     message = refused(capsys, *TRAIN, *SMALL, "--run-dir", str(tmp_path / "r"))
     assert "not enough memory for this agent" in message and "num_envs = 2, num_steps = 16" in message
     assert not (tmp_path / "r").exists()
@@ -337,7 +337,7 @@ def test_another_error_while_making_an_agent_is_not_taken_for_that(monkeypatch):
     def fails(*arguments):
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr("rlcore.agents.Agent._build_network", fails)
+    monkeypatch.setattr("rlcore.agents.Agent.make_network", fails)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         main([*TRAIN, *SMALL])
 
@@ -467,7 +467,7 @@ def test_the_name_behind_the_colon_is_what_counts():
     assert find_preset("ppo", "gymnasium:CartPole-v1") == find_preset("ppo", "CartPole-v1") is not None
     assert human_normalized("ale_py:ALE/Pong-v5", 14.6) == 1
     agent = PPO("gymnasium:CartPole-v1", backend="native", num_envs=2, num_steps=8, seed=0, compile=False)
-    assert agent.learn(64).evaluate(1).returns.shape == (1,) and agent.engine._was_cached in (True, False)
+    assert agent.learn(64).evaluate(1).returns.shape == (1,) and agent.engine._is_cached() in (True, False)
 
 
 def test_a_file_imports_nothing(capsys, module, monkeypatch):

@@ -106,7 +106,7 @@ def test_a_registered_module_is_saved_moved_and_restored(tmp_path):
     learned = [x[1] for x in (copy.deepcopy(train(RND, iterations=1, **STEPS)),)]
     assert learned[0][0]["distillation"] > 0
     del state["predictor"]
-    with pytest.raises(ValueError, match="predictor is NoneType, but must|predictor has other parts"):
+    with pytest.raises(ValueError, match="predictor has other parts"):
         other.load_state_dict(state)
 
 
@@ -622,7 +622,7 @@ def test_norm_reward_turned_off_is_left_out(tmp_path):
 def test_another_network_is_refused_in_one_sentence(saved):
     path, _ = saved
     for overrides in (dict(norm_obs=True), dict(shared=True), dict(hidden_sizes=(8, 8))):
-        with pytest.raises(rlcore.RlcoreError, match="does not fit this network or environment: (network|optimizer)"):
+        with pytest.raises(rlcore.RlcoreError, match=r"does not fit this network or environment: (network|optimizer)"):
             rlcore.load(path, **overrides)
 
 
@@ -723,7 +723,7 @@ def test_minibatches_may_be_sequences():
 
 # Own code in the cache.
 
-OWN = '''
+OWN = """
 import sys, torch, rlcore
 from rlcore.agents import PPO
 from helper import weight
@@ -736,7 +736,7 @@ agent = Mine("CartPole-v1", compile=True, backend="native", hidden_sizes=(4,), n
              num_minibatches=1, update_epochs=1, seed=1, device="cpu", max_grad_norm=None, anneal_lr=False)
 metrics, _ = next(agent.iterations(8))
 print(agent.engine.seconds > 0, metrics["loss"], metrics["grad_norm"])
-'''
+"""
 
 
 def test_own_code_is_kept_and_known_by_what_it_computes(tmp_path):
@@ -773,8 +773,6 @@ def test_a_long_run_of_own_code_would_be_compiled():
         warnings.simplefilter("error")
         agent = ReadsDones("CartPole-v1", **SMALL, **STEPS)
         assert agent.engine._choose_fastest(10**6)[0] == "compiled"
-
-
 
 
 def test_returns_are_summed_in_double_precision():

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from rlcore import PPO, REINFORCE, ActorCritic, RolloutBuffer, load, make_vec
-from rlcore.collect import Collector
+from rlcore.collect import HostCollector
 from rlcore.envs import VectorAdapter
 from rlcore.envs.adapter import FAULTS_IN_A_ROW
 from rlcore.envs.guard import FAULT_KEY, Guard, GuardedSyncVectorEnv, guarded
@@ -261,7 +261,7 @@ def collector(envs, num_steps=T, **options):
     buffer = RolloutBuffer(num_steps, envs.num_envs, envs.single_observation_space, adapter.action_spec)
     torch.manual_seed(0)
     network = ActorCritic(envs.single_observation_space, adapter.action_spec)
-    return Collector(adapter, buffer, torch.Generator().manual_seed(0), **options), network
+    return HostCollector(adapter, buffer, torch.Generator().manual_seed(0), **options), network
 
 
 def played_by_hand(script, plan, calls):

@@ -293,7 +293,7 @@ class Agent:
 
         def step(carry: dict[str, Tensor], x: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             metrics = self.step(self.sampler.take(batch, x["rows"]))
-            kl = carry["kl"] + metrics["approx_kl"].detach() / count
+            kl = carry["kl"] + metrics["approx_kl"] / count
             far = x["ends"] & (kl > 1.5 * self.config.target_kl)
             return {"kl": torch.where(x["ends"], 0.0, kl), "far": far}, metrics
 
@@ -308,7 +308,7 @@ class Agent:
         gradient = reduce(gradient_of(loss, self.parameters))
         gradient, norm = clipped(gradient, self.config.max_grad_norm)
         self.optimizer.step(gradient)
-        return {"loss": loss.detach(), **metrics, "grad_norm": norm}
+        return {name: x.detach() for name, x in {"loss": loss, **metrics, "grad_norm": norm}.items()}
 
     @property
     def fits_critic(self) -> bool:

@@ -140,7 +140,8 @@ def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
     declared: dict[str, tuple[Any, ...]] = {}
     for cls in reversed(config_class.__mro__):
         kinds = typing.get_type_hints(cls, include_extras=True)
-        declared |= {name: marks for name in cls.__dict__.get("__annotations__", ()) if (marks := _metadata(kinds[name]))}
+        own = inspect.get_annotations(cls)
+        declared |= {name: marks for name in own if (marks := _metadata(kinds[name]))}
     return {name: declared.get(name, ()) for name in field_types(config_class)}
 
 

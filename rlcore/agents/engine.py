@@ -25,13 +25,14 @@ from rlcore.collect import NativeCollector
 from rlcore.envs.make import find_spec, native_twin
 from rlcore.errors import UsageError, one_line
 from rlcore.networks.torsos import is_image
+from rlcore.programs.program import Program
+from rlcore.programs.recording import NotRecordable, ParametersPlace
+from rlcore.programs.watch import Watch
 from rlcore.spaces import map_parts
 from rlcore.state import Place, module_places
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
-    from rlcore.programs.program import Program
-    from rlcore.programs.watch import Watch
 
 # What Python costs per row of a rollout and per gradient step of a small network, and what recording and compiling
 # cost, in seconds: orders of magnitude on the machines measured, on which nothing but the choice depends.
@@ -209,8 +210,6 @@ class Engine:
     def _is_cached(self) -> bool:
         """Whether the disk cache has every program of this agent, as first asked, which is before any is built."""
         if self._was_cached is None:
-            from rlcore.programs.recording import NotRecordable
-
             agent = self.agent
             try:
                 leaves_host = self.may_go_native and agent.backend != "native"
@@ -235,15 +234,11 @@ class Engine:
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
 
     def _watch_of(self, program: Program) -> Watch:
-        from rlcore.programs.watch import Watch
-
         agent, reads = self.agent, program.reads
         return Watch(agent, reads, agent.state.modules(), {*agent.state.names, "draws"})
 
     def _learning(self) -> Program:
         """What learns from a rollout; recorded at most once."""
-        from rlcore.programs.program import Program
-
         if self._made is not None:
             return self._made
 
@@ -261,8 +256,6 @@ class Engine:
 
     def _collecting(self, collector: Any) -> Program:
         """What collects a rollout: all of it from native environments, one action at a time from others."""
-        from rlcore.programs.program import Program
-
         agent = self.agent
         if isinstance(collector, NativeCollector):
             collector.begin_example(agent.network)
@@ -284,8 +277,6 @@ class Engine:
 
     def _state(self) -> list[Place]:
         """Places of all that is registered, the parameters as one vector."""
-        from rlcore.programs.recording import ParametersPlace
-
         parameters = self.agent.parameters
         return [ParametersPlace(parameters), *self.agent.state.places(skip=list(parameters))]
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.agents.setup import acting_generator
 from rlcore.envs import make_vec
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic
+from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.spaces import map_parts
 
 if TYPE_CHECKING:

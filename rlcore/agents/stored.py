@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rlcore.agents.config import WAYS
 from rlcore.agents.setup import restart_seed
-from rlcore.storage.checkpoint import check_like, read_agent, write_checkpoint
 from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported
 from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
 from rlcore.networks import ActorCritic, Torso
+from rlcore.storage.checkpoint import check_like, read_agent, write_checkpoint
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent

@@ -15,11 +15,19 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from rlcore.networks.distributions import Distribution, make_distribution
 from rlcore.errors import UsageError
+from rlcore.networks.distributions import Distribution, make_distribution
 from rlcore.networks.normalize import RunningNorm
+from rlcore.networks.torsos import (
+    ACTIVATIONS,
+    TorsoName,
+    check_torso,
+    is_channels_last,
+    is_image,
+    make_torso,
+    orthogonal,
+)
 from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
-from rlcore.networks.torsos import ACTIVATIONS, TorsoName, check_torso, is_channels_last, is_image, make_torso, orthogonal
 
 
 class Preprocess(nn.Module):

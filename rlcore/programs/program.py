@@ -130,7 +130,9 @@ class Program:
     def _prepare_graph(self, compiled: bool) -> None:
         graph = for_all(self.recorded.graph, for_python)
         if compiled:
-            tensors = [place.tensor(self.device) for place in self.find_places() if place.name in self._structure["inputs"]]
+            tensors = [
+                place.tensor(self.device) for place in self.find_places() if place.name in self._structure["inputs"]
+            ]
             self.run = Captured(graph, tensors, leaves_of(self.arguments))
         else:
             self.run = torch.inference_mode()(lambda leaves: graph.forward(*leaves))
@@ -196,8 +198,7 @@ def digest(recorded: Recorded) -> str:
         if isinstance(module, torch.fx.GraphModule):
             found.update(module.code.encode())
             for name, tensor in sorted(module.named_buffers(recurse=False)):
-                found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-                found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode())
+                found.update(f"{name} {tensor.dtype} {tensor.tolist()}".encode())
         elif isinstance(module, Loop):
             found.update(f"{module.carried} {module.rows} {module.unroll}".encode())
     return found.hexdigest()

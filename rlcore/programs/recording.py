@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -91,7 +91,7 @@ class _Recorder:
         self.mode: Any = nullcontext()  # fake tensors, where sizes are free
 
     def record(self, function: Callable[..., Tree], arguments: list[Tree], reads: set[str]) -> Recorded:
-        device = next((x.device for x in map(Place.get, self.places) if isinstance(x, Tensor)), torch.device("cpu"))
+        device = _device(map(Place.get, self.places))
         tensors = [place.tensor(device) for place in self.places]
         if self.free:
             tensors, arguments = self._of_free_sizes(tensors, arguments)
@@ -153,6 +153,7 @@ class _Recorder:
                 place.put(x)
             versions = [x._version for x in copies]
             result = body(*leaves[len(self.places) :])
+            result = in_places(numbered(result), [_as_tensor(x) for x in leaves_of(result)])
             piece.structure = numbered(result)
             now = [place.get() for place in self.places]
             self._check_places(now, copies)
@@ -201,13 +202,13 @@ class _Recorder:
 
         tracer = get_proxy_mode().tracer
         outer_state = [place.get() for place in self.places]
-        counted = isinstance(xs, int)  # a scan needs rows to go through
-        xs = torch.arange(xs, device=outer_state[0].device) if counted else xs
+        counted, device = isinstance(xs, int), _device([*outer_state, *leaves_of(carry)])
+        xs = torch.arange(xs, device=device) if counted else xs  # a scan needs rows to go through
         turns = len(leaves_of(xs)[0])
         outer_carry, outer_xs = leaves_of(carry), leaves_of(xs)
         forms = numbered(carry), numbered(xs)
         packing = _Packing()
-        going = outer_carry[:0] if until is None else [torch.ones((), dtype=torch.bool, device=outer_state[0].device)]
+        going = outer_carry[:0] if until is None else [torch.ones((), dtype=torch.bool, device=device)]
 
         def turn(*leaves: Tensor) -> Tree:
             flag, mine, x, _ = _parted(leaves, len(going), len(outer_carry), len(outer_xs))
@@ -235,7 +236,9 @@ class _Recorder:
         for place, old, version in zip(self.places, state, versions, strict=True):
             now = place.get()
             if now is old and old._version != version:
-                raise NotRecordable(f"'{place.name}' is changed in place in a loop that may end early; assign it instead")
+                raise NotRecordable(
+                    f"'{place.name}' is changed in place in a loop that may end early; assign it instead"
+                )
             if now is not old:
                 place.put(torch.where(going, now, old))
 
@@ -255,6 +258,11 @@ class _Recorder:
         body = Loop(piece.graph, handed_on, len(xs), unroll)
         tensors = [*(state[i] for i in piece.changed), *going, *leaves_of(carry), *xs, *(state[i] for i in fixed)]
         tensors += [x for _, x in lifted]
+        seen: set[int] = set()  # a scan takes no two tensors that share their memory
+        for i, x in enumerate(tensors):
+            lies = x.untyped_storage()._cdata
+            tensors[i] = x.clone() if lies in seen else x
+            seen.add(lies)
         name = f"loop_{self.loops}"
         self.loops += 1
         tracer.root.register_module(name, body)
@@ -299,9 +307,14 @@ class _Recorder:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
         where = f" (line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""
         text = one_line(error)
-        if any(mark in text for mark in ("value out of a tracing tensor", "data-dependent", "Cannot access data pointer")):
+        if any(
+            mark in text for mark in ("value out of a tracing tensor", "data-dependent", "Cannot access data pointer")
+        ):
             return f"Python looks at the value of a tensor{where}, which a program cannot; use torch.where"
         return f"{type(error).__name__}{where}: {text[:200]}"
+
+
+LOOKING = ("value out of a tracing tensor", "data-dependent", "Cannot access data pointer")  # torch's errors of this
 
 
 class _Piece:
@@ -369,6 +382,14 @@ class Loop(nn.Module):
         return [*carry, *(ys if unroll == 1 else [y.flatten(0, 1) for y in ys])]
 
 
+def _device(values: Iterable[Any]) -> torch.device:
+    return next((x.device for x in values if isinstance(x, Tensor)), torch.device("cpu"))
+
+
+def _as_tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.tensor(x)
+
+
 def run_loop(loop: Loop, *leaves: Tensor) -> list[Tensor]:
     """A loop as one node of a graph."""
     return loop(*leaves)
@@ -434,19 +455,16 @@ def _is_changed(node: Node) -> bool:
     """Whether an operation changes this tensor, or a view of it, in place."""
     for user in node.users:
         schema = getattr(user.target, "_schema", None)
-        if schema is None:
+        if schema is None:  # a part of several views
+            if getattr(user.target, "__name__", "") == "getitem" and _is_changed(user):
+                return True
             continue
         arguments = zip(schema.arguments, user.args, strict=False)
         if any(a.alias_info is not None and a.alias_info.is_write and value is node for a, value in arguments):
             return True
-        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
-        if is_view and _is_changed_view(user):
+        if any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments) and _is_changed(user):
             return True
     return False
-
-
-def _is_changed_view(node: Node) -> bool:
-    return _is_changed(node) or any(u.target.__name__ == "getitem" and _is_changed(u) for u in node.users if callable(u.target))
 
 
 def _lift(graph: GraphModule) -> list[tuple[Node, Tensor]]:

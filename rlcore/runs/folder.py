@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 
 import tomli_w
 
-from rlcore.storage.checkpoint import read_agent
 from rlcore.errors import CheckpointError, RlcoreError, UsageError
-from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
 from rlcore.runs.settings import read_settings, to_toml
+from rlcore.storage.checkpoint import read_agent
+from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
 
 KEEP_CHECKPOINTS = 5
 CHECKPOINT = re.compile(r"step-([0-9]+)\.pt")

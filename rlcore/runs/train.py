@@ -20,15 +20,16 @@ import numpy as np
 import torch
 
 from rlcore.agents import Agent, load
-from rlcore.storage.checkpoint import write_checkpoint
+from rlcore.agents.setup import restart_seed
 from rlcore.collect import Episodes
 from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError
-from rlcore.storage.files import set_aside, write_atomically
+from rlcore.networks.torsos import is_image
 from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
 from rlcore.runs.progress import Progress
 from rlcore.runs.settings import EVAL_EPISODES, settings_of_checkpoint
-from rlcore.networks.torsos import is_image
+from rlcore.storage.checkpoint import write_checkpoint
+from rlcore.storage.files import set_aside, write_atomically
 
 TENSORBOARD_POINTS = 200  # at most so many points per curve: writing each iteration costs more than it shows
 SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point
@@ -341,12 +342,12 @@ class Run:
         self.folder.drop_old_checkpoints()
         self.last_checkpoint = step
         if not agent.collector.is_capturable():
-            agent.collector.reset(agent.restart_seed(agent.iteration))
+            agent.collector.reset(restart_seed(agent.config.seed, agent.iteration))
 
     def _diverged(self, error: DivergenceError) -> DivergenceError:
         """Keep what there is to look at, and say where it is."""
         dump = self.folder.path / f"diverged-step-{self.agent.global_step}.pt"
-        buffer = {k: v for k, v in vars(self.agent.buffer).items() if isinstance(v, torch.Tensor | dict)}
+        buffer = self.agent.buffer.tensors()
         settings = json.dumps(self.settings, default=str)
         write_checkpoint(dump, {"agent": self.agent.state_dict(), "buffer": buffer, "settings": settings})
         return DivergenceError(

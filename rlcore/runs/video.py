@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from rlcore.agents import Agent
+from rlcore.agents.evaluation import Actor
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
-from rlcore.agents.evaluation import Actor
 from rlcore.storage.files import FolderLock, InUse, move_without_overwriting
 
 SUFFIXES = (".mp4", ".gif")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.storage.archive import Refused, read_archive
 from rlcore.errors import CheckpointError
+from rlcore.storage.archive import Refused, read_archive
 from rlcore.storage.files import write_atomically
 
 FORMAT = "rlcore-checkpoint"

@@ -31,4 +31,8 @@ class FirstSteps(A2C):
         logits = self.first_head(network.critic(batch.obs)).squeeze(-1)
         first = F.binary_cross_entropy_with_logits(logits, batch.dones.float(), reduction="none")
         share = batch.mean(batch.dones.float())
-        return loss + self.config.first_coef * batch.mean(first), {**metrics, "first": batch.mean(first), "share": share}
+        return loss + self.config.first_coef * batch.mean(first), {
+            **metrics,
+            "first": batch.mean(first),
+            "share": share,
+        }

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from rlcore import PPO, load, make_vec
+from rlcore.errors import CheckpointError
 from rlcore.storage import checkpoint as module
 from rlcore.storage.checkpoint import read_checkpoint, write_checkpoint
-from rlcore.errors import CheckpointError
 
 
 @pytest.fixture

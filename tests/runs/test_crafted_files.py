@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from rlcore import A2C, GRPO, PPO, load
-from rlcore.storage.checkpoint import FORMAT, VERSION, read_checkpoint, write_checkpoint
 from rlcore.envs.state import Misfit, capture_state, check_fits, restore_state
 from rlcore.errors import CheckpointError, RlcoreError, UsageError
+from rlcore.storage.checkpoint import FORMAT, VERSION, read_checkpoint, write_checkpoint
 
 SMALL = dict(num_steps=8, hidden_sizes=(4,), num_minibatches=1)
 FLAGS = []  # what a trap that was sprung leaves

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from rlcore import load
-from rlcore.storage.checkpoint import read_checkpoint, write_checkpoint
 from rlcore.cli import main
 from rlcore.errors import CheckpointError, UsageError
 from rlcore.runs import folder as module
 from rlcore.runs.folder import EpisodeLog, FolderTaken, RunFolder
 from rlcore.runs.settings import LARGEST_FILE, read_settings
+from rlcore.storage.checkpoint import read_checkpoint, write_checkpoint
 
 SMALL = ["--num-steps", "32", "--num-envs", "4", "--hidden-sizes", "16", "--seed", "5", "--preset", "none"]
 SMALL += ["--device", "cpu", "--compile", "false", "--no-progress"]

@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_saved(tmp_path):
         "    n[0] += 1\n"
         "    if n[0] == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "    real(path, payload)\n"
-        "import rlcore.agents.agent as a; a.write_checkpoint = limited\n"
+        "import rlcore.agents.stored as a; a.write_checkpoint = limited\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [
