@@ -176,7 +176,7 @@ class Batch:
     Args:
         fields: tensors `[B, ...]`, `mask` among them.
         weight: `[B]` of the estimator, where it gave weights.
-        whole, rows: the batch that this one is a part of, and which of its rows.
+        whole, rows: the batch that this one is a part of, and which of its rows, `[B]`.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class RowSampler:
         return batch.take(rows, padded=self.ragged)
 
     def example(self, mask: Tensor) -> dict[str, Tensor]:
-        """What `draw` gives, for a rollout of this form, without drawing."""
+        """What `draw` gives, for a rollout of the form of `mask [T, N]`, without drawing."""
         rows = self._all(mask)
         rows = rows[: max(len(rows) - 3, 2)] if self.ragged else rows  # so that no size is one of another kind
         size = -(-len(rows) // self.num_minibatches)
@@ -297,7 +297,7 @@ class RowSampler:
         return {"rows": (0,), "minibatches": (1,)} if self.ragged else {}
 
     def suffices(self, mask: Tensor) -> bool:
-        """Whether a rollout is long enough for programs, which are not for minibatches of one transition."""
+        """Whether a rollout, `mask [T, N]`, is long enough for programs, which take no minibatch of one transition."""
         return not self.ragged or int(mask.sum()) >= 2 * self.num_minibatches
 
 

@@ -284,7 +284,7 @@ def _values(network: ActorCritic, obs: Any) -> Tensor:
     """V of all rows; of images row by row, whose activations would take too much memory at once."""
     if isinstance(obs, dict) or obs.ndim < 5:
         return network.value(obs)
-    return torch.stack([network.value(obs[t]) for t in range(len(obs))])
+    return loop(lambda carry, x: (carry, network.value(x)), None, obs)[1]
 
 
 class HostRows:
@@ -337,11 +337,13 @@ class HostRows:
         return self.obs_rows[t]
 
     def read_actions(self, t: int) -> np.ndarray:
+        """Actions of row t, `[N, ...]`."""
         if self.staged:
             self.actions_tensor[t].copy_(self.buffer.actions[t])
         return self.actions[t]
 
     def flush(self) -> None:
+        """Hand what is kept here over to the buffer, at the end of a rollout."""
         self.rewards[:] = self.raw_rewards
         if self.staged:
             for name, tensor in self.tensors.items():

@@ -234,7 +234,8 @@ def _centred(x: Tensor, real: Tensor) -> Tensor:
 
 
 def linear_scan(x: Tensor, decay: Tensor) -> Tensor:
-    """y_t = x_t + decay_t · y_{t+1} from the last row to the first, with y_T = 0; `x` and `decay` are `[T, ...]`."""
+    """y_t = x_t + decay_t · y_{t+1} with y_T = 0, for `x` and `decay` `[T, ...]`: row by row from the last, or, while
+    recording, by doubling (Hillis & Steele 1986)."""
     if is_recording():
         return _scan_by_doubling(x, decay)
     out = torch.empty_like(x)

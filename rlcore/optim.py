@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.state import Place, module_places
-from rlcore.tracing import Constant, is_recording
-
-BETAS = Constant(torch.tensor([0.9, 0.999]))
+from rlcore.tracing import is_recording
 
 
 class Parameters:
@@ -30,6 +28,7 @@ class Parameters:
         self.vector = torch.zeros(0)
         self._places: list[Place] = []
         self._pointers: list[int] = []
+        self._modules: list[nn.Module] = []
         self.refresh()
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -45,13 +44,13 @@ class Parameters:
 
     def is_whole(self) -> bool:
         """Whether the parameters that may learn are the vector's views."""
-        return [p.data_ptr() for module in self.modules().values() for p in module.parameters() if p.requires_grad] == (
-            self._pointers
-        )
+        trainable = (p for module in self._modules for p in module.parameters() if p.requires_grad)
+        return [p.data_ptr() for p in trainable] == self._pointers
 
     def refresh(self) -> None:
         """Move the trainable parameters, as they are now, into one vector."""
         modules = self.modules()
+        self._modules = list(modules.values())
         trainable = {id(p) for module in modules.values() for p in module.parameters() if p.requires_grad}
         places = {id(x.get()): x for name, module in modules.items() for x in module_places(module, name)}
         self._places = [place for key, place in places.items() if key in trainable]
@@ -62,21 +61,21 @@ class Parameters:
         self._pointers = [x.data_ptr() for x in tensors]
 
     def hold(self, vector: Tensor) -> None:
-        """While a program is recorded: let the parameters be parts of another vector."""
+        """While a program is recorded: let the parameters be parts of another `vector [P]`."""
         self.vector = vector
         tensors = [place.get() for place in self._places]
         for place, part in zip(self._places, self.parts(vector.detach(), tensors), strict=True):
             place.put(part.requires_grad_())
 
     def release(self, vector: Tensor, tensors: list[nn.Parameter]) -> None:
-        """The end of `hold`: the parameters that were there before."""
+        """The end of `hold`: `vector [P]` and the parameters that were there before."""
         self.vector = vector
         for place, x in zip(self._places, tensors, strict=True):
             place.put(x)
 
     @torch.no_grad()
     def write(self, vector: Tensor, which: list[Tensor]) -> None:
-        """Let `vector` be the values of some of the parameters, one after the other."""
+        """Let `vector [Q]` be the values of some of the parameters, one after the other."""
         if is_recording():
             self._hold_with(which, vector)
         else:
@@ -84,7 +83,7 @@ class Parameters:
 
     @torch.no_grad()
     def move(self, change: Tensor, which: list[Tensor] | None = None) -> None:
-        """Take `change` away from all parameters, or from some, one after the other."""
+        """Take `change [P]` away from all parameters, or `[Q]` from some, one after the other."""
         if is_recording():
             self.hold(self.vector - change) if which is None else self._hold_with(which, flat(which) - change)
         elif which is None:
@@ -97,7 +96,7 @@ class Parameters:
         self.hold(flat(moved.get(id(x), x) for x in self))
 
     def parts(self, vector: Tensor, which: Iterable[Tensor]) -> list[Tensor]:
-        """A vector cut into tensors of the forms of these parameters."""
+        """`vector [Q]` cut into tensors of the forms of these parameters."""
         which = list(which)
         parts = vector.split([x.numel() for x in which])
         return [part.view(x.shape) for x, part in zip(which, parts, strict=True)]
@@ -136,7 +135,7 @@ class Optimizer:
         self.parameters.move(self.change(gradient), None if self.which is None else self.which())
 
     def change(self, gradient: Tensor) -> Tensor:
-        """What to take away from the parameters, `[P]`; updates the moments."""
+        """What to take away from the parameters, `[P]`, for `gradient [P]`; updates the moments."""
         raise NotImplementedError
 
     def places(self, name: str) -> list[Place]:
@@ -180,7 +179,7 @@ class Adam(Optimizer):
     moments = ("exp_avg", "exp_avg_sq")
 
     def change(self, gradient: Tensor) -> Tensor:
-        first, second = (1 / (1 - BETAS.like(gradient) ** self.step_count)).unbind()  # corrections of the moments
+        first, second = 1 / (1 - 0.9**self.step_count), 1 / (1 - 0.999**self.step_count)  # corrections of the moments
         self.exp_avg = self.exp_avg.lerp(gradient, 0.1)
         self.exp_avg_sq = self.exp_avg_sq.lerp(gradient * gradient, 0.001)
         return self.exp_avg * (self.learning_rate * first) / ((self.exp_avg_sq * second).sqrt() + self.eps)
@@ -220,8 +219,8 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def gradient_of(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """∂loss/∂parameters as one vector; 0 where the loss does not depend on one."""
-    return flat(torch.autograd.grad(loss, list(parameters), allow_unused=True, materialize_grads=True))
+    """∂loss/∂parameters as one vector `[P]`, of `loss []`; 0 where it does not depend on one."""
+    return flat(torch.autograd.grad(loss, [*parameters], allow_unused=True, materialize_grads=True))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:

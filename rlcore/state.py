@@ -45,7 +45,7 @@ class Place:
 
     @torch.no_grad()
     def write_back(self, value: Tensor) -> None:
-        """Take over what a program gave: into the tensor that stands there, or in the place of a number."""
+        """Take over `value [...]` of a program: into the tensor that stands there, or in the place of a number."""
         old = self.holder[self.key]
         if isinstance(old, Tensor) and old.shape == value.shape and not old.is_inference():
             old.copy_(value)

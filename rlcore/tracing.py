@@ -35,7 +35,7 @@ def is_recording() -> bool:
 
 
 def surely(flag: Tensor) -> bool:
-    """The truth of a 0-dim tensor where it can be looked at; False while recording, where nothing is certain."""
+    """The truth of `flag []` where it can be looked at; False while recording, where nothing is certain."""
     return _thread.looks and bool(flag)
 
 
@@ -101,6 +101,8 @@ def loop(
 def _rows(xs: Tree) -> Iterator[Tree]:
     if isinstance(xs, Tensor):
         return iter(xs.unbind())
+    if not isinstance(xs, dict):  # what is put together row by row
+        return (xs[t] for t in range(len(xs)))
     return (dict(zip(xs, row, strict=True)) for row in zip(*(x.unbind() for x in xs.values()), strict=True))
 
 
@@ -150,7 +152,7 @@ class Constant:
     CUDA graph cannot hold. A recording takes it for what it is, where it refuses other tensors from outside.
 
     Args:
-        value: on the CPU.
+        value: `[...]`, on the CPU.
     """
 
     def __init__(self, value: Tensor):
@@ -158,7 +160,7 @@ class Constant:
         self._copies: dict[Any, Tensor] = {}
 
     def like(self, x: Tensor) -> Tensor:
-        """The value on the device of `x` and in its type."""
+        """The value on the device of `x [...]` and in its type."""
         key = x.device, x.dtype
         if key not in self._copies:
             with torch.inference_mode(False), _unrecorded():  # gradients may pass it later
@@ -181,7 +183,7 @@ _reduce: Callable[[Tensor], Tensor] | None = None
 
 
 def reduce(x: Tensor) -> Tensor:
-    """The sum of `x` over all processes that learn together: x itself where there is one.
+    """The sum of `x [...]` over all processes that learn together: x itself where there is one.
 
     Every sum that more than one of them takes part in goes through here: the gradient, numerators and denominators of
     masked means, running statistics.

@@ -19,7 +19,9 @@ import rlcore
 import rlcore.storage.checkpoint
 import rlcore.tracing
 from rlcore.agents import A2C, PPO
-from rlcore.errors import UsageError
+from rlcore.envs import NATIVE_TASKS, NativeVectorEnv, register_native
+from rlcore.envs.native import CartPole
+from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic
 from rlcore.spaces import Field
 from tests.outside.first_steps import FirstSteps
@@ -151,6 +153,58 @@ def test_a_field_of_the_policy_arrives_in_the_batch(backend, compile):
     real = agent.buffer.mask.numpy()
     assert found[-1]["age"] == pytest.approx(expected[real].mean(), rel=1e-3)
     assert found[-1]["wide"] == pytest.approx(-expected[real].mean(), rel=1e-3)
+
+
+class Masked(CartPole):
+    """A cart that tells which actions are allowed: not to push on where it moves fast already."""
+
+    id = "tests/Masked-v0"
+    max_episode_steps = 30
+    fields = (Field("allowed", (2,), torch.bool), Field("lean"))
+
+    def extras(self, state):
+        return {"allowed": torch.stack([state[:, 1] > -0.3, state[:, 1] < 0.3], -1), "lean": state[:, 2].float()}
+
+
+class ReadsAllowed(PPO):
+    def loss(self, network, batch):
+        loss, metrics = super().loss(network, batch)
+        return loss, {**metrics, "allowed": batch.mean(batch.allowed.float().sum(-1)), "lean": batch.mean(batch.lean)}
+
+
+@pytest.mark.parametrize("backend", ["native", "vector", "sync"])
+@pytest.mark.parametrize("compile", [False, "record"])
+def test_a_field_of_the_environment_arrives_in_the_batch(backend, compile, monkeypatch):
+    """A task from outside the package, stepped in every way there is."""
+    monkeypatch.setitem(NATIVE_TASKS, Masked.id, None)
+    register_native(Masked())
+    options = {**SMALL, "num_steps": 70, "num_minibatches": 1, "backend": backend}
+    agent = ReadsAllowed(Masked.id, compile=compile, **options)
+    found = [metrics for _, (metrics, _) in zip(range(2), agent.iterations(10**6), strict=False)]
+    b = agent.buffer
+    assert b.dones.any()
+    torch.testing.assert_close(b.lean, b.obs[..., 2])
+    assert torch.equal(b.allowed, torch.stack([b.obs[..., 1] > -0.3, b.obs[..., 1] < 0.3], -1))
+    assert found[-1]["lean"] == pytest.approx(b.lean[b.mask].mean().item(), rel=1e-3, abs=1e-6)
+    assert found[-1]["allowed"] == pytest.approx(b.allowed[b.mask].float().sum(-1).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_a_field_of_the_environment_in_every_autoreset_mode(mode):
+    envs = NativeVectorEnv(Masked(), 3, autoreset_mode=mode)
+    agent = ReadsAllowed(envs, num_steps=70, num_minibatches=1, hidden_sizes=(4,), seed=1, device="cpu", compile=False)
+    next(agent.iterations(10**6))
+    assert agent.buffer.dones.any()
+    torch.testing.assert_close(agent.buffer.lean, agent.buffer.obs[..., 2])
+
+
+def test_an_environment_that_does_not_tell_what_it_promises():
+    class Silent(Masked):
+        def extras(self, state):
+            return {}
+
+    with pytest.raises(EnvironmentFault, match="promise 'allowed' in their infos, but it is not there"):
+        PPO(NativeVectorEnv(Silent(), 2), num_steps=4, seed=1, device="cpu")
 
 
 def test_a_field_cannot_take_the_name_of_another():

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlcore.agents.config import choice_word, enters_programs
 from rlcore.agents.setup import make_native_collector
-from rlcore.collect import NativeCollector
+from rlcore.collect import Collector, NativeCollector
 from rlcore.envs.make import find_spec, native_twin
 from rlcore.errors import UsageError, one_line
 from rlcore.networks.torsos import is_image
@@ -64,7 +64,8 @@ class Engine:
         self.program: Program | None = None
         self._watch: Any = None
         self._was_cached: bool | None = None
-        self._made: Program | None = None
+        self._learns: Program | None = None
+        self._collects: dict[Collector, Program] = {}
         if hasattr(self.agent, "collector"):
             self.agent.collector.program = None
 
@@ -74,7 +75,7 @@ class Engine:
         self.how, self.reason = how, "as the run began"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_ready": False, "program": None, "_watch": None, "_made": None}
+        return {**vars(self), "_ready": False, "program": None, "_watch": None, "_learns": None, "_collects": {}}
 
     def learn(self) -> dict[str, Tensor]:
         """As `Agent.learn_from_buffer`."""
@@ -239,8 +240,8 @@ class Engine:
 
     def _learning(self) -> Program:
         """What learns from a rollout; recorded at most once."""
-        if self._made is not None:
-            return self._made
+        if self._learns is not None:
+            return self._learns
 
         agent = self.agent
 
@@ -251,11 +252,17 @@ class Engine:
             return [*self._state(), *agent.buffer.places(), *draws]
 
         free = {f"draws.{name}": dims for name, dims in agent.sampler.free_sizes().items()}
-        self._made = Program(agent.learn_from_buffer, places, owner=agent, free=free)
-        return self._made
+        self._learns = Program(agent.learn_from_buffer, places, owner=agent, free=free)
+        return self._learns
 
-    def _collecting(self, collector: Any) -> Program:
-        """What collects a rollout: all of it from native environments, one action at a time from others."""
+    def _collecting(self, collector: Collector) -> Program:
+        """What collects a rollout: all of it from native environments, one action at a time from others; recorded at
+        most once."""
+        if collector not in self._collects:
+            self._collects[collector] = self._make_collecting(collector)
+        return self._collects[collector]
+
+    def _make_collecting(self, collector: Collector) -> Program:
         agent = self.agent
         if isinstance(collector, NativeCollector):
             collector.begin_example(agent.network)

@@ -67,7 +67,11 @@ class Actor:
 def evaluate(
     agent: Agent, episodes: int, seed: int | None, deterministic: bool, env: str | VectorEnv | None, max_steps: int
 ) -> Evaluation:
-    """As `Agent.evaluate`."""
+    """As `Agent.evaluate`.
+
+    Raises:
+        UsageError: where `env` is needed, or does not fit.
+    """
     check_episodes(episodes)
     if env is None and agent.env_id is None:
         raise UsageError("this agent was given a VectorEnv and cannot make another: pass evaluate(env=...)")

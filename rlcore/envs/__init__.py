@@ -1,11 +1,9 @@
 """Vector environments: making them, stepping them whatever their autoreset mode, saving their state."""
 
-import gymnasium
-
 from rlcore.envs.adapter import Step, VectorAdapter
 from rlcore.envs.make import make_vec
 from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
-from rlcore.envs.native_vector import NativeVectorEnv
+from rlcore.envs.native_vector import NativeVectorEnv, register_native
 from rlcore.envs.rock_paper_scissors import RockPaperScissors
 
 __all__ = [
@@ -17,12 +15,8 @@ __all__ = [
     "VectorAdapter",
     "find_native",
     "make_vec",
+    "register_native",
 ]
 
 for _id in ("rlcore/Catch-v0", "rlcore/CatchPixels-v0"):
-    gymnasium.register(
-        _id,
-        entry_point="rlcore.envs.native_vector:NativeEnv",
-        vector_entry_point="rlcore.envs.native_vector:NativeVectorEnv",
-        kwargs={"task": _id},
-    )
+    register_native(NATIVE_TASKS[_id])

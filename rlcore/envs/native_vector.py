@@ -55,7 +55,7 @@ class NativeVectorEnv(VectorEnv):
         self.autoreset_mode = _find_mode(autoreset_mode)
         limit = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.max_episode_steps = None if limit is None else _at_least_one("max_episode_steps", limit)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode, "fields": list(self.task.fields)}
         self.render_mode = None
         self.spec = _spec(self.task, self.max_episode_steps)
         self.single_observation_space = self.task.observation_space
@@ -96,7 +96,7 @@ class NativeVectorEnv(VectorEnv):
                 self._generators[n], self._seeds[n] = seeding.np_random(seeds[n])
         self._begin(which)
         self._started = True
-        return self._observe(self._state), {}
+        return self._observe(self._state), self._extras()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take `actions [N]` or `[N, d]`; observations, rewards, terminated, truncated `[N]`, and infos.
@@ -129,7 +129,12 @@ class NativeVectorEnv(VectorEnv):
             for n in which:
                 infos = self._add_info(infos, {"final_obs": obs[n].copy(), "final_info": {}}, n)
             self._renew(obs, which)
-        return obs, rewards, terminated, truncated, infos
+        return obs, rewards, terminated, truncated, {**infos, **self._extras()}
+
+    def _extras(self) -> dict[str, np.ndarray]:
+        """What the task tells beside its observations."""
+        with torch.inference_mode():
+            return {name: x.cpu().numpy() for name, x in self.task.extras(self._tensor(self._state)).items()}
 
     def get_state(self) -> dict[str, Any]:
         """All that the next steps and resets depend on, as tensors and built-in types; see `set_state`."""
@@ -252,6 +257,8 @@ class NativeEnv(gymnasium.Env):
 
     def __init__(self, task: NativeTask | str):
         self.task = _find_task(task)
+        if self.task.fields:
+            self.metadata = {**self.metadata, "fields": list(self.task.fields)}
         self.observation_space, self.action_space = self.task.observation_space, self.task.action_space
         self._state: np.ndarray | None = None  # [1, S] float64
 
@@ -262,7 +269,7 @@ class NativeEnv(gymnasium.Env):
         super().reset(seed=seed)
         state = self.task.initial(torch.from_numpy(self.np_random.random((1, self.task.draws))))
         self._state = state.numpy()
-        return self.task.observe(state).numpy()[0], {}
+        return self.task.observe(state).numpy()[0], self._extras(state)
 
     def step(self, action: int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated (never), and an empty dict."""
@@ -273,7 +280,23 @@ class NativeEnv(gymnasium.Env):
         actions = torch.from_numpy(np.array(action, self.action_space.dtype)[None])
         state, reward, terminated = self.task.step(torch.from_numpy(self._state), actions)
         self._state = state.numpy()
-        return self.task.observe(state).numpy()[0], reward.item(), terminated.item(), False, {}
+        return self.task.observe(state).numpy()[0], reward.item(), terminated.item(), False, self._extras(state)
+
+    def _extras(self, state: Tensor) -> dict[str, np.ndarray]:
+        return {name: x.numpy()[0] for name, x in self.task.extras(state).items()}
+
+
+def register_native(task: NativeTask) -> None:
+    """Make a task of one's own known to gymnasium under `task.id`, and as native environments here."""
+    NATIVE_TASKS[task.id] = task
+    module = "rlcore.envs.native_vector"
+    gymnasium.register(
+        task.id,
+        entry_point=f"{module}:NativeEnv",
+        vector_entry_point=f"{module}:NativeVectorEnv",
+        max_episode_steps=task.max_episode_steps,
+        kwargs={"task": task.id},
+    )
 
 
 def _find_task(task: NativeTask | str) -> NativeTask:
