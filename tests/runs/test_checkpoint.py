@@ -2,8 +2,11 @@ import errno
 import io
 import os
 import pickle
+import warnings
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,3 +147,18 @@ def test_a_saved_agent_learns_on_exactly_as_the_one_that_was_not_saved(tmp_path,
     ours, theirs = resumed.network.state_dict(), straight.network.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert torch.equal(resumed.buffer.obs, straight.buffer.obs)
+
+
+VERSION_3 = Path(__file__).parent / "version3"  # written by commit 2e745ff, whose optimisers were torch's
+
+
+@pytest.mark.parametrize("name, key", [("ppo", "ppo"), ("a2c", "a2c"), ("grpo", "grpo"), ("reinforce", "rein")])
+def test_a_checkpoint_of_version_3_goes_on_as_it_did_there(name, key):
+    expected = np.load(VERSION_3 / "three_iterations_later.npz")
+    agent = load(VERSION_3 / f"{name}.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of episodes that are cut
+        for iteration, _ in zip(range(3), agent.iterations(10_000), strict=False):
+            assert iteration < 3
+    for part, x in agent.network.state_dict().items():
+        np.testing.assert_allclose(x.numpy(), expected[f"{key}/{part}"], atol=1e-5, err_msg=part)
