@@ -313,7 +313,8 @@ def test_rollouts_with_faults_hold_exactly_what_was_played_by_hand(plan, mode, n
             np.testing.assert_array_equal(row[0], obs)
             assert [x.item() for x in row[1:5]] == [first, reward, terminated, truncated or cut], (n, t)
             torch.testing.assert_close(row[5], network.value(torch.from_numpy(obs)))
-            torch.testing.assert_close(row[6], network.value(torch.from_numpy(successor)))
+            value = 0.0 if terminated else network.value(torch.from_numpy(successor)).item()
+            assert row[6].item() == pytest.approx(value, rel=1e-5, abs=1e-6)
         assert found[n] == episodes[: len(found[n])] and len(episodes) - len(found[n]) <= 100
         ends = sum(want[3] or want[4] for (_, _), want in zip(got[n], rows, strict=False))
         assert len(found[n]) == ends
@@ -345,7 +346,7 @@ def test_rewards_of_a_cut_episode_scale_no_others(agents):
     next(iterations)
     assert (agent.reward_scaler.carry > 1).all()
     next(iterations)
-    assert agent.collector.cut_before.all() and not agent.buffer.mask[0].any()
+    assert agent.collector.faults.cut_before.all() and not agent.buffer.mask[0].any()
     fresh = torch.zeros(2, dtype=torch.float64)
     actions = agent.buffer.actions.double()  # the reward of an action is the action
     for t in range(1, 16):
