@@ -17,7 +17,7 @@ from rlcore.envs.frames import FrameStacks
 from rlcore.errors import UsageError
 from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
 from rlcore.state import Place
-from rlcore.tracing import current_trace, is_recording, reduce
+from rlcore.tracing import is_recording, reduce, thread
 
 LARGE = 2**20  # bytes from which on a field's memory is taken page by page
 
@@ -187,7 +187,7 @@ class Batch:
         rows: Tensor | None = None,
     ):
         vars(self).update(fields)
-        self._whole, self._rows, self._trace = whole, rows, current_trace()
+        self._whole, self._rows, self._trace = whole, rows, thread.trace
         self._real_rows = _real_rows(self.mask) if whole is None else None
         self.weighted = weight is not None
         self.weight: Tensor = _weight(self.mask) if weight is None else weight
@@ -198,7 +198,7 @@ class Batch:
             known = ", ".join(sorted(name for name in self.__dict__ if not name.startswith("_")))
             raise AttributeError(f"a batch has no '{name}'; it has {known}")
         value = map_parts(lambda x: x[self._rows], getattr(whole, name))
-        if current_trace() is self._trace:  # what is read inside a recorded loop belongs to the loop
+        if thread.trace is self._trace:  # what is read inside a recorded loop belongs to the loop
             vars(self)[name] = value
         return value
 
@@ -268,7 +268,7 @@ class RowSampler:
             `rows [R]` of the batch to learn from at all, and `minibatches [epochs · num_minibatches, M]` of these;
             one that is a row shorter than others is filled up with -1.
         """
-        rows = torch.nonzero(mask.flatten()).squeeze(-1) if self.ragged else self._all(mask)
+        rows = torch.nonzero(mask.flatten()).squeeze(-1) if self.ragged else _every_row(mask.flatten())
         count = min(self.num_minibatches, len(rows))
         orders = [torch.randperm(len(rows), generator=generator, device=rows.device) for _ in range(self.epochs)]
         orders = [rows[order] for order in orders] if self.ragged else orders
@@ -278,16 +278,13 @@ class RowSampler:
         padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=-1)
         return {"rows": rows, "minibatches": padded}
 
-    def _all(self, mask: Tensor) -> Tensor:
-        return torch.arange(mask.numel(), device=mask.device)
-
     def take(self, batch: Batch, rows: Tensor) -> Batch:
         """The minibatch of these `rows [M]`."""
         return batch.take(rows, padded=self.ragged)
 
     def example(self, mask: Tensor) -> dict[str, Tensor]:
         """What `draw` gives, for a rollout of the form of `mask [T, N]`, without drawing."""
-        rows = self._all(mask)
+        rows = _every_row(mask.flatten())
         rows = rows[: max(len(rows) - 3, 2)] if self.ragged else rows  # so that no size is one of another kind
         size = -(-len(rows) // self.num_minibatches)
         return {"rows": rows, "minibatches": rows[:size].expand(self.epochs * self.num_minibatches, -1).contiguous()}
@@ -342,5 +339,8 @@ def _weight(mask: Tensor) -> Tensor:
 
 def _real_rows(mask: Tensor) -> Tensor:
     """`[B]` the row to read for each row: itself, or a real one in place of padding."""
-    rows = torch.arange(len(mask), device=mask.device)
-    return torch.where(mask, rows, mask.int().argmax())
+    return torch.where(mask, _every_row(mask), mask.int().argmax())
+
+
+def _every_row(mask: Tensor) -> Tensor:
+    return torch.arange(len(mask), device=mask.device)

@@ -82,33 +82,22 @@ class EpisodeCounter:
             cuts: `[T, N]`, rows after which an episode was given up, which is no episode to report.
         """
         ends = (ends if cuts is None else ends | cuts) & mask
-        # One row in front, so that the sum over an episode is a difference of two rows.
-        returns = np.zeros((len(ends) + 1, ends.shape[1]))
-        lengths = np.zeros((len(ends) + 1, ends.shape[1]), dtype=np.int64)
-        np.cumsum(np.where(mask, rewards, 0.0), axis=0, dtype=np.float64, out=returns[1:])
-        np.cumsum(mask, axis=0, out=lengths[1:])
         steps = mask.sum(1)
         self.steps = int(steps.sum())
-        if not ends.any():
-            self.returns += returns[-1]
-            self.lengths += lengths[-1]
-            return Episodes()
-        returns += self.returns
-        lengths += self.lengths
         n, t = np.nonzero(ends.T)  # environment by environment, each in the order of time
-        totals, sizes = returns[t + 1, n], lengths[t + 1, n]
-        last = np.append(n[1:] != n[:-1], True)  # of its environment
-        begin = np.append(True, last[:-1])
-        own_returns = totals - np.where(begin, 0.0, np.append(0.0, totals[:-1]))
-        own_lengths = sizes - np.where(begin, 0, np.append(0, sizes[:-1]))
-        self.returns, self.lengths = returns[-1], lengths[-1]
-        self.returns[n[last]] -= totals[last]
-        self.lengths[n[last]] -= sizes[last]
+        again = np.append(False, n[1:] == n[:-1])  # not the first of its environment to end here
+        found = []
+        for name, x in (("returns", np.where(mask, rewards, 0.0)), ("lengths", mask)):
+            under_way = getattr(self, name)
+            sums = under_way + np.cumsum(x, axis=0, dtype=under_way.dtype)  # [T, N]
+            ended, reached = np.zeros_like(under_way), sums[t, n]
+            ended[n] = reached  # the last of each environment stays
+            setattr(self, name, sums[-1] - ended)
+            found.append(reached - np.where(again, np.append(0, reached[:-1]), 0))
         order = np.lexsort((n, t))
-        if cuts is not None:
-            order = order[~cuts[t, n][order]]
+        order = order if cuts is None else order[~cuts[t, n][order]]
         at = (first_step + np.cumsum(steps))[t]
-        return Episodes(*(x[order].tolist() for x in (at, n, own_returns, own_lengths)))
+        return Episodes(*(x[order].tolist() for x in (at, n, *found)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The episodes under way, as tensors `[N]`."""
@@ -302,6 +291,12 @@ class HostRows:
         staged: whether to keep rows of their own; by default, where the buffer is not in host memory.
     """
 
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    mask: np.ndarray
+    dones: np.ndarray
+
     def __init__(self, buffer: RolloutBuffer, staged: bool | None = None):
         self.buffer = buffer
         self.staged = buffer.device.type != "cpu" if staged is None else staged
@@ -314,11 +309,6 @@ class HostRows:
         for name, tensor in self.tensors.items():
             setattr(self, name, tensor.numpy())
         self.raw_rewards = np.zeros((buffer.num_steps, buffer.num_envs))
-        self.rewards: np.ndarray
-        self.terminated: np.ndarray
-        self.truncated: np.ndarray
-        self.mask: np.ndarray
-        self.dones: np.ndarray
         self.actions = self.actions_tensor.numpy()
         self.obs = map_parts(lambda x: x.numpy(), self.obs_tensor)
 

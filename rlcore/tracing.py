@@ -21,48 +21,45 @@ Tree = Any
 
 
 class _Thread(threading.local):
+    """What is going on in this thread."""
+
     looks = True  # whether values may be looked at
-    trace: Any = None  # what is recorded at this moment: a function, or the body of a loop in it
+    trace: Any = None  # what is recorded at this moment, of which a loop's body is another than what is around it
     recorder: Any = None  # what writes down the operations, see rlcore/programs/recording.py
 
 
-_thread = _Thread()
+thread = _Thread()
 
 
 def is_recording() -> bool:
     """Whether tensor operations are being recorded for a program, so that no value can be looked at."""
-    return not _thread.looks
+    return not thread.looks
 
 
 def surely(flag: Tensor) -> bool:
     """The truth of `flag []` where it can be looked at; False while recording, where nothing is certain."""
-    return _thread.looks and bool(flag)
-
-
-def current_trace() -> Any:
-    """What is recorded at this moment, of which a loop's body is another than what stands around it; None: nothing."""
-    return _thread.trace
+    return thread.looks and bool(flag)
 
 
 @contextmanager
 def one_trace() -> Iterator[None]:
     """What runs inside is recorded for itself."""
-    before, _thread.trace = _thread.trace, object()
+    before, thread.trace = thread.trace, object()
     try:
         yield
     finally:
-        _thread.trace = before
+        thread.trace = before
 
 
 @contextmanager
 def recording(recorder: Any = None) -> Iterator[None]:
     """What runs inside is recorded: no value is looked at, and loops are handed to the `recorder`, if there is one."""
-    before = _thread.looks, _thread.recorder
-    _thread.looks, _thread.recorder = False, recorder
+    before = thread.looks, thread.recorder
+    thread.looks, thread.recorder = False, recorder
     try:
         yield
     finally:
-        _thread.looks, _thread.recorder = before
+        thread.looks, thread.recorder = before
 
 
 def loop(
@@ -87,8 +84,8 @@ def loop(
         The last carry; the ys stacked; and how many turns were taken. A program goes through all turns: those after
         the end change nothing, and their ys are 0.
     """
-    if _thread.recorder is not None:
-        return _thread.recorder.loop(body, carry, xs, until, unroll)
+    if thread.recorder is not None:
+        return thread.recorder.loop(body, carry, xs, until, unroll)
     rows, ys = itertools.repeat(None, xs) if isinstance(xs, int) else _rows(xs), []
     for x in rows:
         carry, y = body(carry, x)
@@ -172,10 +169,10 @@ class Constant:
 
 @contextmanager
 def _unrecorded() -> Iterator[None]:
-    if _thread.recorder is None:
+    if thread.recorder is None:
         yield
         return
-    with _thread.recorder.paused():
+    with thread.recorder.paused():
         yield
 
 

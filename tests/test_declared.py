@@ -343,6 +343,34 @@ class Random(PPO):
         return loss + 0 * torch.randn(()), metrics
 
 
+class Picking(PPO):
+    def loss(self, network, batch):
+        loss, metrics = super().loss(network, batch)
+        return loss, {**metrics, "good": batch.returns[batch.returns > 0].sum().detach()}
+
+
+class HowMany(PPO):
+    def loss(self, network, batch):
+        loss, metrics = super().loss(network, batch)
+        return loss * (1 + len(batch.returns[batch.returns > 0])), metrics
+
+
+class RandomNumpy(PPO):
+    def estimate(self, buffer):
+        advantages, returns = super().estimate(buffer)
+        return advantages * np.random.rand(), returns
+
+
+class OwnGenerator(PPO):
+    def __init__(self, env, **hyperparameters):
+        super().__init__(env, **hyperparameters)
+        self.rng = np.random.default_rng(1)
+
+    def estimate(self, buffer):
+        advantages, returns = super().estimate(buffer)
+        return advantages * self.rng.random(), returns
+
+
 REFUSED = {
     Undeclared: r"'table' is read in line \d+ of test_declared.py, but not declared.*register\('table'",
     UndeclaredModule: r"'predictor.(weight|bias)' is read in line \d+ of",
@@ -351,6 +379,10 @@ REFUSED = {
     InPlace: "'total' is (set|read)",
     Looking: r"Python looks at the value of a tensor \(line \d+ of test_declared.py\)",
     Random: r"random numbers are drawn in line \d+ of test_declared.py",
+    Picking: r"how much is picked in line \d+ of test_declared.py depends on the values of a tensor",
+    HowMany: r"how much is picked in line \d+ of test_declared.py depends on the values of a tensor",
+    RandomNumpy: "random numbers are drawn by numpy or Python",
+    OwnGenerator: "'rng' is set while learning, but not declared",
 }
 
 
@@ -365,16 +397,19 @@ def test_what_would_be_frozen_is_refused_by_name(kind):
 @pytest.mark.parametrize("kind", REFUSED)
 def test_auto_runs_it_as_python_instead_and_says_why(kind, monkeypatch):
     torch.manual_seed(0)
+    np.random.seed(0)
     agent = kind("CartPole-v1", compile="auto", **SMALL, **STEPS)
     monkeypatch.setattr(agent.engine, "_choose_fastest", lambda seconds: ("recorded", "the test wants it"))
     agent.engine.prepare(64)
     for name, value in (("calls", 0), ("log", []), ("total", 0.0), ("level", None)):
         assert getattr(agent, name, value) == value  # what was run to be recorded has left no trace
     torch.manual_seed(0)
+    np.random.seed(0)
     for iteration, _ in zip(range(4), agent.iterations(20 * 16), strict=False):
         assert iteration < 4
     assert agent.engine.how == "python" and "could not be recorded" in agent.engine.reason
     torch.manual_seed(0)
+    np.random.seed(0)
     eager, _ = train(kind, False, iterations=4, **STEPS)
     assert torch.equal(agent.parameters.vector, eager.parameters.vector)
 
@@ -433,6 +468,7 @@ class Replaced(PPO):
 
 
 FACTOR = 1.0
+TABLE = {"factor": 1.0}
 
 
 class Global(PPO):
@@ -443,6 +479,16 @@ class Global(PPO):
     def loss(self, network, batch):
         loss, metrics = super().loss(network, batch)
         return loss * FACTOR, metrics
+
+
+class GlobalTable(PPO):
+    def anneal(self, remaining):
+        super().anneal(remaining)
+        TABLE["factor"] = remaining
+
+    def loss(self, network, batch):
+        loss, metrics = super().loss(network, batch)
+        return loss * TABLE["factor"], metrics
 
 
 class Scaled(nn.Linear):
@@ -472,18 +518,22 @@ CHANGING = {
     Helped: "'schedule' has changed",
     Replaced: "'config' has changed",
     Global: "'FACTOR' was 1.0 and has become 0.95",
+    GlobalTable: "'TABLE' has changed",
     ChangesTorso: "'network.*scale' was 1.0 and has become 0.95",
 }
 
 
 @pytest.mark.parametrize("kind", CHANGING)
 def test_a_program_never_computes_with_the_number_of_before(kind, monkeypatch):
+    monkeypatch.setitem(TABLE, "factor", 1.0)
     monkeypatch.setitem(globals(), "FACTOR", 1.0)
     with pytest.raises(UsageError, match=CHANGING[kind]):
         train(kind, "record", **STEPS)
     monkeypatch.setitem(globals(), "FACTOR", 1.0)
+    monkeypatch.setitem(TABLE, "factor", 1.0)
     ours = train(kind, False, **STEPS)
     monkeypatch.setitem(globals(), "FACTOR", 1.0)
+    monkeypatch.setitem(TABLE, "factor", 1.0)
     monkeypatch.setattr("rlcore.agents.engine.Engine._choose_fastest", lambda self, seconds: ("recorded", "test"))
     with pytest.warns(UserWarning, match="iterations go on as Python: " + CHANGING[kind]):
         theirs = train(kind, "auto", **STEPS)

@@ -93,7 +93,9 @@ class Engine:
             return
         problem = f"{changed} since the programs were made, which have it from then"
         if self.agent.config.compile not in ("auto", False):
-            raise UsageError(f"{problem}; declare it with register(...) as a tensor, or let compile be false")
+            raise UsageError(
+                f"{problem}; declare it with register(...), as a tensor or a dict of numbers, or let compile be false"
+            )
         warnings.warn(f"iterations go on as Python: {problem}", stacklevel=5)
         self._take_python(problem)
 

@@ -114,6 +114,7 @@ class VectorAdapter:
     (`make_vec(..., on_env_error="restart")`) begin a new episode at once, with a seed of its own.
 
     Attributes:
+        has_dead_rows: whether a row that is no transition follows each episode.
         steps: vector steps so far.
         clock: how errors tell their number.
         restarts: of environments that failed.
@@ -136,6 +137,7 @@ class VectorAdapter:
         self.parts = observation_parts(self.observation_space)
         self.action_spec: ActionSpec = action_spec(envs.single_action_space, squash)
         self.mode = autoreset_mode(envs)
+        self.has_dead_rows = self.mode is AutoresetMode.NEXT_STEP
         self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row
         self.steps, self.clock, self._failed = 0, "at vector step {:,}", False
         self.restarts, self.astray = Restarts(self.num_envs), np.zeros(self.num_envs, dtype=bool)
@@ -151,11 +153,6 @@ class VectorAdapter:
     def frame_stack(self) -> int:
         """S where an observation `[S, H, W]` is the latest S frames, zeros before an episode's first; 0 elsewhere."""
         return (self.envs.metadata or {}).get("frame_stack", 0)
-
-    @property
-    def has_dead_rows(self) -> bool:
-        """Whether a row that is no transition follows each episode."""
-        return self.mode is AutoresetMode.NEXT_STEP
 
     def reset(self, seed: int | list[int] | None = None) -> Any:
         """First observations `[N, ...]` of all environments.

@@ -205,17 +205,13 @@ class ActorCritic(nn.Module):
     def act(
         self, obs: Obs, carry: dict[str, Tensor], first: Tensor | None, noise: Tensor, with_values: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One row of a rollout.
+        """One row of a rollout: its fields, `actions` and `dist_params` among them, and the carry.
 
         Args:
-            obs: `[N, ...]`.
+            obs, noise: `[N, ...]`; the noise of the actions, see rlcore.networks.distributions.
             carry: of the row before, `initial_carry` at the beginning.
             first: `[N]` bool, whose row begins an episode after another; may be None where there is no carry.
-            noise: `[N, A]` of the actions, see `Distribution.sample`.
             with_values: whether values are wanted, where these come for free from a shared torso.
-
-        Returns:
-            Fields of the row, `actions` and `dist_params` among them; and the carry.
         """
         if with_values and self.shared:
             policy, values = self(obs)

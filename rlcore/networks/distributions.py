@@ -42,9 +42,7 @@ class Categorical:
         self.params = self.logits = params
         self._log_p: Tensor | None = None
 
-    @staticmethod
-    def noise_(out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return gumbel_noise(out, generator)
+    noise_ = staticmethod(gumbel_noise)
 
     @property
     def log_p(self) -> Tensor:
@@ -76,9 +74,7 @@ class MultiCategorical:
         self.params, self.nvec = params, nvec
         self.parts = [Categorical(logits) for logits in params.split(nvec, -1)]
 
-    @staticmethod
-    def noise_(out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return gumbel_noise(out, generator)
+    noise_ = staticmethod(gumbel_noise)
 
     def sample(self, noise: Tensor) -> Tensor:
         pairs = zip(self.parts, noise.split(self.nvec, -1), strict=True)

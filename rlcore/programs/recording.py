@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
+import random
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -102,7 +105,7 @@ class _Recorder:
         def body(*inputs: Tensor) -> Tree:
             return function(*in_places(structure, inputs))
 
-        with recording(self), torch.enable_grad():
+        with recording(self), torch.enable_grad(), _Guard():
             try:
                 piece = self._trace(body, leaves[:count], leaves[count:])
                 self._refuse_unknown(piece.graph)
@@ -290,16 +293,14 @@ class _Recorder:
                 if node.users and not getattr(tensor, "is_constant", False) and not known(tensor):
                     raise _Unknown(tensor)
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise _Unknown(None)
+                raise NotRecordable(RANDOM_NUMBERS.format(""))
 
     def _told(self, unknown: _Unknown, line: str) -> str:
-        if unknown.tensor is None:
-            return f"random numbers are drawn{line}, which a program would draw otherwise; draw them outside"
         name = next((name for name, value in _reachable(self.owner) if value is unknown.tensor), None)
         register = name.partition(".")[0] if name else "name"
         return (
             f"{repr(name) if name else 'a tensor'} is read{line}, but not declared: a program would keep its value of "
-            f"now; declare it with register('{register}', ...), or as a rlcore.tracing.Constant"
+            f"now; declare it with register('{register}', ...), or as an rlcore.tracing.Constant"
         )
 
     def _explained(self, error: Exception) -> str:
@@ -307,9 +308,7 @@ class _Recorder:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
         where = f" (line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""
         text = one_line(error)
-        if any(
-            mark in text for mark in ("value out of a tracing tensor", "data-dependent", "Cannot access data pointer")
-        ):
+        if any(mark in text for mark in LOOKING):
             return f"Python looks at the value of a tensor{where}, which a program cannot; use torch.where"
         return f"{type(error).__name__}{where}: {text[:200]}"
 
@@ -526,7 +525,7 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
     declared = {place.key for place in places if place.holder is vars(owner)}
     before = dict(vars(owner))
     plain = {name: _snapshot(value) for name, value in before.items()}
-    owner.__class__ = watched
+    owner.__class__, drawn = watched, _other_draws()
     try:
         yield reads
         owner.__class__ = kind
@@ -538,6 +537,10 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
                     f"'{name}' is set while learning, but not declared: a program would set it once and never again; "
                     f"declare it with register('{name}', ...) as a tensor"
                 )
+        if _other_draws() != drawn:
+            random.setstate(drawn[0])
+            np.random.set_state(pickle.loads(drawn[1]))
+            raise NotRecordable("random numbers are drawn by numpy or Python, the same at every call of a program")
     finally:
         owner.__class__ = kind
         vars(owner).clear()
@@ -547,12 +550,19 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
                 _restore(before[name], value)
 
 
+def _other_draws() -> tuple[Any, bytes]:
+    """The states of generators that are not torch's."""
+    return random.getstate(), pickle.dumps(np.random.get_state())
+
+
 def _snapshot(value: Any) -> Any:
     """What a change of a plain value can be seen by; None for all else."""
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor) and not value.is_inference():
         return (value._version, value.detach().clone())
+    if isinstance(value, np.random.Generator):
+        return copy.deepcopy(value.bit_generator.state)
     if isinstance(value, dict | list) and all(isinstance(v, bool | int | float | str) for v in _items(value)):
         return copy.copy(value)
     return None
@@ -573,6 +583,8 @@ def _restore(value: Any, snapshot: Any) -> None:
         if value._version != snapshot[0]:
             with torch.no_grad():
                 value.copy_(snapshot[1])
+    elif isinstance(value, np.random.Generator):
+        value.bit_generator.state = snapshot
     elif isinstance(value, dict | list) and value != snapshot:
         value.clear()
         value.update(snapshot) if isinstance(value, dict) else value.extend(snapshot)
@@ -596,9 +608,9 @@ def _is_machinery(filename: str) -> bool:
 
 
 class _Unknown(Exception):
-    """A tensor that is not declared was read, or, where it is None, random numbers were drawn."""
+    """A tensor that is not declared was read."""
 
-    def __init__(self, tensor: Tensor | None):
+    def __init__(self, tensor: Tensor):
         super().__init__()
         self.tensor = tensor
 
@@ -612,17 +624,45 @@ class _Finder(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.unknown.tensor is None:
-            found = any(mark in getattr(function, "__name__", "") for mark in RANDOM)
-        else:
-            found = any(x is self.unknown.tensor for x in (*args, *kwargs.values()))
-        if found and not self.line:
-            frames = [f for f in traceback.extract_stack() if not _is_machinery(f.filename)]
-            self.line = f" in line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]}" if frames else ""
+        if not self.line and any(x is self.unknown.tensor for x in (*args, *kwargs.values())):
+            self.line = _line()
         return function(*args, **kwargs)
 
 
-RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "poisson", "exponential_", "uniform_")
+class _Guard(TorchFunctionMode):
+    """Refuses, where it stands, what no recording can hold."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in RANDOM:
+            raise NotRecordable(RANDOM_NUMBERS.format(_line()))
+        if name in PICKING or (name == "__getitem__" and _picks(args[1])) or (name == "where" and len(args) == 1):
+            raise NotRecordable(
+                f"how much is picked{_line()} depends on the values of a tensor, and a program has fixed shapes; "
+                "weigh with a mask, or use torch.where"
+            )
+        return function(*args, **(kwargs or {}))
+
+
+RANDOM = (
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "normal_", "bernoulli",
+    "bernoulli_", "multinomial", "dropout", "dropout_", "alpha_dropout", "feature_dropout", "poisson", "exponential_",
+    "uniform_", "random_", "cauchy_", "geometric_",
+)  # fmt: skip
+RANDOM_NUMBERS = "random numbers are drawn{}, which a program would draw otherwise; draw them outside"
+PICKING = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive")
+
+
+def _picks(index: Any) -> bool:
+    """Whether an index is a mask, which picks as many rows as are true in it."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in parts)
+
+
+def _line() -> str:
+    """Where the user's code stands."""
+    frames = [frame for frame in traceback.extract_stack() if not _is_machinery(frame.filename)]
+    return f" in line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]}" if frames else ""
 
 
 def _described(x: Tensor) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+LARGE = 1000
 OURS = ("rlcore", "torch", "numpy", "builtins")
 
 
@@ -53,8 +54,12 @@ def plain(value: Any, depth: int = 3) -> Any:
         return value
     if isinstance(value, np.ndarray | np.generic):
         return (value.shape, value.dtype.str, value.tobytes())
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
     if depth == 0 or isinstance(value, Tensor | nn.Module | type) or callable(value):
         return None
+    if isinstance(value, dict | list | tuple | set | frozenset) and len(value) > LARGE:
+        return [id(value), len(value)]  # to look at all of it would take longer than an iteration
     if isinstance(value, dict):
         return [(str(key), plain(x, depth - 1)) for key, x in value.items()]
     if isinstance(value, list | tuple | set | frozenset):
@@ -83,11 +88,11 @@ def _of_module(name: str, module: nn.Module) -> Iterator[tuple[str, Callable[[],
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Numbers that a function reads from its module or from around it."""
     for name in function.__code__.co_names:
-        if isinstance(function.__globals__.get(name), bool | int | float):
-            yield name, lambda name=name: function.__globals__.get(name)
+        if plain(function.__globals__.get(name)) is not None:
+            yield name, lambda name=name: plain(function.__globals__.get(name))
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if isinstance(_content(cell), bool | int | float):
-            yield name, lambda cell=cell: _content(cell)
+        if plain(_content(cell)) is not None:
+            yield name, lambda cell=cell: plain(_content(cell))
 
 
 def _content(cell: types.CellType) -> Any:
