@@ -84,6 +84,10 @@ class EpisodeCounter:
         ends = (ends if cuts is None else ends | cuts) & mask
         steps = mask.sum(1)
         self.steps = int(steps.sum())
+        if not ends.any():
+            self.returns += np.where(mask, rewards, 0.0).sum(0)
+            self.lengths += mask.sum(0)
+            return Episodes()
         n, t = np.nonzero(ends.T)  # environment by environment, each in the order of time
         again = np.append(False, n[1:] == n[:-1])  # not the first of its environment to end here
         found = []
@@ -683,7 +687,7 @@ class NativeCollector(Collector):
         buffer, network = self.buffer, self.network
         turns = 8 if buffer.num_envs <= 64 else 1  # a loop costs microseconds a turn
         start = {**self.standing, **{f"policy.{name}": x for name, x in self.carry.items()}}
-        end, rows, _ = loop(self._row, start, self.draws, unroll=turns)
+        end, rows, _ = loop(self._row, start, self.draws, unroll=turns, apart=("obs", "final_obs"))
         for name in self.standing:
             self.standing[name] = end[name]
         for name in self.carry:

@@ -27,8 +27,8 @@ class Parameters:
         self.modules = modules
         self.vector = torch.zeros(0)
         self._places: list[Place] = []
-        self._pointers: list[int] = []
-        self._modules: list[nn.Module] = []
+        self._all: list[Place] = []  # those that do not learn too
+        self._lie: list[tuple[int, bool]] = []
         self.refresh()
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -43,22 +43,26 @@ class Parameters:
         return {place.name: place.get().numel() for place in self._places}
 
     def is_whole(self) -> bool:
-        """Whether the parameters that may learn are the vector's views."""
-        trainable = (p for module in self._modules for p in module.parameters() if p.requires_grad)
-        return [p.data_ptr() for p in trainable] == self._pointers
+        """Whether the parameters that may learn are still the vector's views."""
+        return [(x.data_ptr(), x.requires_grad) for x in map(Place.get, self._all)] == self._lie
+
+    def are_others(self) -> bool:
+        """Whether modules have been put in the place of others."""
+        found = {id(p) for module in self.modules().values() for p in module.parameters()}
+        return found != {id(x) for x in map(Place.get, self._all)}
 
     def refresh(self) -> None:
         """Move the trainable parameters, as they are now, into one vector."""
         modules = self.modules()
-        self._modules = list(modules.values())
         trainable = {id(p) for module in modules.values() for p in module.parameters() if p.requires_grad}
         places = {id(x.get()): x for name, module in modules.items() for x in module_places(module, name)}
+        self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]
         self._places = [place for key, place in places.items() if key in trainable]
         tensors = [place.get() for place in self._places]
         self.vector = flat(x.detach().float() for x in tensors)
         for x, part in zip(tensors, self.parts(self.vector, tensors), strict=True):
             x.data = part
-        self._pointers = [x.data_ptr() for x in tensors]
+        self._lie = [(x.data_ptr(), x.requires_grad) for x in map(Place.get, self._all)]
 
     def hold(self, vector: Tensor) -> None:
         """While a program is recorded: let the parameters be parts of another `vector [P]`."""

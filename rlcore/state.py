@@ -6,7 +6,7 @@ not know a module or a tensor that is not declared, and refuses to be recorded w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,14 +43,19 @@ class Place:
             return torch.tensor(float(value), dtype=torch.float32, device=device)
         return value.detach() if value.requires_grad else value
 
-    @torch.no_grad()
-    def write_back(self, value: Tensor) -> None:
-        """Take over `value [...]` of a program: into the tensor that stands there, or in the place of a number."""
-        old = self.holder[self.key]
+
+@torch.no_grad()
+def write_back(places: Sequence[Place], values: Sequence[Tensor]) -> None:
+    """Take over what a program gave: into the tensors that stand in the places, or in the place of a number."""
+    mine, new = [], []
+    for place, value in zip(places, values, strict=True):
+        old = place.get()
         if isinstance(old, Tensor) and old.shape == value.shape and not old.is_inference():
-            old.copy_(value)
+            mine.append(old)
+            new.append(value)
         else:
-            self.put(value.clone())  # a program's own tensors may be overwritten by its next call
+            place.put(value.clone())  # a program's own tensors may be overwritten by its next call
+    torch._foreach_copy_(mine, new)
 
 
 def module_places(module: nn.Module, name: str, parameters: bool = True, skip: Any = ()) -> list[Place]:

@@ -68,6 +68,7 @@ def loop(
     xs: Tree,
     until: Callable[[Tree], Tensor] | None = None,
     unroll: int = 1,
+    apart: Sequence[str] = (),
 ) -> tuple[Tree, Tree, int | Tensor]:
     """`carry, y = body(carry, x)` for each row x of `xs`: Python's `for`, or one scan of a program.
 
@@ -79,13 +80,14 @@ def loop(
         xs: a tensor, or a dict of them, whose first dimension is gone through; or a number of turns. At least one.
         until: ends the loop after a turn whose carry it holds for, a 0-dim bool tensor.
         unroll: turns to write out one after the other in a compiled program.
+        apart: names of ys that a compiled program does not pack with the others, which would compute them twice.
 
     Returns:
         The last carry; the ys stacked; and how many turns were taken. A program goes through all turns: those after
         the end change nothing, and their ys are 0.
     """
     if thread.recorder is not None:
-        return thread.recorder.loop(body, carry, xs, until, unroll)
+        return thread.recorder.loop(body, carry, xs, until, unroll, apart)
     rows, ys = itertools.repeat(None, xs) if isinstance(xs, int) else _rows(xs), []
     for x in rows:
         carry, y = body(carry, x)

@@ -215,6 +215,8 @@ class Agent:
         """
         if not isinstance(total_steps, int) or total_steps < 1:
             raise UsageError(f"total_steps is {total_steps!r}, but must be a whole number of at least 1")
+        if self.parameters.are_others():
+            self.refresh()
         while self.global_step < total_steps:
             if not self.parameters.is_whole():
                 self.refresh()

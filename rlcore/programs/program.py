@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from rlcore.programs import matmul
 from rlcore.programs.passes import for_compiler, for_python
 from rlcore.programs.recording import Loop, Recorded, record, recording_lock
-from rlcore.state import Place
+from rlcore.state import Place, write_back
 from rlcore.storage.files import FolderLock, InUse
 from rlcore.tracing import Tree, in_places, leaves_of, recording
 
@@ -72,8 +72,7 @@ class Program:
         """Run it: reads the places and writes those that it changes; returns what the function returns."""
         leaves = [x for argument in arguments for x in leaves_of(argument)]
         outputs = self.run([place.tensor(self.device) for place in self._inputs] + leaves)
-        for place, value in zip(self._changed, outputs[: len(self._changed)], strict=True):
-            place.write_back(value)
+        write_back(self._changed, outputs[: len(self._changed)])
         return in_places(self._structure["result"], outputs[len(self._changed) :])
 
     def bind(self) -> Callable[[list[Tensor]], Sequence[Tensor]]:

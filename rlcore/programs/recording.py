@@ -198,7 +198,7 @@ class _Recorder:
     # Loops.
 
     def loop(
-        self, body: Callable, carry: Tree, xs: Tree, until: Callable | None = None, unroll: int = 1
+        self, body: Callable, carry: Tree, xs: Tree, until: Callable | None, unroll: int, apart: Sequence[str]
     ) -> tuple[Tree, Tree, int | Tensor]:
         """As `rlcore.tracing.loop`: one node of the graph, whose body is recorded once."""
         from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -218,7 +218,7 @@ class _Recorder:
             state = [place.get() for place in self.places]
             versions = [s._version for s in state]
             after, y = body(in_places(forms[0], mine), None if counted else in_places(forms[1], x))
-            packing.structure, packed = numbered(y), packing.pack(leaves_of(y))
+            packing.structure, packed = numbered(y), packing.pack(leaves_of(y), _numbers_of(numbered(y), apart))
             leaves_after = leaves_of(after)
             if flag:
                 self._keep_unless(flag[0], state, versions)
@@ -381,6 +381,11 @@ class Loop(nn.Module):
         return [*carry, *(ys if unroll == 1 else [y.flatten(0, 1) for y in ys])]
 
 
+def _numbers_of(places: Any, names: Sequence[str]) -> set[int]:
+    """The numbers in the places of these names."""
+    return set(leaves_of([places[name] for name in names if name in places])) if names else set()
+
+
 def _device(values: Iterable[Any]) -> torch.device:
     return next((x.device for x in values if isinstance(x, Tensor)), torch.device("cpu"))
 
@@ -402,12 +407,13 @@ class _Packing:
         self.forms: list[tuple[torch.Size, torch.dtype]] = []
         self.groups: dict[Any, list[int]] = {}  # numbers of the tensors that are packed together
 
-    def pack(self, leaves: list[Tensor]) -> list[Tensor]:
+    def pack(self, leaves: list[Tensor], apart: set[int]) -> list[Tensor]:
         self.forms = [(x.shape, x.dtype) for x in leaves]
         self.groups = {}
         for i, x in enumerate(leaves):
             lead = x.shape[:1]
             small = x.dtype in (torch.float32, torch.bool) and x.numel() <= PACKED * math.prod(lead)
+            small = small and i not in apart
             self.groups.setdefault(tuple(lead) if small else i, []).append(i)
         packed = []
         for lead, members in self.groups.items():

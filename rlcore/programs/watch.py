@@ -25,27 +25,36 @@ class Watch:
     """
 
     def __init__(self, owner: Any, reads: set[str], modules: dict[str, nn.Module], declared: set[str]):
-        self.sources: list[tuple[str, Callable[[], Any]]] = [("config", lambda: owner.config)]
+        self.direct = [("config", vars(owner), "config")]  # name, holder and key of what is compared as it stands
+        self.sources: list[tuple[str, Callable[[], Any]]] = []
         for name in sorted(reads - declared - {"config"}):
             if plain(getattr(owner, name, None)) is not None:
                 self.sources.append((name, lambda name=name: plain(getattr(owner, name, None))))
         for name, module in modules.items():
-            self.sources += list(_of_module(name, module))
+            self.direct += _of_module(name, module)
         for kind in type(owner).__mro__:
             for function in vars(kind).values():
                 if isinstance(function, types.FunctionType) and not _is_ours(function.__module__):
                     self.sources += list(_of_function(function))
+        self.stood = [holder.get(key) for _, holder, key in self.direct]
         self.values = [source() for _, source in self.sources]
 
     def changed(self) -> str | None:
         """What is another number than it was, in words; None where nothing is."""
+        for (name, holder, key), before in zip(self.direct, self.stood, strict=True):
+            if holder.get(key) is not before and not _same(holder.get(key), before):
+                return _told(name, before, holder.get(key))
         for (name, source), before in zip(self.sources, self.values, strict=True):
             now = source()
-            if now is not before and not _same(now, before):
-                if isinstance(before, PLAIN) and not isinstance(before, str | bytes):
-                    return f"'{name}' was {before} and has become {now}"
-                return f"'{name}' has changed"
+            if not _same(now, before):
+                return _told(name, before, now)
         return None
+
+
+def _told(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, bool | int | float):
+        return f"'{name}' was {before} and has become {now}"
+    return f"'{name}' has changed"
 
 
 def plain(value: Any, depth: int = 3) -> Any:
@@ -77,12 +86,12 @@ def _is_ours(module: str | None) -> bool:
     return (module or "").partition(".")[0] in OURS
 
 
-def _of_module(name: str, module: nn.Module) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _of_module(name: str, module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Numbers among the attributes of a module and those inside it."""
     for path, part in module.named_modules():
         for key, value in vars(part).items():
-            if isinstance(value, bool | int | float) and not key.startswith("_") and key != "call_super_init":
-                yield ".".join(filter(None, (name, path, key))), lambda part=part, key=key: vars(part).get(key)
+            if isinstance(value, bool | int | float) and not key.startswith("_"):
+                yield ".".join(filter(None, (name, path, key))), vars(part), key
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Callable[[], Any]]]:
