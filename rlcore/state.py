@@ -55,7 +55,8 @@ def write_back(places: Sequence[Place], values: Sequence[Tensor]) -> None:
             new.append(value)
         else:
             place.put(value.clone())  # a program's own tensors may be overwritten by its next call
-    torch._foreach_copy_(mine, new)
+    if mine:
+        torch._foreach_copy_(mine, new)
 
 
 def module_places(module: nn.Module, name: str, parameters: bool = True, skip: Any = ()) -> list[Place]:
