@@ -83,7 +83,7 @@ def record(
     Raises:
         NotRecordable: says what cannot be recorded, and what to do instead.
     """
-    with recording_lock, _untouched(owner, places) as reads:
+    with recording_lock, _without_draws(), _untouched(owner, places) as reads:
         return _Recorder(list(places), owner, free or {}).record(function, list(arguments), reads)
 
 
@@ -531,7 +531,7 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
     declared = {place.key for place in places if place.holder is vars(owner)}
     before = dict(vars(owner))
     plain = {name: _snapshot(value) for name, value in before.items()}
-    owner.__class__, drawn = watched, _other_draws()
+    owner.__class__ = watched
     try:
         yield reads
         owner.__class__ = kind
@@ -543,10 +543,6 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
                     f"'{name}' is set while learning, but not declared: a program would set it once and never again; "
                     f"declare it with register('{name}', ...) as a tensor"
                 )
-        if _other_draws() != drawn:
-            random.setstate(drawn[0])
-            np.random.set_state(pickle.loads(drawn[1]))
-            raise NotRecordable("random numbers are drawn by numpy or Python, the same at every call of a program")
     finally:
         owner.__class__ = kind
         vars(owner).clear()
@@ -556,9 +552,15 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
                 _restore(before[name], value)
 
 
-def _other_draws() -> tuple[Any, bytes]:
-    """The states of generators that are not torch's."""
-    return random.getstate(), pickle.dumps(np.random.get_state())
+@contextmanager
+def _without_draws() -> Iterator[None]:
+    """Refuse what draws random numbers from numpy or Python, whose generators are left as they were."""
+    own, numpys = random.getstate(), pickle.dumps(np.random.get_state())
+    yield
+    if random.getstate() != own or pickle.dumps(np.random.get_state()) != numpys:
+        random.setstate(own)
+        np.random.set_state(pickle.loads(numpys))
+        raise NotRecordable("random numbers are drawn by numpy or Python, the same at every call of a program")
 
 
 def _snapshot(value: Any) -> Any:
