@@ -561,12 +561,15 @@ class HostCollector(Collector):
         self.envs.pending = state["pending"].numpy().copy()
         self.next_obs = map_parts(lambda x: x.numpy().copy(), state["next_obs"])
         self.next_first = state["next_first"].numpy().copy()
+        self.envs.extras = {name: x.numpy().copy() for name, x in state.get("extras", {}).items()}
         self.counter.load_state_dict(state)
         self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
 
     def _under_way(self) -> dict[str, Any]:
         """What belongs to the episodes under way, beside the environments' own state."""
+        extras = {name: torch.from_numpy(x.copy()) for name, x in self.envs.extras.items()}
         return {
+            **({"extras": extras} if extras else {}),
             "pending": torch.from_numpy(self.envs.pending.copy()),
             "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs),
             "next_first": torch.from_numpy(self.next_first.copy()),

@@ -204,6 +204,25 @@ def test_a_field_of_the_environment_in_every_autoreset_mode(mode):
     torch.testing.assert_close(agent.buffer.lean, agent.buffer.obs[..., 2])
 
 
+@pytest.mark.parametrize("backend", ["native", "vector", "sync"])
+def test_a_resumed_run_has_the_fields_of_the_environment_in_its_first_row(backend, monkeypatch, tmp_path):
+    monkeypatch.setitem(NATIVE_TASKS, Masked.id, None)
+    register_native(Masked())
+    options = {**SMALL, "num_steps": 11, "num_minibatches": 1, "backend": backend}
+    agent = ReadsAllowed(Masked.id, compile=False, **options)
+    iterations = agent.iterations(10**6)
+    next(iterations)
+    state = agent.state_dict()
+    assert agent.collector.is_capturable()
+    other = ReadsAllowed(Masked.id, compile=False, **options)
+    other.load_state_dict(state)
+    next(iterations)
+    next(other.iterations(10**6))
+    for name in ("obs", "lean", "allowed", "actions"):
+        assert torch.equal(getattr(agent.buffer, name), getattr(other.buffer, name)), name
+    assert torch.equal(agent.parameters.vector, other.parameters.vector)
+
+
 def test_an_environment_that_does_not_tell_what_it_promises():
     class Silent(Masked):
         def extras(self, state):

@@ -55,7 +55,7 @@ class NativeVectorEnv(VectorEnv):
         self.autoreset_mode = _find_mode(autoreset_mode)
         limit = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.max_episode_steps = None if limit is None else _at_least_one("max_episode_steps", limit)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode, "fields": list(self.task.fields)}
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode, **_fields_of(self.task)}
         self.render_mode = None
         self.spec = _spec(self.task, self.max_episode_steps)
         self.single_observation_space = self.task.observation_space
@@ -258,7 +258,7 @@ class NativeEnv(gymnasium.Env):
     def __init__(self, task: NativeTask | str):
         self.task = _find_task(task)
         if self.task.fields:
-            self.metadata = {**self.metadata, "fields": list(self.task.fields)}
+            self.metadata = {**self.metadata, **_fields_of(self.task)}
         self.observation_space, self.action_space = self.task.observation_space, self.task.action_space
         self._state: np.ndarray | None = None  # [1, S] float64
 
@@ -284,6 +284,10 @@ class NativeEnv(gymnasium.Env):
 
     def _extras(self, state: Tensor) -> dict[str, np.ndarray]:
         return {name: x.numpy()[0] for name, x in self.task.extras(state).items()}
+
+
+def _fields_of(task: NativeTask) -> dict[str, Any]:
+    return {"fields": list(task.fields)} if task.fields else {}
 
 
 def register_native(task: NativeTask) -> None:

@@ -28,7 +28,9 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-CONSTANT = (gymnasium.Space, EnvSpec, enum.Enum, type, np.dtype)
+from rlcore.spaces import Field
+
+CONSTANT = (gymnasium.Space, EnvSpec, enum.Enum, type, np.dtype, Field)
 NUMBER = (bool, int, float, type(None))
 PLAIN = (*NUMBER, str, bytes)
 CONTAINERS = {"list": list, "tuple": tuple, "deque": deque}
