@@ -135,6 +135,9 @@ class Program:
             self.run = Captured(graph, tensors, leaves_of(self.arguments))
         else:
             self.run = torch.inference_mode()(lambda leaves: graph.forward(*leaves))
+            places = {place.name: place for place in self.find_places()}
+            example = [places[name].tensor(self.device) for name in self._structure["inputs"]]
+            self.run([*example, *leaves_of(self.arguments)])  # what cannot be run this way says so now
 
     def _from_cache(self, folder: Path) -> dict[str, Any] | None:
         """The structure of the program that was built there, which runs from now on; None where none is whole."""
