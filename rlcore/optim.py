@@ -26,21 +26,21 @@ class Parameters:
     def __init__(self, modules: Callable[[], dict[str, nn.Module]]):
         self.modules = modules
         self.vector = torch.zeros(0)
-        self._places: list[Place] = []
+        self.places: list[Place] = []
         self._all: list[Place] = []  # those that do not learn too
         self._lie: list[tuple[int, bool]] = []
         self.refresh()
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (place.holder[place.key] for place in self._places)
+        return (place.holder[place.key] for place in self.places)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     @property
     def layout(self) -> dict[str, int]:
         """Name and number of elements of each parameter, in the order of the vector."""
-        return {place.name: place.get().numel() for place in self._places}
+        return {place.name: place.get().numel() for place in self.places}
 
     def is_whole(self) -> bool:
         """Whether the parameters that may learn are still the vector's views."""
@@ -57,8 +57,8 @@ class Parameters:
         trainable = {id(p) for module in modules.values() for p in module.parameters() if p.requires_grad}
         places = {id(x.get()): x for name, module in modules.items() for x in module_places(module, name)}
         self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]
-        self._places = [place for key, place in places.items() if key in trainable]
-        tensors = [place.get() for place in self._places]
+        self.places = [place for key, place in places.items() if key in trainable]
+        tensors = [place.get() for place in self.places]
         self.vector = flat(x.detach().float() for x in tensors)
         for x, part in zip(tensors, self.parts(self.vector, tensors), strict=True):
             x.data = part
@@ -67,14 +67,14 @@ class Parameters:
     def hold(self, vector: Tensor) -> None:
         """While a program is recorded: let the parameters be parts of another `vector [P]`."""
         self.vector = vector
-        tensors = [place.get() for place in self._places]
-        for place, part in zip(self._places, self.parts(vector.detach(), tensors), strict=True):
+        tensors = [place.get() for place in self.places]
+        for place, part in zip(self.places, self.parts(vector.detach(), tensors), strict=True):
             place.put(part.requires_grad_())
 
     def release(self, vector: Tensor, tensors: list[nn.Parameter]) -> None:
         """The end of `hold`: `vector [P]` and the parameters that were there before."""
         self.vector = vector
-        for place, x in zip(self._places, tensors, strict=True):
+        for place, x in zip(self.places, tensors, strict=True):
             place.put(x)
 
     @torch.no_grad()
@@ -127,16 +127,27 @@ class Optimizer:
     ):
         self.parameters, self.which = parameters, which
         self.learning_rate, self.eps = learning_rate, eps
-        device, size = parameters.vector.device, sum(x.numel() for x in (which() if which else parameters))
+        self._chosen = self._choose()
+        device = parameters.vector.device
         self.step_count = torch.zeros((), device=device)
         for name in self.moments:
-            setattr(self, name, torch.zeros(size, device=device))
+            setattr(self, name, torch.zeros(sum(self._chosen.values()), device=device))
+
+    def _choose(self) -> dict[Place, int]:
+        """Where the parameters stand that are moved, and how many elements each has."""
+        every = {id(place.get()): place for place in self.parameters.places}
+        chosen = [every[id(x)] for x in self.which() if id(x) in every] if self.which else every.values()
+        return {place: place.get().numel() for place in chosen}
+
+    def moved(self) -> list[Tensor]:
+        """The parameters that are moved, as they are now."""
+        return [place.get() for place in self._chosen]
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
         """One step along `gradient [P]`."""
         self.step_count = self.step_count + 1
-        self.parameters.move(self.change(gradient), None if self.which is None else self.which())
+        self.parameters.move(self.change(gradient), None if self.which is None else self.moved())
 
     def change(self, gradient: Tensor) -> Tensor:
         """What to take away from the parameters, `[P]`, for `gradient [P]`; updates the moments."""
@@ -163,17 +174,14 @@ class Optimizer:
             getattr(self, name).copy_(state[name])
         self.learning_rate = state["learning_rate"]
 
-    def follow(self, before: dict[str, int]) -> None:
-        """Keep the moments of the parameters that are still there, after the vector was laid out anew.
-
-        Args:
-            before: its layout when the moments were made.
-        """
-        if self.which is not None or before == self.parameters.layout:
-            return
+    def follow(self) -> None:
+        """After the vector was laid out anew: keep the moments of the parameters that are still there."""
+        before, self._chosen = self._chosen, self._choose()
         for name in self.moments:
-            parts = dict(zip(before, getattr(self, name).split(list(before.values())), strict=True))
-            new = [parts.get(key, self.parameters.vector.new_zeros(n)) for key, n in self.parameters.layout.items()]
+            parts = getattr(self, name).split(list(before.values()))
+            parts = dict(zip((place.name for place in before), parts, strict=True))
+            zeros = self.parameters.vector.new_zeros
+            new = [parts[place.name] if place.name in parts else zeros(n) for place, n in self._chosen.items()]
             setattr(self, name, flat(new))
 
 
@@ -183,10 +191,11 @@ class Adam(Optimizer):
     moments = ("exp_avg", "exp_avg_sq")
 
     def change(self, gradient: Tensor) -> Tensor:
-        first, second = 1 / (1 - 0.9**self.step_count), 1 / (1 - 0.999**self.step_count)  # corrections of the moments
+        t = self.step_count
         self.exp_avg = self.exp_avg.lerp(gradient, 0.1)
         self.exp_avg_sq = self.exp_avg_sq.lerp(gradient * gradient, 0.001)
-        return self.exp_avg * (self.learning_rate * first) / ((self.exp_avg_sq * second).sqrt() + self.eps)
+        root = (self.exp_avg_sq / (1 - 0.999**t)).sqrt() + self.eps
+        return self.exp_avg * (self.learning_rate / (1 - 0.9**t)) / root
 
 
 class RMSprop(Optimizer):

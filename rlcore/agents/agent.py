@@ -138,9 +138,9 @@ class Agent:
 
     def refresh(self) -> None:
         """Take the trainable parameters as they are now into one vector; moments of those that stay are kept."""
-        before = self.parameters.layout
         self.parameters.refresh()
-        self.optimizer.follow(before)
+        for optimizer in filter(None, (self.optimizer, self.critic_optimizer)):
+            optimizer.follow()
         self.engine.forget()
 
     def rewards(self, buffer: RolloutBuffer) -> None:
@@ -327,7 +327,7 @@ class Agent:
 
         def step(carry: Any, _: Any) -> tuple[Any, Tensor]:
             loss = self.critic_loss(self.network, batch)
-            self.critic_optimizer.step(reduce(gradient_of(loss, self.network.critic_parameters())))
+            self.critic_optimizer.step(reduce(gradient_of(loss, self.critic_optimizer.moved())))
             return carry, loss.detach()
 
         _, losses, _ = loop(step, None, self.config.critic_updates)
