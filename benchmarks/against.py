@@ -85,7 +85,8 @@ def compare(row: str, folder: Path, core: int, options: argparse.Namespace) -> d
             cache = folder / f"programs of {side}"
             found[side].append(harness.worker(__file__, task, cache=cache, PYTHONPATH=str(root)))
     ratios = [t["steps_per_second"] / o["steps_per_second"] for t, o in zip(found["this"], found["other"], strict=True)]
-    return {"ratio": sorted(ratios)[len(ratios) // 2], "ratios": ratios, **found}
+    commit = _git("rev-parse", "--short", "HEAD")
+    return {"commit": commit, "ratio": sorted(ratios)[len(ratios) // 2], "ratios": ratios, **found}
 
 
 def told(row: dict[str, Any]) -> str:
