@@ -42,14 +42,17 @@ class Parameters:
         """Name and number of elements of each parameter, in the order of the vector."""
         return {place.name: place.get().numel() for place in self.places}
 
+    def _everyone(self) -> Iterator[nn.Parameter]:
+        return (place.holder[place.key] for place in self._all)
+
     def is_whole(self) -> bool:
         """Whether the parameters that may learn are still the vector's views."""
-        return [(x.data_ptr(), x.requires_grad) for x in map(Place.get, self._all)] == self._lie
+        return [(x.data_ptr(), x.requires_grad) for x in self._everyone()] == self._lie
 
     def are_others(self) -> bool:
         """Whether modules have been put in the place of others."""
         found = {id(p) for module in self.modules().values() for p in module.parameters()}
-        return found != {id(x) for x in map(Place.get, self._all)}
+        return found != {id(x) for x in self._everyone()}
 
     def refresh(self) -> None:
         """Move the trainable parameters, as they are now, into one vector."""
@@ -62,7 +65,7 @@ class Parameters:
         self.vector = flat(x.detach().float() for x in tensors)
         for x, part in zip(tensors, self.parts(self.vector, tensors), strict=True):
             x.data = part
-        self._lie = [(x.data_ptr(), x.requires_grad) for x in map(Place.get, self._all)]
+        self._lie = [(x.data_ptr(), x.requires_grad) for x in self._everyone()]
 
     def hold(self, vector: Tensor) -> None:
         """While a program is recorded: let the parameters be parts of another `vector [P]`."""
