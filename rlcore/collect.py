@@ -29,7 +29,7 @@ from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.spaces import map_parts
 from rlcore.state import Place
 from rlcore.storage.checkpoint import check_like, stored_count
-from rlcore.tracing import is_recording, loop
+from rlcore.tracing import is_recording, loop, rows_of
 
 
 @dataclass
@@ -308,7 +308,7 @@ class HostRows:
         # Frames stored once bring their own staging.
         self.stacks = buffer.obs if isinstance(buffer.obs, FrameStacks) else None
         self.obs_tensor = {} if self.stacks is not None else map_parts(self._host, buffer.obs)
-        self.obs_rows = [] if self.stacks is not None else _rows(buffer.obs)
+        self.obs_rows = [] if self.stacks is not None else list(rows_of(buffer.obs))
         self.actions_tensor = self._host(buffer.actions)
         for name, tensor in self.tensors.items():
             setattr(self, name, tensor.numpy())
@@ -344,13 +344,6 @@ class HostRows:
                 setattr(self.buffer, name, tensor)  # waits: the next rollout writes here
 
 
-def _rows(obs: Any) -> list[Any]:
-    if not isinstance(obs, dict):
-        return list(obs.unbind())
-    rows = zip(*(part.unbind() for part in obs.values()), strict=True)
-    return [dict(zip(obs, row, strict=True)) for row in rows]
-
-
 class HostCollector(Collector):
     """Plays environments that are stepped in host memory, row by row."""
 
@@ -359,7 +352,6 @@ class HostCollector(Collector):
         num_steps, num_envs = self.buffer.num_steps, self.buffer.num_envs
         self.faults = Faults(self.envs, num_steps, group_size, self.whole_episodes)
         self.standing = Standing(self.envs.envs)
-        self.life_lost: dict[int, np.ndarray] = {}  # by row, [N] ends for learning alone
         self.next_first = np.zeros(num_envs, dtype=bool)  # whether next_obs is the first of an episode after another
         self.extras = [field.name for field in self.envs.fields]
 
@@ -399,7 +391,8 @@ class HostCollector(Collector):
         obs, first = self.next_obs, self.next_first
         begun = first  # of the environment's own episodes: a lost life ends one for learning alone
         playing = np.ones(buffer.num_envs, dtype=bool)
-        self.life_lost, faulty = {}, envs.restarts.latest is not None
+        life_lost: dict[int, np.ndarray] = {}  # by row, [N] ends for learning alone
+        faulty = envs.restarts.latest is not None
         playing = self.faults.begin(playing) if faulty else playing
         act = self._actor(network)
         for t in range(buffer.num_steps):
@@ -419,7 +412,7 @@ class HostCollector(Collector):
             rows.mask[t] = step.real & playing
             if step.life_lost is not None:
                 rows.terminated[t] |= step.life_lost
-                self.life_lost[t] = step.life_lost
+                life_lost[t] = step.life_lost
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
             obs = step.obs
@@ -428,7 +421,7 @@ class HostCollector(Collector):
             if step.failed is not None:
                 self._check_policy(t + 1)
                 faulty, begun = True, begun | step.failed
-                playing = self.faults.give_up(t, step.failed, playing, rows, self.life_lost, self.counter)
+                playing = self.faults.give_up(t, step.failed, playing, rows, life_lost, self.counter)
             if self.whole_episodes:
                 playing = playing & ~step.done
                 if not playing.any():
@@ -446,8 +439,8 @@ class HostCollector(Collector):
         rows.flush()
         self._complete(network, self._to_device(obs), self._cut(finals))
         ends = rows.terminated | rows.truncated
-        for t, life_lost in self.life_lost.items():
-            ends[t] &= ~life_lost
+        for t, lost in life_lost.items():
+            ends[t] &= ~lost
         return rows.raw_rewards, ends, self.faults.gave_up if faulty else None
 
     def _actor(self, network: ActorCritic) -> Callable[[int, Any, np.ndarray], None]:
@@ -739,10 +732,11 @@ class NativeCollector(Collector):
         return rows, envs, finals[rows, envs], truncated[rows, envs]
 
     def _check_finite(self, rewards: np.ndarray) -> None:
-        obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
-        finite = np.isfinite(rewards).all() and np.isfinite(output).all()
-        if finite and (obs.dtype.kind != "f" or np.isfinite(obs).all()):
+        # Looked at where they lie: only what is to be explained is worth a copy from the device.
+        numbers = [x for x in (self.buffer.obs, self.buffer.dist_params) if x.is_floating_point()]
+        if np.isfinite(rewards).all() and torch.stack([x.isfinite().all() for x in numbers]).all():
             return
+        obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
         refuse_policy(output, [obs], len(output), self.rows_collected)
         for what, values, offset in (("its observation", obs, 0), ("its reward", rewards, 1)):
             refuse_nan(what, values, offset, self.rows_collected, (output, [obs]))

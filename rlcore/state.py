@@ -59,12 +59,12 @@ def write_back(places: Sequence[Place], values: Sequence[Tensor]) -> None:
         torch._foreach_copy_(mine, new)
 
 
-def module_places(module: nn.Module, name: str, parameters: bool = True, skip: Any = ()) -> list[Place]:
+def module_places(module: nn.Module, name: str, skip: Any = ()) -> list[Place]:
     """A module's parameters and buffers, each tensor once, however often it is tied; those in `skip` are left out."""
     places: dict[int, Place] = {id(x): None for x in skip}
     for path, owner in module.named_modules(remove_duplicate=False):
         dotted = f"{name}.{path}" if path else name
-        for holder in (owner._parameters, owner._buffers) if parameters else (owner._buffers,):
+        for holder in (owner._parameters, owner._buffers):
             for key, tensor in holder.items():
                 if tensor is None:
                     continue

@@ -88,7 +88,7 @@ def loop(
     """
     if thread.recorder is not None:
         return thread.recorder.loop(body, carry, xs, until, unroll, apart)
-    rows, ys = itertools.repeat(None, xs) if isinstance(xs, int) else _rows(xs), []
+    rows, ys = itertools.repeat(None, xs) if isinstance(xs, int) else rows_of(xs), []
     for x in rows:
         carry, y = body(carry, x)
         ys.append(y)
@@ -97,7 +97,8 @@ def loop(
     return carry, _stacked(ys), len(ys)
 
 
-def _rows(xs: Tree) -> Iterator[Tree]:
+def rows_of(xs: Tree) -> Iterator[Tree]:
+    """The rows of a tensor, or of all tensors in a dict together."""
     if isinstance(xs, Tensor):
         return iter(xs.unbind())
     if not isinstance(xs, dict):  # what is put together row by row

@@ -106,8 +106,8 @@ class Agent:
         self.reward_scaler: RewardScaler | None = None
         if config.norm_reward:
             self.state.register("reward_scaler", RewardScaler(config.num_envs, config.gamma).to(self.device))
-        self.coefs: dict[str, float] = {}
-        self.state.names.append("coefs")
+        self.coefs: dict[str, float]
+        self.state.register("coefs", {})
         self.sampler = RowSampler(config.num_minibatches, config.update_epochs, config.whole_episodes)
         self.draws: dict[str, Tensor] = {}
         self.iteration = 0

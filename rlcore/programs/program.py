@@ -120,24 +120,21 @@ class Program:
             folder = self._folder(key)
             self._structure = self._from_cache(folder) or self._build_once(folder)
         else:
-            self._structure = self.recorded.describe()
-            self._prepare_graph(compiled)
+            self.run, self._structure = None, self.recorded.describe()
         places = {place.name: place for place in self.find_places()}
         self._inputs = [places[name] for name in self._structure["inputs"]]
         self._changed = [places[name] for name in self._structure["changed"]]
+        if self.run is None:
+            self._prepare_graph(compiled)
 
     def _prepare_graph(self, compiled: bool) -> None:
         graph = for_all(self.recorded.graph, for_python)
+        state, arguments = [place.tensor(self.device) for place in self._inputs], leaves_of(self.arguments)
         if compiled:
-            tensors = [
-                place.tensor(self.device) for place in self.find_places() if place.name in self._structure["inputs"]
-            ]
-            self.run = Captured(graph, tensors, leaves_of(self.arguments))
+            self.run = Captured(graph, state, arguments)
         else:
             self.run = torch.inference_mode()(lambda leaves: graph.forward(*leaves))
-            places = {place.name: place for place in self.find_places()}
-            example = [places[name].tensor(self.device) for name in self._structure["inputs"]]
-            self.run([*example, *leaves_of(self.arguments)])  # what cannot be run this way says so now
+            self.run([*state, *arguments])  # what cannot be run this way says so now
 
     def _from_cache(self, folder: Path) -> dict[str, Any] | None:
         """The structure of the program that was built there, which runs from now on; None where none is whole."""
