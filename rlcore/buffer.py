@@ -17,7 +17,7 @@ from rlcore.envs.frames import FrameStacks
 from rlcore.errors import UsageError
 from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
 from rlcore.state import Place
-from rlcore.tracing import is_recording, reduce, thread
+from rlcore.tracing import is_recording, reduce
 
 LARGE = 2**20  # bytes from which on a field's memory is taken page by page
 
@@ -104,7 +104,7 @@ class RolloutBuffer:
             else map_parts(lambda part: zeros(part.shape, part.dtype), parts)
         )
         for field in fields:
-            if hasattr(self, field.name) or hasattr(Batch, field.name) or field.name in OF_THE_BATCH:
+            if hasattr(self, field.name) or hasattr(Batch, field.name) or field.name in RESERVED:
                 raise UsageError(f"a field cannot be called '{field.name}', because buffer or batch have it already")
             vars(self)[field.name] = zeros(field.shape, field.dtype)
             self.fields[field.name] = field
@@ -158,15 +158,15 @@ class RolloutBuffer:
         return Batch(fields, weight=None if weight is None else torch.where(fields["mask"], flat(weight), 0.0))
 
 
-OF_THE_BATCH = ("advantages", "returns", "weight", "weighted")
+RESERVED = ("advantages", "returns", "weight", "weighted")  # names that a batch has beside the buffer's fields
+OF_THE_BATCH = ("mask", "weight", "weighted")
 
 
 class Batch:
     """B transitions, as a loss sees them: the `[T, N]` of a RolloutBuffer flattened to `[B]`.
 
     Attributes:
-        obs, actions, dones, logprobs, ...: `[B, ...]`, every field of the buffer; those of a minibatch are read from
-            the rollout when they are first asked for.
+        obs, actions, dones, logprobs, ...: `[B, ...]`, every field of the buffer.
         advantages, returns: `[B]` from the agent's estimator.
         mask: `[B]`, False for padding.
         weight: `[B]` share of each transition in the loss, 0 for padding. 1/(number of real transitions) for each of
@@ -176,31 +176,15 @@ class Batch:
     Args:
         fields: tensors `[B, ...]`, `mask` among them.
         weight: `[B]` of the estimator, where it gave weights.
-        whole, rows: the batch that this one is a part of, and which of its rows, `[B]`.
     """
 
-    def __init__(
-        self,
-        fields: dict[str, Any],
-        weight: Tensor | None = None,
-        whole: Batch | None = None,
-        rows: Tensor | None = None,
-    ):
+    def __init__(self, fields: dict[str, Any], weight: Tensor | None = None):
         vars(self).update(fields)
-        self._whole, self._rows, self._trace = whole, rows, thread.trace
-        self._real_rows = _real_rows(self.mask) if whole is None else None
         self.weighted = weight is not None
         self.weight: Tensor = _weight(self.mask) if weight is None else weight
 
     def __getattr__(self, name: str) -> Any:
-        whole = self.__dict__.get("_whole")
-        if whole is None or name.startswith("_"):
-            known = ", ".join(sorted(name for name in self.__dict__ if not name.startswith("_")))
-            raise AttributeError(f"a batch has no '{name}'; it has {known}")
-        value = map_parts(lambda x: x[self._rows], getattr(whole, name))
-        if thread.trace is self._trace:  # what is read inside a recorded loop belongs to the loop
-            vars(self)[name] = value
-        return value
+        raise AttributeError(f"a batch has no '{name}'; it has {', '.join(sorted(vars(self)))}")
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -214,16 +198,15 @@ class Batch:
         Args:
             padded: whether an index of -1 stands for no transition, where minibatches are not of one length.
         """
-        mask = self.mask[indices]
+        mask, weight = self.mask[indices], None
+        real = torch.where(mask, indices, self.mask.int().argmax())
         if padded:
             mask = mask & (indices >= 0)
-        weight = None
         if self.weighted:  # a minibatch stands for the whole: scale up by how many real transitions were left out
             share = reduce(self.mask.sum()) / reduce(mask.sum()).clamp(min=1)
-            weight = self.weight[indices] * share
-            weight = torch.where(mask, weight, 0.0) if padded else weight
-        real_rows = _real_rows(self.mask) if self._real_rows is None else self._real_rows
-        return Batch({"mask": mask}, weight, self, real_rows[indices])
+            weight = torch.where(mask, self.weight[indices] * share, 0.0)
+        fields = {name: map_parts(lambda x: x[real], x) for name, x in vars(self).items() if name not in OF_THE_BATCH}
+        return Batch({**fields, "mask": mask}, weight)
 
     def mean(self, x: Tensor) -> Tensor:
         """Σ weight · x over `x [B]`: the mean over the real transitions, unless the estimator gave other weights."""
@@ -268,7 +251,8 @@ class RowSampler:
             `rows [R]` of the batch to learn from at all, and `minibatches [epochs · num_minibatches, M]` of these;
             one that is a row shorter than others is filled up with -1.
         """
-        rows = torch.nonzero(mask.flatten()).squeeze(-1) if self.ragged else _every_row(mask.flatten())
+        rows = torch.arange(mask.numel(), device=mask.device)
+        rows = rows[mask.flatten()] if self.ragged else rows
         count = min(self.num_minibatches, len(rows))
         orders = [torch.randperm(len(rows), generator=generator, device=rows.device) for _ in range(self.epochs)]
         orders = [rows[order] for order in orders] if self.ragged else orders
@@ -284,7 +268,7 @@ class RowSampler:
 
     def example(self, mask: Tensor) -> dict[str, Tensor]:
         """What `draw` gives, for a rollout of the form of `mask [T, N]`, without drawing."""
-        rows = _every_row(mask.flatten())
+        rows = torch.arange(mask.numel(), device=mask.device)
         rows = rows[: max(len(rows) - 3, 2)] if self.ragged else rows  # so that no size is one of another kind
         size = -(-len(rows) // self.num_minibatches)
         return {"rows": rows, "minibatches": rows[:size].expand(self.epochs * self.num_minibatches, -1).contiguous()}
@@ -335,12 +319,3 @@ def _memory(device: torch.device) -> int:
 
 def _weight(mask: Tensor) -> Tensor:
     return mask / reduce(mask.sum()).clamp(min=1)
-
-
-def _real_rows(mask: Tensor) -> Tensor:
-    """`[B]` the row to read for each row: itself, or a real one in place of padding."""
-    return torch.where(mask, _every_row(mask), mask.int().argmax())
-
-
-def _every_row(mask: Tensor) -> Tensor:
-    return torch.arange(len(mask), device=mask.device)

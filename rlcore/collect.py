@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from rlcore.buffer import RolloutBuffer
-from rlcore.envs.adapter import VectorAdapter
-from rlcore.envs.faults import Faults, refuse_nan, refuse_policy
+from rlcore.envs.adapter import Step, VectorAdapter
+from rlcore.envs.faults import Faults, Seen, refuse_nan, refuse_policy
 from rlcore.envs.frames import FrameStacks
 from rlcore.envs.native import NativeTask
 from rlcore.envs.standing import Standing
@@ -81,27 +81,22 @@ class EpisodeCounter:
             first_step: environment steps before this rollout.
             cuts: `[T, N]`, rows after which an episode was given up, which is no episode to report.
         """
-        ends = (ends if cuts is None else ends | cuts) & mask
         steps = mask.sum(1)
         self.steps = int(steps.sum())
-        if not ends.any():
-            self.returns += np.where(mask, rewards, 0.0).sum(0)
-            self.lengths += mask.sum(0)
-            return Episodes()
-        n, t = np.nonzero(ends.T)  # environment by environment, each in the order of time
-        again = np.append(False, n[1:] == n[:-1])  # not the first of its environment to end here
-        found = []
-        for name, x in (("returns", np.where(mask, rewards, 0.0)), ("lengths", mask)):
-            under_way = getattr(self, name)
-            sums = under_way + np.cumsum(x, axis=0, dtype=under_way.dtype)  # [T, N]
-            ended, reached = np.zeros_like(under_way), sums[t, n]
-            ended[n] = reached  # the last of each environment stays
-            setattr(self, name, sums[-1] - ended)
-            found.append(reached - np.where(again, np.append(0, reached[:-1]), 0))
-        order = np.lexsort((n, t))
-        order = order if cuts is None else order[~cuts[t, n][order]]
-        at = (first_step + np.cumsum(steps))[t]
-        return Episodes(*(x[order].tolist() for x in (at, n, *found)))
+        # Sums up to each row, of which what an episode of the same environment before it had is taken away.
+        returns = self.returns + np.cumsum(np.where(mask, rewards, 0.0), axis=0)
+        lengths = self.lengths + np.cumsum(mask, axis=0)
+        self.returns, self.lengths = np.zeros_like(self.returns), np.zeros_like(self.lengths)
+        at, episodes = first_step + np.cumsum(steps), Episodes()
+        for t, n in np.argwhere((ends if cuts is None else ends | cuts) & mask).tolist():
+            if cuts is None or not cuts[t, n]:
+                episodes.step.append(int(at[t]))
+                episodes.env.append(n)
+                episodes.returns.append(float(returns[t, n] - self.returns[n]))
+                episodes.lengths.append(int(lengths[t, n] - self.lengths[n]))
+            self.returns[n], self.lengths[n] = returns[t, n], lengths[t, n]
+        self.returns, self.lengths = returns[-1] - self.returns, lengths[-1] - self.lengths
+        return episodes
 
     def state_dict(self) -> dict[str, Tensor]:
         """The episodes under way, as tensors `[N]`."""
@@ -281,18 +276,19 @@ def _values(network: ActorCritic, obs: Any) -> Tensor:
 
 
 class HostRows:
-    """The buffer's rows as numpy arrays, for environments that live in host memory.
-
-    On a CPU buffer they are the buffer's own memory and nothing is copied. On CUDA they are staged in pinned memory:
-    an observation goes over when it arrives, in one copy, all else in one copy at the end.
+    """The buffer's rows as numpy arrays, for environments that live in host memory. On a CPU buffer they are the
+    buffer's own memory and nothing is copied.
 
     Attributes:
-        rewards, terminated, truncated, mask, dones, ...: `[T, N]` each field that the environments fill.
+        rewards, terminated, truncated, mask, dones, actions, ...: `[T, N, ...]` actions and each field that the
+            environments fill.
+        done: `[T, N]` bool, ends of the environments' own episodes.
         raw_rewards: `[T, N]` float64, as the environments gave them.
+        noise, policy: rows of the action noise, and of what the policy fills, as tensors.
 
     Args:
         buffer: where the rows go.
-        staged: whether to keep rows of their own; by default, where the buffer is not in host memory.
+        noise: `[T, N, A]`.
     """
 
     rewards: np.ndarray
@@ -300,48 +296,73 @@ class HostRows:
     truncated: np.ndarray
     mask: np.ndarray
     dones: np.ndarray
+    actions: np.ndarray
 
-    def __init__(self, buffer: RolloutBuffer, staged: bool | None = None):
+    def __init__(self, buffer: RolloutBuffer, noise: Tensor):
         self.buffer = buffer
-        self.staged = buffer.device.type != "cpu" if staged is None else staged
-        self.tensors = {name: self._host(getattr(buffer, name)) for name in buffer.filled_by("environment")}
-        # Frames stored once bring their own staging.
-        self.stacks = buffer.obs if isinstance(buffer.obs, FrameStacks) else None
-        self.obs_tensor = {} if self.stacks is not None else map_parts(self._host, buffer.obs)
-        self.obs_rows = [] if self.stacks is not None else list(rows_of(buffer.obs))
-        self.actions_tensor = self._host(buffer.actions)
-        for name, tensor in self.tensors.items():
-            setattr(self, name, tensor.numpy())
-        self.raw_rewards = np.zeros((buffer.num_steps, buffer.num_envs))
-        self.actions = self.actions_tensor.numpy()
-        self.obs = map_parts(lambda x: x.numpy(), self.obs_tensor)
+        names = [*buffer.filled_by("environment"), "actions"]
+        self.tensors = {name: self._host(getattr(buffer, name)) for name in names}
+        for name, x in self.tensors.items():
+            setattr(self, name, x.numpy())
+        self.obs = {} if isinstance(buffer.obs, FrameStacks) else map_parts(lambda x: self._host(x).numpy(), buffer.obs)
+        self.raw_rewards, self.done = np.zeros(self.mask.shape), np.zeros(self.mask.shape, dtype=bool)
+        # Views of every row, made once, since indexing a tensor costs more than a small layer.
+        self.obs_rows = [] if isinstance(buffer.obs, FrameStacks) else list(rows_of(buffer.obs))
+        self.noise = noise.unbind()
+        self.policy = {name: getattr(buffer, name).unbind() for name in [*buffer.filled_by("policy"), "values"]}
 
-    def _host(self, tensor: Tensor) -> Tensor:
-        if not self.staged:
-            return tensor
-        return torch.empty_like(tensor, device="cpu", pin_memory=torch.cuda.is_available())
+    def _host(self, x: Tensor) -> Tensor:
+        return x
 
-    def write_obs(self, t: int, obs: Any, begun: np.ndarray) -> Any:
-        """Store row t, in which episodes have `begun [N]`; gives it back on the buffer's device."""
-        if self.stacks is not None:
-            return self.stacks.write(t, obs, begun)
+    def begin(self, t: int, obs: Any, first: np.ndarray, begun: np.ndarray, extras: dict[str, np.ndarray]) -> Any:
+        """Row t begins: what is observed. Gives the observation back on the buffer's device."""
+        self.dones[t] = first
+        for name, x in extras.items():
+            getattr(self, name)[t] = x
+        if isinstance(self.buffer.obs, FrameStacks):  # which bring their own staging
+            return self.buffer.obs.write(t, obs, begun)
         map_parts(lambda rows, part: np.copyto(rows[t], part, casting="unsafe"), self.obs, obs)
-        if self.staged:
-            map_parts(lambda x, host: x[t].copy_(host[t], non_blocking=True), self.buffer.obs, self.obs_tensor)
         return self.obs_rows[t]
 
     def read_actions(self, t: int) -> np.ndarray:
         """Actions of row t, `[N, ...]`."""
-        if self.staged:
-            self.actions_tensor[t].copy_(self.buffer.actions[t])
         return self.actions[t]
+
+    def end(self, t: int, step: Step, playing: np.ndarray) -> None:
+        """Row t ends with a `step`, which counts for those who are `playing [N]`."""
+        self.raw_rewards[t], self.done[t] = step.rewards, step.done
+        self.terminated[t], self.truncated[t] = step.terminated, step.truncated
+        self.mask[t] = step.real & playing
 
     def flush(self) -> None:
         """Hand what is kept here over to the buffer, at the end of a rollout."""
         self.rewards[:] = self.raw_rewards
-        if self.staged:
-            for name, tensor in self.tensors.items():
-                setattr(self.buffer, name, tensor)  # waits: the next rollout writes here
+
+
+class StagedRows(HostRows):
+    """Rows in host memory for a buffer elsewhere: an observation goes over when it arrives, in one copy, all else in
+    one copy at the end."""
+
+    def _host(self, x: Tensor) -> Tensor:
+        return torch.empty_like(x, device="cpu", pin_memory=torch.cuda.is_available())
+
+    def begin(self, t: int, obs: Any, first: np.ndarray, begun: np.ndarray, extras: dict[str, np.ndarray]) -> Any:
+        """As `HostRows.begin`."""
+        row = super().begin(t, obs, first, begun, extras)
+        if not isinstance(self.buffer.obs, FrameStacks):
+            map_parts(lambda host, x: x.copy_(torch.from_numpy(host[t]), non_blocking=True), self.obs, row)
+        return row
+
+    def read_actions(self, t: int) -> np.ndarray:
+        """As `HostRows.read_actions`."""
+        self.tensors["actions"][t].copy_(self.buffer.actions[t])
+        return self.actions[t]
+
+    def flush(self) -> None:
+        """As `HostRows.flush`."""
+        super().flush()
+        for name in self.buffer.filled_by("environment"):
+            setattr(self.buffer, name, self.tensors[name])  # waits: the next rollout writes here
 
 
 class HostCollector(Collector):
@@ -353,26 +374,12 @@ class HostCollector(Collector):
         self.faults = Faults(self.envs, num_steps, group_size, self.whole_episodes)
         self.standing = Standing(self.envs.envs)
         self.next_first = np.zeros(num_envs, dtype=bool)  # whether next_obs is the first of an episode after another
-        self.extras = [field.name for field in self.envs.fields]
-
-    # Views of every row, made once, since indexing a tensor costs more than a small layer; and made when first played,
-    # since there may be millions.
 
     @functools.cached_property
     def rows(self) -> HostRows:
-        """The rows that the environments fill."""
-        return HostRows(self.buffer)
-
-    @functools.cached_property
-    def noise_rows(self) -> tuple[Tensor, ...]:
-        """Action noise, `[N, A]` each."""
-        return self.noise.unbind()
-
-    @functools.cached_property
-    def policy_rows(self) -> dict[str, tuple[Tensor, ...]]:
-        """The rows of what the policy fills."""
-        names = [*self.buffer.filled_by("policy"), "values"]
-        return {name: getattr(self.buffer, name).unbind() for name in names}
+        """The rows of a rollout; made when first played, since there may be millions."""
+        kind = HostRows if self.buffer.device.type == "cpu" else StagedRows
+        return kind(self.buffer, self.noise)
 
     @property
     def restarts(self) -> int:
@@ -386,62 +393,39 @@ class HostCollector(Collector):
         self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
 
     def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        envs, rows, buffer = self.envs, self.rows, self.buffer
-        envs.steps, finals = self.rows_collected, []
-        obs, first = self.next_obs, self.next_first
-        begun = first  # of the environment's own episodes: a lost life ends one for learning alone
-        playing = np.ones(buffer.num_envs, dtype=bool)
-        life_lost: dict[int, np.ndarray] = {}  # by row, [N] ends for learning alone
-        faulty = envs.restarts.latest is not None
-        playing = self.faults.begin(playing) if faulty else playing
-        act = self._actor(network)
-        for t in range(buffer.num_steps):
-            row = rows.write_obs(t, obs, begun)
-            rows.dones[t] = first
-            for name in self.extras:
-                getattr(rows, name)[t] = envs.extras[name]
-            act(t, row, first)
+        envs, rows, finals = self.envs, self.rows, []
+        envs.steps, obs, first, begun = self.rows_collected, self.next_obs, self.next_first, self.next_first
+        restarted, act = envs.restarts.latest is not None, self._actor(network)
+        playing = self.faults.begin() if restarted else np.ones(self.buffer.num_envs, dtype=bool)
+        for t in range(self.buffer.num_steps):
+            act(t, rows.begin(t, obs, first, begun, envs.extras), first)
             try:
                 step = envs.step(rows.read_actions(t))
             except Exception:
                 self._check_finite(finals, t + 1, failed=True)  # a NaN that came earlier is the better explanation
                 raise
-            rows.raw_rewards[t] = step.rewards
-            rows.terminated[t] = step.terminated
-            rows.truncated[t] = step.truncated
-            rows.mask[t] = step.real & playing
-            if step.life_lost is not None:
-                rows.terminated[t] |= step.life_lost
-                life_lost[t] = step.life_lost
+            rows.end(t, step, playing)
+            obs, first, begun = step.obs, step.first, step.begun
             if step.final_obs is not None:
                 finals.append((t, step.final_envs, step.final_obs))
-            obs = step.obs
-            # The observation after a dead row starts an episode; without dead rows, the one after the end does.
-            begun = ~step.real if envs.has_dead_rows else step.done
             if step.failed is not None:
-                self._check_policy(t + 1)
-                faulty, begun = True, begun | step.failed
-                playing = self.faults.give_up(t, step.failed, playing, rows, life_lost, self.counter)
+                refuse_policy(*self._policy_rows(), t + 1, self.rows_collected)
+                restarted, playing = True, self.faults.give_up(t, step.failed, playing, rows, self.counter)
             if self.whole_episodes:
                 playing = playing & ~step.done
                 if not playing.any():
                     break
-            first = begun if step.life_lost is None else begun | step.life_lost
-        buffer.length = t + 1
-        rows.mask[t + 1 :] = False
-        if self.whole_episodes:
-            rows.truncated[t] |= playing  # an episode that is still running is cut here
+        self.buffer.length, rows.mask[t + 1 :] = t + 1, False
+        if self.whole_episodes:  # an episode that is still running is cut here
+            rows.truncated[t], rows.done[t] = rows.truncated[t] | playing, rows.done[t] | playing
             self.cut_episodes = int(playing.sum())
         self.next_obs, self.next_first = obs, first
-        if faulty:
+        if restarted:
             self.faults.end(rows.mask)
         self._check_finite(finals, t + 1)
         rows.flush()
         self._complete(network, self._to_device(obs), self._cut(finals))
-        ends = rows.terminated | rows.truncated
-        for t, lost in life_lost.items():
-            ends[t] &= ~lost
-        return rows.raw_rewards, ends, self.faults.gave_up if faulty else None
+        return rows.raw_rewards, rows.done, self.faults.gave_up
 
     def _actor(self, network: ActorCritic) -> Callable[[int, Any, np.ndarray], None]:
         """What chooses the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
@@ -450,14 +434,14 @@ class HostCollector(Collector):
 
     def _act(self, network: ActorCritic, t: int, obs: Any, first: np.ndarray) -> None:
         began = torch.from_numpy(first.copy()).to(self.buffer.device) if self.carry else None
-        chosen, self.carry = network.act(obs, self.carry, began, self.noise_rows[t], self.with_values)
+        chosen, self.carry = network.act(obs, self.carry, began, self.rows.noise[t], self.with_values)
         for name, value in chosen.items():
-            self.policy_rows[name][t].copy_(value)
+            self.rows.policy[name][t].copy_(value)
 
     def _bound_actor(self) -> Callable[[int, Any, np.ndarray], None]:
         """The same by a program. A row takes microseconds, so nested tensors are laid flat here."""
         run, (chosen, after) = self.program.bind(), self.program.result
-        noise_rows, targets = self.noise_rows, [self.policy_rows[name] for name in chosen]
+        noise_rows, targets = self.rows.noise, [self.rows.policy[name] for name in chosen]
 
         def act(t: int, obs: Any, first: np.ndarray) -> None:
             leaves = [*obs.values(), noise_rows[t]] if isinstance(obs, dict) else [obs, noise_rows[t]]
@@ -492,38 +476,25 @@ class HostCollector(Collector):
 
     def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool = False) -> None:
         """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
-        seen = [x[:length] for x in _parts(self.rows.obs).values()]
-        seen += (
-            [] if failed else [x for obs in (self.next_obs, *(obs for *_, obs in finals)) for x in _parts(obs).values()]
-        )
-        numbers = [self.rows.raw_rewards[: length - failed], *(x for x in seen if x.dtype.kind == "f")]
-        if not failed and all(np.isfinite(x).all() for x in numbers):
+        seen = [
+            Seen(f"its observation{f' part {name!r}' if name else ''}", x[:length], 0)
+            for name, x in _parts(self.rows.obs)
+        ]
+        seen.append(Seen("its reward", self.rows.raw_rewards[: length - failed], 1))
+        if not failed:
+            ends = [(length - 1, None, "observation", self.next_obs)]
+            ends += [(t, envs, "final observation", obs) for t, envs, obs in finals]
+            seen += [Seen(f"its {what}", x[None], t + 1, n) for t, n, what, obs in ends for _, x in _parts(obs)]
+        if all(x.is_finite() for x in seen) and not failed:
             return
-        self._explain_nan(finals, length, failed)
-
-    def _explain_nan(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool) -> None:
-        rows, first_step, policy = self.rows, self.rows_collected, self._policy_rows()
-        for part, values in _parts(rows.obs).items():
-            what = f"its observation{f' part {part!r}' if part else ''}"
-            refuse_nan(what, values[:length], 0, first_step, policy)
-        refuse_nan("its reward", rows.raw_rewards[: length - failed], 1, first_step, policy)
-        if failed:
-            self._check_policy(length)
-            return
-        for values in _parts(self.next_obs).values():
-            refuse_nan("its observation", np.asarray(values)[None], length, first_step, policy)
-        for t, envs, obs in finals:
-            for values in _parts(obs).values():
-                refuse_nan("its final observation", np.asarray(values)[None], t + 1, first_step, policy, envs)
-
-    def _check_policy(self, steps: int) -> None:
-        refuse_policy(*self._policy_rows(), steps, self.rows_collected)
+        refuse_nan(seen, *self._policy_rows(), self.rows_collected)
+        refuse_policy(*self._policy_rows(), length, self.rows_collected)
 
     def _policy_rows(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """What the policy put out, `[T, N, P + A]` (a choice is finite in any case, whatever it was drawn from), and
         what it saw."""
         parts = [x.flatten(2).float() for x in (self.buffer.dist_params, self.buffer.actions.unsqueeze(-1))]
-        return torch.cat(parts, -1).cpu().numpy(), list(_parts(self.rows.obs).values())
+        return torch.cat(parts, -1).cpu().numpy(), [x for _, x in _parts(self.rows.obs)]
 
     def is_capturable(self) -> bool:
         return self.standing.capture(self.rows_collected > 0) is not None
@@ -570,8 +541,9 @@ class HostCollector(Collector):
         }
 
 
-def _parts(obs: Any) -> dict[str, Any]:
-    return dict(obs) if isinstance(obs, dict) else {"": obs}
+def _parts(obs: Any) -> list[tuple[str, np.ndarray]]:
+    """Names and arrays of an observation's parts."""
+    return [*obs.items()] if isinstance(obs, dict) else [("", np.asarray(obs))]
 
 
 class NativeCollector(Collector):
@@ -738,8 +710,9 @@ class NativeCollector(Collector):
             return
         obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
         refuse_policy(output, [obs], len(output), self.rows_collected)
-        for what, values, offset in (("its observation", obs, 0), ("its reward", rewards, 1)):
-            refuse_nan(what, values, offset, self.rows_collected, (output, [obs]))
+        refuse_nan(
+            [Seen("its observation", obs, 0), Seen("its reward", rewards, 1)], output, [obs], self.rows_collected
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where collection stands, environments included: they are tensors, so their state can always be stored."""
@@ -754,4 +727,4 @@ class NativeCollector(Collector):
             self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
 
 
-__all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector"]
+__all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector", "StagedRows"]

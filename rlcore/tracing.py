@@ -24,7 +24,6 @@ class _Thread(threading.local):
     """What is going on in this thread."""
 
     looks = True  # whether values may be looked at
-    trace: Any = None  # what is recorded at this moment, of which a loop's body is another than what is around it
     recorder: Any = None  # what writes down the operations, see rlcore/programs/recording.py
 
 
@@ -39,16 +38,6 @@ def is_recording() -> bool:
 def surely(flag: Tensor) -> bool:
     """The truth of `flag []` where it can be looked at; False while recording, where nothing is certain."""
     return thread.looks and bool(flag)
-
-
-@contextmanager
-def one_trace() -> Iterator[None]:
-    """What runs inside is recorded for itself."""
-    before, thread.trace = thread.trace, object()
-    try:
-        yield
-    finally:
-        thread.trace = before
 
 
 @contextmanager

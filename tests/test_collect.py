@@ -6,7 +6,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from rlcore import PPO, ActorCritic, RolloutBuffer
-from rlcore.collect import EpisodeCounter, HostCollector, HostRows, NativeCollector
+from rlcore.collect import EpisodeCounter, HostCollector, NativeCollector, StagedRows
 from rlcore.envs import VectorAdapter
 from rlcore.envs.native import NativeTask
 from rlcore.errors import EnvironmentFault, UsageError
@@ -141,7 +141,7 @@ def test_a_sum_of_rewards_is_exact_where_float32_is_not():
 def test_rows_staged_for_a_device_arrive_as_those_written_in_place(mode):
     """What a CUDA buffer does, with a CPU buffer in its place."""
     in_place, staged = (collector(vectorize(lambda n: Scripted(SCRIPTS[n]), 3, mode), 6) for _ in range(2))
-    staged[0].rows = HostRows(staged[0].buffer, staged=True)
+    staged[0].rows = StagedRows(staged[0].buffer, staged[0].noise)
     for _ in range(3):
         episodes = [play.collect(network) for play, network in (in_place, staged)]
         assert episodes[0] == episodes[1]

@@ -195,7 +195,7 @@ def test_every_public_name_is_on_a_page_and_every_page_is_in_the_menu():
             covered.add(id(x))
     inner = {
         "networks": ("MLP", "Preprocess", "Trunk", "orthogonal"),
-        "tracing": ("in_places", "leaves_of", "numbered", "one_trace", "recording"),
+        "tracing": ("in_places", "leaves_of", "numbered", "recording"),
     }
     missing = [
         path

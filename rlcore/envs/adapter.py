@@ -30,11 +30,12 @@ class Step(NamedTuple):
     Attributes:
         obs: observation to act on next, `[N, ...]` arrays, split into parts.
         rewards: `[N]`.
-        terminated, truncated, done: `[N]` bool; `done` is either.
+        terminated, truncated: `[N]` bool. A lost life terminates (`infos["life_lost"]`), though the game goes on.
+        done: `[N]` bool, whether an episode of the environment's own ended.
         real: `[N]` bool, False where this step was the dead row of a next-step autoreset.
+        begun, first: `[N]` bool, whether `obs` begins an episode of the environment's own, or one to learn from.
         final_envs: indices of environments whose true successor is not in `obs`, in the order of `final_obs`.
         final_obs: their true successors `[len(final_envs), ...]`, or None where there are none.
-        life_lost: `[N]` bool, ends of episodes for learning alone: the game goes on. None where there are none.
         failed: `[N]` bool, whose step was none because the environment failed; each has begun a new episode since.
             None where none has failed.
     """
@@ -45,13 +46,13 @@ class Step(NamedTuple):
     truncated: np.ndarray
     done: np.ndarray
     real: np.ndarray
-    final_envs: np.ndarray
+    begun: np.ndarray
+    first: np.ndarray
+    final_envs: np.ndarray | None
     final_obs: Any
-    life_lost: np.ndarray | None = None
     failed: np.ndarray | None = None
 
 
-NO_ENVS = np.zeros(0, dtype=np.int64)
 FAULTS_IN_A_ROW = 10  # of one environment, without a good step between them, end a run in any case
 FAULT_STREAM = 0xFA17  # keeps the seeds of restarts apart from all others of a run
 
@@ -196,37 +197,44 @@ class VectorAdapter:
             EnvironmentFault: where an environment fails and is not begun anew.
         """
         self.steps += 1
-        actions = self.action_spec.to_env(actions)
         try:
-            obs, rewards, terminated, truncated, infos = self.envs.step(actions)
+            obs, rewards, terminated, truncated, infos = self.envs.step(self.action_spec.to_env(actions))
         except Exception as error:
             raise self._fault(error) from error
+        obs, dead, final_envs, final_obs = self.split(obs), self.pending, None, None
         terminated, truncated = terminated.astype(bool, copy=False), truncated.astype(bool, copy=False)
         done = terminated | truncated
-        obs = self.split(obs)
         if self.fields:
             self._keep_extras(infos)
-        real, failed, faults = ~self.pending, None, {}
-        if FAULT_KEY in infos:
-            faults = _faults(infos)
-            failed = infos[f"_{FAULT_KEY}"] & ~done  # where an episode ended, it was the reset that followed
-            real &= ~failed
-        if self.restarts.troubled:
-            self.restarts.forgive(real)
+        # The observation after a dead row begins an episode; without dead rows, the one after an end does.
+        begun = first = dead if self.has_dead_rows else done
         if self.has_dead_rows:
             self.pending = done
-        final_envs, final_obs = NO_ENVS, None
-        if done.any() and not self.has_dead_rows:
+        elif done.any():
             final_envs = np.flatnonzero(done)
-            if self.mode is AutoresetMode.SAME_STEP:
-                final_obs = self._final_from_infos(infos, final_envs)
-            else:
-                final_obs = map_parts(lambda x: x[final_envs].copy(), obs)
-                obs = self._renew(done)
+            obs, final_obs = self._past_ends(obs, infos, done, final_envs)
+        if "life_lost" in infos:
+            terminated, first = terminated | infos["life_lost"], begun | infos["life_lost"]
+        step = Step(obs, rewards, terminated, truncated, done, ~dead, begun, first, final_envs, final_obs)
+        return self._without_faults(step, infos) if FAULT_KEY in infos or self.restarts.troubled else step
+
+    def _past_ends(self, obs: Any, infos: dict[str, Any], done: np.ndarray, which: np.ndarray) -> tuple[Any, Any]:
+        """Observations to act on, and the true successors where episodes are `done [N]`, in environments `which`."""
+        if self.mode is AutoresetMode.SAME_STEP:
+            return obs, self._final_from_infos(infos, which)
+        final_obs = map_parts(lambda x: x[which].copy(), obs)  # before the reset, which may write in the same memory
+        return self._renew(done), final_obs
+
+    def _without_faults(self, step: Step, infos: dict[str, Any]) -> Step:
+        """The step, after which those that failed in it begin anew, and those that did not are forgiven."""
+        faults, failed, real = _faults(infos), None, step.real
         if faults:
-            obs = self._begin_anew(faults)
-        life_lost = infos.get("life_lost")
-        return Step(obs, rewards, terminated, truncated, done, real, final_envs, final_obs, life_lost, failed)
+            failed = infos[f"_{FAULT_KEY}"] & ~step.done  # where an episode ended, it was the reset that followed
+            real = real & ~failed
+            step = step._replace(real=real, begun=step.begun | failed, first=step.first | failed, failed=failed)
+        if self.restarts.troubled:
+            self.restarts.forgive(real)
+        return step._replace(obs=self._begin_anew(faults)) if faults else step
 
     def restart(self, which: np.ndarray, after: int) -> Any:
         """Begin a new episode in the environments `which [N]`, whose episodes were cut `after` so many steps.

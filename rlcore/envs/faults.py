@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,25 +36,17 @@ class Faults:
         self.cut_before = np.zeros(envs.num_envs, dtype=bool)
         self._told = False
 
-    def begin(self, playing: np.ndarray) -> np.ndarray:
-        """A rollout begins; who of `playing [N]` plays for something."""
+    def begin(self) -> np.ndarray:
+        """A rollout begins; `[N]` who plays for something."""
         self.gave_up, self.cut_before = None, np.zeros_like(self.cut_before)
-        return playing & ~self._with_group(self.envs.astray) if self.group_size > 1 else playing
+        astray = self._with_group(self.envs.astray) if self.group_size > 1 else np.zeros_like(self.envs.astray)
+        return ~astray
 
-    def give_up(
-        self,
-        t: int,
-        failed: np.ndarray,
-        playing: np.ndarray,
-        rows: Any,
-        life_lost: dict[int, np.ndarray],
-        counter: Any,
-    ) -> np.ndarray:
+    def give_up(self, t: int, failed: np.ndarray, playing: np.ndarray, rows: Any, counter: Any) -> np.ndarray:
         """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing.
 
         Args:
-            rows: of the rollout, with `mask`, `terminated` and `truncated` `[T, N]`.
-            life_lost: by row, `[N]` ends for learning alone.
+            rows: of the rollout, with `mask`, `terminated`, `truncated` and `done` `[T, N]`.
             counter: of episodes.
         """
         if self.gave_up is None:
@@ -68,10 +60,8 @@ class Faults:
             counter.forget(failed)
             return playing
         before = failed & rows.mask[t - 1]
-        ended = rows.terminated[t - 1] | rows.truncated[t - 1]
-        really = ended & ~life_lost.get(t - 1, np.zeros_like(ended))
-        self.gave_up[t - 1] = before & ~really
-        rows.truncated[t - 1] |= before & ~ended
+        self.gave_up[t - 1] = before & ~rows.done[t - 1]
+        rows.truncated[t - 1] |= before & ~rows.terminated[t - 1]
         return playing
 
     def end(self, mask: np.ndarray) -> None:
@@ -102,27 +92,44 @@ class Faults:
         return which.reshape(-1, self.group_size).any(1).repeat(self.group_size)
 
 
-def refuse_nan(
-    what: str, values: np.ndarray, offset: int, first_step: int, policy: Any, envs: np.ndarray | None = None
-) -> None:
-    """Say which environment gave a number that is not finite, or whose fault it was.
+class Seen(NamedTuple):
+    """Numbers that environments gave in a rollout.
 
-    Args:
+    Attributes:
         what: they are.
-        values: `[steps, N, ...]`; row t belongs to step t + offset of this rollout, counted from 1.
-        first_step: steps before this rollout.
-        policy: its part of the rollout, see `refuse_policy`.
+        values: `[steps, N, ...]`; row t belongs to step t + offset of the rollout, counted from 1.
         envs: the environments that they belong to, where these are not all.
     """
-    if values.dtype.kind != "f" or np.isfinite(values).all():
+
+    what: str
+    values: np.ndarray
+    offset: int
+    envs: np.ndarray | None = None
+
+    def is_finite(self) -> bool:
+        """Whether all are."""
+        return self.values.dtype.kind != "f" or bool(np.isfinite(self.values).all())
+
+
+def refuse_nan(seen: list[Seen], output: np.ndarray, observations: list[np.ndarray], first_step: int) -> None:
+    """Say which environment gave the first number that is not finite, or that this was not its fault.
+
+    Args:
+        output, observations: of the policy, see `refuse_policy`.
+        first_step: steps before this rollout.
+
+    Raises:
+        EnvironmentFault, DivergenceError: name the environment and the step.
+    """
+    bad = next((x for x in seen if not x.is_finite()), None)
+    if bad is None:
         return
-    bad = np.argwhere(~np.isfinite(values.reshape(*values.shape[:2], -1)).all(-1))
-    t, n = bad[0]
-    refuse_policy(*policy, steps=t + offset, first_step=first_step)
-    value = values[t, n].ravel()
+    t, n = np.argwhere(~np.isfinite(bad.values.reshape(*bad.values.shape[:2], -1)).all(-1))[0]
+    refuse_policy(output, observations, t + bad.offset, first_step)
+    value = bad.values[t, n].ravel()
     raise EnvironmentFault(
-        f"environment {n if envs is None else envs[n]} returned {value[~np.isfinite(value)][0]} in {what} "
-        f"at vector step {first_step + t + offset:,}"
+        f"environment {n if bad.envs is None else bad.envs[n]} returned {value[~np.isfinite(value)][0]} in {bad.what} "
+        f"at vector step {first_step + t + bad.offset:,}"
     )
 
 

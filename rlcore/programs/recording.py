@@ -28,7 +28,7 @@ from rlcore.errors import UsageError, one_line
 from rlcore.optim import Parameters
 from rlcore.programs.passes import hoisted
 from rlcore.state import Place
-from rlcore.tracing import Tree, in_places, leaves_of, numbered, one_trace, recording
+from rlcore.tracing import Tree, in_places, leaves_of, numbered, recording
 
 PACKED = 64  # numbers of one environment up to which what a loop hands on is put side by side with the rest
 recording_lock = threading.RLock()  # torch records for one thread at a time
@@ -166,7 +166,7 @@ class _Recorder:
             return piece.outputs
 
         try:
-            with self.mode, one_trace():
+            with self.mode:
                 piece.graph = make_fx(function, tracing_mode="real")(*state, *others)
         except (NotRecordable, _Unknown):
             raise
