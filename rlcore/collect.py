@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.buffer import RolloutBuffer
@@ -125,8 +126,6 @@ class Collector:
         noise_correlation: ρ of an AR(1) process n_t = ρ n_{t−1} + √(1 − ρ²) ξ_t in each environment, whose every n_t
             is still standard normal; actions that push one way for a while explore what white noise does not reach
             (Hollenstein et al. 2024, "Colored noise in PPO"). For Gaussian policies.
-        group_size: G, where each G environments start alike and are compared with each other; 1 where not.
-        seed: of the run, from which environments that failed get theirs.
 
     Attributes:
         global_step: real transitions so far, over all environments.
@@ -145,8 +144,6 @@ class Collector:
         whole_episodes: bool = False,
         with_values: bool = True,
         noise_correlation: float = 0.0,
-        group_size: int = 1,
-        seed: int = 0,
     ):
         self.envs, self.buffer, self.generator = envs, buffer, generator
         self.whole_episodes, self.with_values = whole_episodes, with_values
@@ -159,11 +156,6 @@ class Collector:
         self.cut_episodes, self.rows_collected, self.global_step = 0, 0, 0
         self.carry: dict[str, Tensor] = {}  # of the policy
         self.program: Any = None  # acts or plays in place of Python, once there is one
-        self.next_obs: Any = None
-        self._prepare(group_size, seed)
-
-    def _prepare(self, group_size: int, seed: int) -> None:
-        pass
 
     @torch.inference_mode()
     def collect(self, network: ActorCritic) -> Episodes:
@@ -366,14 +358,29 @@ class StagedRows(HostRows):
 
 
 class HostCollector(Collector):
-    """Plays environments that are stepped in host memory, row by row."""
+    """Plays environments that are stepped in host memory, row by row.
 
-    def _prepare(self, group_size: int, seed: int) -> None:
+    Args:
+        group_size: G, where each G environments start alike and are compared with each other; 1 where not.
+        seed: of the run, from which environments that failed get theirs.
+        again: makes another vector environment like this one, see `Standing`.
+        arguments, options: as in `Collector`.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        group_size: int = 1,
+        seed: int = 0,
+        again: Callable[[], VectorEnv] | None = None,
+        **options: Any,
+    ):
+        super().__init__(*arguments, **options)
         self.envs.restarts.seed = seed
-        num_steps, num_envs = self.buffer.num_steps, self.buffer.num_envs
-        self.faults = Faults(self.envs, num_steps, group_size, self.whole_episodes)
-        self.standing = Standing(self.envs.envs)
-        self.next_first = np.zeros(num_envs, dtype=bool)  # whether next_obs is the first of an episode after another
+        self.faults = Faults(self.envs, self.buffer.num_steps, group_size, self.whole_episodes)
+        self.standing = Standing(self.envs.envs, again)
+        self.next_obs: Any = None
+        self.next_first = np.zeros(self.buffer.num_envs, dtype=bool)  # begins next_obs an episode after another?
 
     @functools.cached_property
     def rows(self) -> HostRows:
@@ -497,10 +504,10 @@ class HostCollector(Collector):
         return torch.cat(parts, -1).cpu().numpy(), [x for _, x in _parts(self.rows.obs)]
 
     def is_capturable(self) -> bool:
-        return self.standing.capture(self.rows_collected > 0) is not None
+        return self.standing.capture() is not None
 
     def state_dict(self) -> dict[str, Any]:
-        env, under_way = self.standing.capture(self.rows_collected > 0), self._under_way()
+        env, under_way = self.standing.capture(), self._under_way()
         return {
             "env": env,
             **under_way,
@@ -561,15 +568,13 @@ class NativeCollector(Collector):
         draws: noise of actions `[T, N, A]` and of starts `[T, N, D]` for the next rollout.
 
     Args:
-        task: the environment; all else as in `Collector`.
+        task: the environment.
+        arguments, options: as in `Collector`.
     """
 
-    def __init__(self, task: NativeTask, *args: Any, **options: Any):
-        self.task = task
-        super().__init__(*args, **options)
-
-    def _prepare(self, group_size: int, seed: int) -> None:
-        self.max_episode_steps = self.task.max_episode_steps
+    def __init__(self, task: NativeTask, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.task, self.max_episode_steps = task, task.max_episode_steps
         self.dtype = torch.float64
         self.standing: dict[str, Tensor] = {}
         self.draws: dict[str, Tensor] = {}
@@ -579,10 +584,6 @@ class NativeCollector(Collector):
     def next_obs(self) -> Tensor | None:
         """Observations to act on next, [N, ...]."""
         return self.task.observe(self.standing["state"]) if self.standing else None
-
-    @next_obs.setter
-    def next_obs(self, obs: None) -> None:
-        pass  # the state tells
 
     def _begin(self, seed: int | list[int] | None) -> None:
         N, device = self.buffer.num_envs, self.buffer.device

@@ -35,11 +35,6 @@ def is_recording() -> bool:
     return not thread.looks
 
 
-def surely(flag: Tensor) -> bool:
-    """The truth of `flag []` where it can be looked at; False while recording, where nothing is certain."""
-    return thread.looks and bool(flag)
-
-
 @contextmanager
 def recording(recorder: Any = None) -> Iterator[None]:
     """What runs inside is recorded: no value is looked at, and loops are handed to the `recorder`, if there is one."""

@@ -8,7 +8,7 @@ from rlcore.programs.passes import hoisted
 from rlcore.programs.program import Program, for_compiler_whole, loops_of
 from rlcore.programs.recording import NotRecordable, ParametersPlace, record
 from rlcore.state import State
-from rlcore.tracing import Constant, is_recording, leaves_of, loop, recording, surely
+from rlcore.tracing import Constant, is_recording, leaves_of, loop, recording
 
 TEN = Constant(torch.tensor(10.0))
 
@@ -285,10 +285,10 @@ def test_nothing_random_and_nothing_undeclared_is_recorded():
             record(function, owner.places(), owner=owner)
 
 
-def test_while_recording_nothing_is_certain():
-    assert surely(torch.tensor(True)) and not is_recording()
+def test_a_recording_ends_with_its_block():
     with recording():
-        assert not surely(torch.tensor(True)) and is_recording()
+        assert is_recording()
+    assert not is_recording()
 
 
 def test_constants_are_copied_once_and_gradients_may_pass_them():

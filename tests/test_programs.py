@@ -15,7 +15,7 @@ import torch
 
 import rlcore
 from rlcore import estimators
-from rlcore.agents.setup import make_native_collector
+from rlcore.agents.setup import make_collector
 from rlcore.collect import HostCollector
 from rlcore.envs import VectorAdapter, make_vec
 from rlcore.errors import UsageError
@@ -25,7 +25,7 @@ from rlcore.programs.program import Captured, Program
 from rlcore.programs.recording import record
 from rlcore.state import Place
 from rlcore.storage.files import FolderLock
-from rlcore.tracing import loop, recording, surely
+from rlcore.tracing import is_recording, loop, recording
 
 pytestmark = pytest.mark.filterwarnings("ignore:(?s).*were cut there")  # so short are the episodes meant to be
 
@@ -674,7 +674,7 @@ def test_a_captured_act_reads_the_weights_where_they_are():
 
 def test_native_collector_is_made_for_the_agents_own_buffer():
     agent = rlcore.PPO("CartPole-v1", num_steps=8, **SMALL)
-    collector = make_native_collector(agent)
+    collector = make_collector(agent, "native")
     assert collector.buffer is agent.buffer and collector.max_episode_steps == 500
 
 
@@ -697,7 +697,7 @@ def test_a_compiler_without_vector_instructions_is_told_of(monkeypatch, tmp_path
 
 def test_a_captured_program_looks_at_no_value():
     def looking(x):
-        return [torch.tensor(float(surely(x.sum() > 0))), x.sum()]
+        return [torch.tensor(float(not is_recording())), x.sum()]
 
     looked, total = Captured(looking, [], [torch.ones(2)], graph=False)([torch.ones(2)])
     assert looked == 0 and total == 2

@@ -27,6 +27,7 @@ from rlcore.agents.evaluation import Actor, Evaluation, evaluate
 from rlcore.buffer import Batch, RolloutBuffer, RowSampler
 from rlcore.collect import Episodes
 from rlcore.diagnostics import explained_variance
+from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import DivergenceError, UsageError
 from rlcore.networks import ActorCritic, Torso
 from rlcore.networks.normalize import RewardScaler
@@ -74,16 +75,17 @@ class Agent:
         torso: Torso | str | None = None,
         **hyperparameters: Any,
     ):
-        world = setup.make_world(type(self), env, dict(env_kwargs or {}), torso, hyperparameters)
-        self.envs, self.adapter, self.device = world.envs, world.adapter, world.device
-        self.env_id, self.env_kwargs, self.backend = world.env_id, world.env_kwargs, world.backend
-        self.config = world.config
-        self.config = config = setup.resolve_shared(world, self.critic_apart)
+        self.config = setup.configure(type(self), env, torso, hyperparameters)
+        self.device = setup.resolve_device(self.config.device)
+        self.env_id, self.env_kwargs = env if isinstance(env, str) else None, dict(env_kwargs or {})
+        self.envs, self.backend = setup.environments(self, env)
+        self.adapter = VectorAdapter(self.envs, self.config.squash)
+        self.config = config = setup.completed(self, torso)
         self.state = State(self)
         # The same weights on every device and with any number of threads, and nobody else's generator moved.
         with setup.one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = self.make_network(world.torso).to(self.device)
+            network = self.make_network(None if isinstance(torso, str) else torso).to(self.device)
         self.state.register("network", network)
         self.buffer = RolloutBuffer(
             config.num_steps, config.num_envs, self.envs.single_observation_space, self.adapter.action_spec,
@@ -359,7 +361,7 @@ class Agent:
     def use_backend(self, backend: str | None) -> None:
         """Collect from environments stepped this way, from new episodes on."""
         self.backend = backend
-        self.collector = setup.make_collector(self)
+        self.collector = setup.make_collector(self, backend)
         self.collector.reset(self.reset_seeds(0))
 
     def reset_seeds(self, iteration: int) -> int | list[int]:

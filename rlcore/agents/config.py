@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -125,6 +126,7 @@ def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None
             raise UsageError(f"'{name}' is not a hyperparameter of {algorithm}{did_you_mean(name, known)}")
 
 
+@functools.cache
 def field_types(config_class: type[Config]) -> dict[str, Any]:
     """The resolved type of each field, without its range and marks."""
     return {name: kind for name, kind in typing.get_type_hints(config_class).items() if not _is_class_variable(kind)}
@@ -134,6 +136,7 @@ def _is_class_variable(kind: Any) -> bool:
     return kind is ClassVar or typing.get_origin(kind) is ClassVar
 
 
+@functools.cache
 def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
     """What is declared of each field beside its type: its range, and that it stands apart from programs. Where a class
     declares a field anew without any, it stays as it was."""

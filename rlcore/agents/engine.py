@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlcore.agents.config import choice_word, enters_programs
-from rlcore.agents.setup import make_native_collector
+from rlcore.agents.setup import make_collector
 from rlcore.collect import Collector, NativeCollector
 from rlcore.envs.make import find_spec, native_twin
 from rlcore.errors import UsageError, one_line
@@ -216,7 +216,7 @@ class Engine:
             agent = self.agent
             try:
                 leaves_host = self.may_go_native and agent.backend != "native"
-                collector = make_native_collector(agent) if leaves_host else agent.collector
+                collector = make_collector(agent, "native") if leaves_host else agent.collector
                 self._was_cached = agent.device.type == "cpu" and (
                     self._learning().is_cached(self._key("learn"))
                     and self._collecting(collector).is_cached(self._key("collect"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from rlcore.agents.config import Config, make_config
 from rlcore.collect import Collector, HostCollector, NativeCollector
-from rlcore.envs import VectorAdapter, make_vec
+from rlcore.envs import make_vec
 from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
@@ -29,75 +29,62 @@ if TYPE_CHECKING:
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
 
-@dataclass
-class World:
-    """Environments and configuration that fit each other.
-
-    Attributes:
-        backend: how environments made from an id are stepped; None for those of the user's own.
-        torso: one of the user's own, if there is one.
-    """
-
-    config: Config
-    device: torch.device
-    envs: VectorEnv
-    adapter: VectorAdapter
-    env_id: str | None
-    env_kwargs: dict[str, Any]
-    backend: str | None
-    torso: Torso | None
-
-
-def make_world(
-    kind: type[Agent],
-    env: str | VectorEnv,
-    env_kwargs: dict[str, Any],
-    torso: Torso | str | None,
-    hyperparameters: dict[str, Any],
-) -> World:
-    """The environments of an agent of this kind, see `Agent`.
-
-    Raises:
-        UsageError: for a hyperparameter, space or device that cannot be used.
-    """
-    if isinstance(torso, str):  # the hyperparameter of that name
-        torso, hyperparameters = None, {**hyperparameters, "torso": torso}
+def configure(kind: type[Agent], env: Any, torso: Torso | str | None, hyperparameters: dict[str, Any]) -> Config:
+    """The configuration that hyperparameters give, where `torso` may be one too; of a VectorEnv, num_envs is known."""
+    if isinstance(torso, str):
+        hyperparameters = {**hyperparameters, "torso": torso}
     if isinstance(env, VectorEnv):
         hyperparameters = with_num_envs_of(env, hyperparameters)
-    config = make_config(kind.Config, hyperparameters)
+    return make_config(kind.Config, hyperparameters)
+
+
+def environments(agent: Agent, env: str | VectorEnv) -> tuple[VectorEnv, str | None]:
+    """The vector environment, and how one made from an id is stepped.
+
+    Raises:
+        UsageError: where there is none of that kind.
+    """
+    if not isinstance(env, str):
+        return own_envs(env, agent.config, agent.env_kwargs), None
+    restarts = agent.config.on_env_error == "restart"
+    backend = resolve_backend(find_spec(env), agent.config.backend, agent.group_starts, restarts)
+    return maker(agent, backend)(), backend
+
+
+def maker(agent: Agent, backend: str) -> Callable[[], VectorEnv]:
+    """What makes the environments of an agent that was given an id."""
+    config = agent.config
+    faults = {"env_timeout": config.env_timeout, "on_env_error": config.on_env_error}
+    return partial(make_vec, agent.env_id, config.num_envs, backend, **faults, **agent.env_kwargs)
+
+
+def completed(agent: Agent, torso: Torso | str | None) -> Config:
+    """The configuration with values in the place of those that were left open."""
+    config = agent.config
+    found: dict[str, Any] = {}
     if config.seed is None:
-        config = dataclasses.replace(config, seed=secrets.randbelow(2**31))
-    device = resolve_device(config.device)
-    if not isinstance(env, str | VectorEnv):
+        found["seed"] = secrets.randbelow(2**31)
+    if config.num_steps is None:
+        found["num_steps"] = time_limit(agent.envs)
+    if config.shared is None:
+        found["shared"] = shares_torso(agent.adapter.parts, torso or config.torso) and not agent.critic_apart
+    return dataclasses.replace(config, **found)
+
+
+def own_envs(env: Any, config: Config, env_kwargs: dict[str, Any]) -> VectorEnv:
+    """A vector environment of the user's own, or a UsageError where it is none or cannot be what is asked for."""
+    if not isinstance(env, VectorEnv):
         raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
-    env_id, backend = (env, None) if isinstance(env, str) else (None, None)
-    if env_id is not None:
-        restarts = config.on_env_error == "restart"
-        backend = resolve_backend(find_spec(env_id), config.backend, kind.group_starts, restarts)
-        faults = dict(env_timeout=config.env_timeout, on_env_error=config.on_env_error)
-        env = make_vec(env_id, config.num_envs, backend, **faults, **env_kwargs)
-    elif config.on_env_error == "restart":
+    if config.on_env_error == "restart":
         raise UsageError(
             "on_env_error is 'restart', which is for an environment id; this agent was given a VectorEnv, whose "
             "environments it cannot make anew"
         )
-    elif env_kwargs:
+    if env_kwargs:
         raise UsageError(
             "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"
         )
-    if config.num_steps is None:
-        config = dataclasses.replace(config, num_steps=time_limit(env))
-    adapter = VectorAdapter(env, config.squash)
-    return World(config, device, env, adapter, env_id, env_kwargs, backend, torso)
-
-
-def resolve_shared(world: World, critic_apart: bool) -> Config:
-    """The configuration, in which it is said whether actor and critic share a torso."""
-    config = world.config
-    if config.shared is not None:
-        return config
-    shared = shares_torso(world.adapter.parts, world.torso or config.torso) and not critic_apart
-    return dataclasses.replace(config, shared=shared)
+    return env
 
 
 def make_network(agent: Agent, torso: Torso | None) -> ActorCritic:
@@ -130,23 +117,16 @@ def added_fields(agent: Agent) -> list[Field]:
     return [*of_environments, *of_policy, *agent.fields()]
 
 
-def make_collector(agent: Agent) -> Collector:
-    """The collector for the agent's environments."""
-    if agent.backend == "native":
-        return make_native_collector(agent)
+def make_collector(agent: Agent, backend: str | None) -> Collector:
+    """The collector for the agent's environments; by backend "native", for their native twin."""
     config = agent.config
+    arguments = agent.adapter, agent.buffer, agent.generator
+    arguments += config.whole_episodes, agent.needs_values, config.noise_correlation
+    if backend == "native":
+        return NativeCollector(find_native(find_spec(agent.env_id).id), *arguments)
     group_size = config.group_size if agent.group_starts else 1
-    return HostCollector(
-        agent.adapter, agent.buffer, agent.generator, config.whole_episodes, agent.needs_values,
-        config.noise_correlation, group_size, config.seed,
-    )  # fmt: skip
-
-
-def make_native_collector(agent: Agent) -> NativeCollector:
-    """A collector of the environment's native twin."""
-    task, config = find_native(find_spec(agent.env_id).id), agent.config
-    options = config.whole_episodes, agent.needs_values, config.noise_correlation
-    return NativeCollector(task, agent.adapter, agent.buffer, agent.generator, *options)
+    again = maker(agent, backend) if backend in ("sync", "vector") else None
+    return HostCollector(*arguments, group_size=group_size, seed=config.seed, again=again)
 
 
 def acting_generator(seed: int, device: torch.device) -> torch.Generator:

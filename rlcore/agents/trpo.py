@@ -8,7 +8,7 @@ keeps the bound and L has improved. The critic is fitted apart, by gradient step
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from rlcore.agents.config import Above0, Apart, Config, Count, From0, Range, Uni
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
 from rlcore.optim import conjugate_gradient, flat
-from rlcore.tracing import surely
+from rlcore.tracing import loop
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,18 @@ class TRPO(Agent):
     @torch.no_grad()
     def _line_search(self, batch: Batch, parameters: list[Tensor], full: Tensor, before: Tensor):
         """Shorten the step until KL ≤ δ and L has grown; gives KL, gain in L and scale, zeros if it never does."""
-        start, old = flat(parameters).clone(), self.network.distribution(batch.dist_params)
-        taken, result = start, torch.zeros(3, device=start.device)
-        found = torch.zeros((), dtype=torch.bool, device=start.device)
-        for n in range(self.config.line_search_steps):
-            scale = self.config.line_search_decay**n
+        start, old, cfg = flat(parameters).clone(), self.network.distribution(batch.dist_params), self.config
+        scales = (cfg.line_search_decay ** torch.arange(cfg.line_search_steps, device=start.device).double()).float()
+
+        def attempt(_: Any, scale: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             self.parameters.write(start + scale * full, self.network.policy_parameters())
             kl = batch.mean(old.kl(self.network.policy(batch.obs)))
             gain = self.surrogate(batch) - before
-            accepted = (kl <= self.config.max_kl) & (gain > 0) & ~found
-            taken = torch.where(accepted, start + scale * full, taken)
-            result = torch.where(accepted, torch.stack([kl, gain, torch.full_like(kl, scale)]), result)
-            found = found | accepted
-            if surely(found):
-                break
+            return {"found": (kl <= cfg.max_kl) & (gain > 0), "result": torch.stack([kl, gain, scale])}, kl
+
+        carry = {"found": torch.zeros_like(scales[0], dtype=torch.bool), "result": torch.zeros(3, device=start.device)}
+        carry, *_ = loop(attempt, carry, scales, until=lambda carry: carry["found"])
+        kl, gain, scale = torch.where(carry["found"], carry["result"], 0.0).unbind()
+        taken = torch.where(carry["found"], start + scale * full, start)
         self.parameters.write(taken, self.network.policy_parameters())
-        return result.unbind()
+        return kl, gain, scale

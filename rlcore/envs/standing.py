@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from rlcore.envs.async_vector import GuardedAsyncVectorEnv
 from rlcore.envs.state import MOST_VALUES, Misfit, NotCapturable, capture_state, check_fits, restore_state
@@ -17,34 +18,31 @@ class Standing:
 
     Args:
         envs: the vector environment.
+        again: makes another like it, to be looked at when a state is first taken; without, the environments themselves
+            are looked at when they begin, after which Python is slower to reach their attributes.
     """
 
-    def __init__(self, envs: VectorEnv):
-        self.envs = envs
+    def __init__(self, envs: VectorEnv, again: Callable[[], VectorEnv] | None = None):
+        self.envs, self.again = envs, again
         self._seeded = False  # whether the environments began with a seed
-        self._fresh: bytes | None = None  # packed state of environments that have just begun; b"" where it is no data
+        self._fresh: bytes | None = None  # state of environments that have just begun, packed
 
     def begun(self, seeded: bool) -> None:
-        """All environments were just reset.
-
-        Single environments in this process are looked at when that is first asked for, since Python is slower to reach
-        the attributes of an object once all of them have been listed.
-        """
+        """All environments were just reset."""
         self._seeded = seeded
-        if not isinstance(self.envs, SyncVectorEnv):
-            self._look_at_fresh(moved=False)
+        if self.again is None and self._fresh is None:
+            self._fresh = pickle.dumps(self._capture())
 
-    def capture(self, moved: bool) -> dict[str, Any] | None:
-        """The state, or None where it cannot be stored; a resumed run then begins new episodes.
-
-        Args:
-            moved: whether they have made steps since they were reset.
-        """
-        self._look_at_fresh(moved)
-        state = self._capture() if self._fresh else None
+    def capture(self) -> dict[str, Any] | None:
+        """The state, or None where it cannot be stored; a resumed run then begins new episodes."""
+        state = self._capture()
         if state is None:
             return None
+        if self._fresh is None:
+            self._fresh = pickle.dumps(self._capture_another())
         fresh = pickle.loads(self._fresh)
+        if fresh is None:
+            return None
         pairs = zip(state["workers"], fresh["workers"], strict=True) if self._in_processes else [(state, fresh)]
         try:
             for one, before in pairs:
@@ -69,13 +67,6 @@ class Standing:
     def _in_processes(self) -> bool:
         return isinstance(self.envs, GuardedAsyncVectorEnv)
 
-    def _look_at_fresh(self, moved: bool) -> None:
-        """Remember the state of environments that have just begun; of others made like them where these have moved."""
-        if self._fresh is None:
-            others = moved and isinstance(self.envs, SyncVectorEnv)
-            state = _state_of_others(self.envs, self._seeded) if others else self._capture()
-            self._fresh = b"" if state is None else pickle.dumps(state)
-
     def _capture(self) -> dict[str, Any] | None:
         try:
             if self._in_processes:
@@ -85,17 +76,14 @@ class Standing:
         except (NotCapturable, EnvironmentFault):  # a fault is found again, and told, by the next step
             return None
 
-
-def _state_of_others(envs: SyncVectorEnv, seeded: bool) -> dict[str, Any] | None:
-    """The state of environments made like these, after their first reset; None where that is not possible."""
-    try:
-        others = type(envs)(envs.env_fns, autoreset_mode=envs.autoreset_mode)
-        if envs.spec is not None:  # given to them afterwards
-            others.spec = envs.spec
+    def _capture_another(self) -> dict[str, Any] | None:
+        """The state of another vector environment after its first reset."""
         try:
-            others.reset(seed=0 if seeded else None)
-            return capture_state(others)
-        finally:
-            others.close()
-    except Exception:  # whatever a maker of one's own does when it is called once more
-        return None
+            other = self.again()
+            try:
+                other.reset(seed=0 if self._seeded else None)
+                return capture_state(other)
+            finally:
+                other.close()
+        except Exception:  # whatever the environment does when it is made once more
+            return None
