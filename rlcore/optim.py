@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
@@ -36,11 +37,6 @@ class Parameters:
 
     def __len__(self) -> int:
         return len(self.places)
-
-    @property
-    def layout(self) -> dict[str, int]:
-        """Name and number of elements of each parameter, in the order of the vector."""
-        return {place.name: place.get().numel() for place in self.places}
 
     def _everyone(self) -> Iterator[nn.Parameter]:
         return (place.holder[place.key] for place in self._all)
@@ -80,27 +76,40 @@ class Parameters:
         for place, x in zip(self.places, tensors, strict=True):
             place.put(x)
 
-    @torch.no_grad()
-    def write(self, vector: Tensor, which: list[Tensor]) -> None:
+    def runs(self, which: Iterable[Tensor]) -> list[tuple[int, int]]:
+        """Where some of the parameters stand in the vector: where each run of neighbours begins and ends."""
+        ends = dict(zip(map(id, self), itertools.accumulate(x.numel() for x in self), strict=True))
+        runs: list[tuple[int, int]] = []
+        for x in which:
+            end = ends[id(x)]
+            neighbour = runs and runs[-1][1] == end - x.numel()
+            runs.append((runs.pop()[0] if neighbour else end - x.numel(), end))
+        return runs
+
+    def write(self, vector: Tensor, which: Iterable[Tensor]) -> None:
         """Let `vector [Q]` be the values of some of the parameters, one after the other."""
-        if is_recording():
-            self._hold_with(which, vector)
-        else:
-            torch._foreach_copy_(which, self.parts(vector, which))
+        self._write(vector, self.runs(which))
 
     @torch.no_grad()
-    def move(self, change: Tensor, which: list[Tensor] | None = None) -> None:
-        """Take `change [P]` away from all parameters, or `[Q]` from some, one after the other."""
-        if is_recording():
-            self.hold(self.vector - change) if which is None else self._hold_with(which, flat(which) - change)
-        elif which is None:
-            self.vector.sub_(change)
+    def move(self, change: Tensor, runs: list[tuple[int, int]] | None = None) -> None:
+        """Take `change [P]` away from all parameters, or `[Q]` from some `runs` of them, one after the other."""
+        if runs is not None:
+            self._write(torch.cat([self.vector[start:end] for start, end in runs]) - change, runs)
+        elif is_recording():
+            self.hold(self.vector - change)
         else:
-            torch._foreach_sub_(which, self.parts(change, which))
+            self.vector.sub_(change)
 
-    def _hold_with(self, which: list[Tensor], vector: Tensor) -> None:
-        moved = dict(zip(map(id, which), self.parts(vector, which), strict=True))
-        self.hold(flat(moved.get(id(x), x) for x in self))
+    @torch.no_grad()
+    def _write(self, vector: Tensor, runs: list[tuple[int, int]]) -> None:
+        new = self.vector
+        for (start, end), part in zip(runs, vector.split([end - start for start, end in runs]), strict=True):
+            if is_recording():
+                new = new.slice_scatter(part, 0, start, end)
+            else:
+                new[start:end] = part
+        if is_recording():
+            self.hold(new)
 
     def parts(self, vector: Tensor, which: Iterable[Tensor]) -> list[Tensor]:
         """`vector [Q]` cut into tensors of the forms of these parameters."""
@@ -130,17 +139,17 @@ class Optimizer:
     ):
         self.parameters, self.which = parameters, which
         self.learning_rate, self.eps = learning_rate, eps
-        self._chosen = self._choose()
-        device = parameters.vector.device
-        self.step_count = torch.zeros((), device=device)
+        self.step_count: float | Tensor = 0.0
+        self._choose()
         for name in self.moments:
-            setattr(self, name, torch.zeros(sum(self._chosen.values()), device=device))
+            setattr(self, name, parameters.vector.new_zeros(sum(self._chosen.values())))
 
-    def _choose(self) -> dict[Place, int]:
-        """Where the parameters stand that are moved, and how many elements each has."""
+    def _choose(self) -> None:
+        """Find where the parameters stand that are moved, and how many elements each has."""
         every = {id(place.get()): place for place in self.parameters.places}
         chosen = [every[id(x)] for x in self.which() if id(x) in every] if self.which else every.values()
-        return {place: place.get().numel() for place in chosen}
+        self._chosen = {place: place.get().numel() for place in chosen}
+        self._runs = None if self.which is None else self.parameters.runs(self.moved())
 
     def moved(self) -> list[Tensor]:
         """The parameters that are moved, as they are now."""
@@ -150,7 +159,7 @@ class Optimizer:
     def step(self, gradient: Tensor) -> None:
         """One step along `gradient [P]`."""
         self.step_count = self.step_count + 1
-        self.parameters.move(self.change(gradient), None if self.which is None else self.moved())
+        self.parameters.move(self.change(gradient), self._runs)
 
     def change(self, gradient: Tensor) -> Tensor:
         """What to take away from the parameters, `[P]`, for `gradient [P]`; updates the moments."""
@@ -162,8 +171,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, number of steps and learning rate."""
-        tensors = {name: getattr(self, name).clone() for name in ("step_count", *self.moments)}
-        return {"learning_rate": float(self.learning_rate), **tensors}
+        numbers = {"learning_rate": float(self.learning_rate), "step_count": torch.tensor(float(self.step_count))}
+        return {**numbers, **{name: getattr(self, name).clone() for name in self.moments}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -173,13 +182,14 @@ class Optimizer:
         """
         if not math.isfinite(state["learning_rate"]):
             raise ValueError(f"its learning rate is {state['learning_rate']}")
-        for name in ("step_count", *self.moments):
+        for name in self.moments:
             getattr(self, name).copy_(state[name])
-        self.learning_rate = state["learning_rate"]
+        self.learning_rate, self.step_count = state["learning_rate"], float(state["step_count"])
 
     def follow(self) -> None:
         """After the vector was laid out anew: keep the moments of the parameters that are still there."""
-        before, self._chosen = self._chosen, self._choose()
+        before = self._chosen
+        self._choose()
         for name in self.moments:
             parts = getattr(self, name).split(list(before.values()))
             parts = dict(zip((place.name for place in before), parts, strict=True))
@@ -197,7 +207,7 @@ class Adam(Optimizer):
         t = self.step_count
         self.exp_avg = self.exp_avg.lerp(gradient, 0.1)
         self.exp_avg_sq = self.exp_avg_sq.lerp(gradient * gradient, 0.001)
-        root = (self.exp_avg_sq / (1 - 0.999**t)).sqrt() + self.eps
+        root = self.exp_avg_sq.sqrt() / (1 - 0.999**t) ** 0.5 + self.eps
         return self.exp_avg * (self.learning_rate / (1 - 0.9**t)) / root
 
 

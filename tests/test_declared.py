@@ -629,7 +629,7 @@ def test_a_frozen_torso_stays_as_it_is_in_every_way_of_running():
 def test_freezing_and_thawing_keeps_the_moments_of_what_goes_on():
     agent, _ = train(PPO, iterations=2, **STEPS)
     moments = agent.optimizer.exp_avg_sq.clone()
-    size = agent.parameters.layout
+    size = {place.name: place.get().numel() for place in agent.parameters.places}
     agent.network.actor.requires_grad_(False)
     agent.refresh()
     kept = [x for x, name in zip(moments.split(list(size.values())), size, strict=True) if "actor" not in name]
