@@ -9,6 +9,7 @@ environments: `HostCollector` where Gymnasium does, row by row, `NativeCollector
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,6 +155,7 @@ class Collector:
         self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
         self.counter = EpisodeCounter(buffer.num_envs)
         self.cut_episodes, self.rows_collected, self.global_step = 0, 0, 0
+        self._told_cuts = False
         self.carry: dict[str, Tensor] = {}  # of the policy
         self.program: Any = None  # acts or plays in place of Python, once there is one
 
@@ -207,6 +209,17 @@ class Collector:
             if t > 0 or not first:
                 row.mul_(fresh).add_(last, alpha=self.noise_correlation)
             last = row
+
+    def _tell_cuts(self, count: int) -> None:
+        """So many episodes were still running at the end of a rollout of whole episodes."""
+        self.cut_episodes = count
+        if count and not self._told_cuts:
+            self._told_cuts = True
+            warnings.warn(
+                f"{count} of {self.buffer.num_envs} episodes were still running after num_steps = "
+                f"{self.buffer.num_steps} and were cut there; later cuts are not reported",
+                stacklevel=8,
+            )
 
     def _complete(self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None) -> None:
         """Fill what needs no environment: log-probabilities, values and next values.
@@ -425,7 +438,7 @@ class HostCollector(Collector):
         self.buffer.length, rows.mask[t + 1 :] = t + 1, False
         if self.whole_episodes:  # an episode that is still running is cut here
             rows.truncated[t], rows.done[t] = rows.truncated[t] | playing, rows.done[t] | playing
-            self.cut_episodes = int(playing.sum())
+            self._tell_cuts(int(playing.sum()))
         self.next_obs, self.next_first = obs, first
         if restarted:
             self.faults.end(rows.mask)
@@ -642,7 +655,7 @@ class NativeCollector(Collector):
             self.standing["playing"].fill_(True)
         self.rollout() if self.program is None else self.program()
         if self.whole_episodes:
-            self.cut_episodes = int(self.standing["playing"].sum())
+            self._tell_cuts(int(self.standing["playing"].sum()))
         buffer = self.buffer
         rewards, terminated, truncated = (
             x.cpu().numpy() for x in (buffer.rewards, buffer.terminated, buffer.truncated)

@@ -35,9 +35,6 @@ class Parameters:
     def __iter__(self) -> Iterator[Tensor]:
         return (place.holder[place.key] for place in self.places)
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     def _everyone(self) -> Iterator[nn.Parameter]:
         return (place.holder[place.key] for place in self._all)
 
@@ -53,10 +50,9 @@ class Parameters:
     def refresh(self) -> None:
         """Move the trainable parameters, as they are now, into one vector."""
         modules = self.modules()
-        trainable = {id(p) for module in modules.values() for p in module.parameters() if p.requires_grad}
         places = {id(x.get()): x for name, module in modules.items() for x in module_places(module, name)}
         self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]
-        self.places = [place for key, place in places.items() if key in trainable]
+        self.places = [place for place in self._all if place.get().requires_grad]
         tensors = [place.get() for place in self.places]
         self.vector = flat(x.detach().float() for x in tensors)
         for x, part in zip(tensors, self.parts(self.vector, tensors), strict=True):

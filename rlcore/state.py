@@ -114,7 +114,7 @@ class State:
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules among it."""
-        return {name: thing for name, thing in self.things() if isinstance(thing, nn.Module)}
+        return {name: x for name in self.names if isinstance(x := getattr(self.owner, name), nn.Module)}
 
     def places(self, skip: Any = ()) -> list[Place]:
         """Where each tensor and number of it stands, but for the parameters in `skip`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +30,7 @@ from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import DivergenceError, UsageError
 from rlcore.networks import ActorCritic, Torso
 from rlcore.networks.normalize import RewardScaler
-from rlcore.optim import Adam, Parameters, clipped, gradient_of, make_optimizer
+from rlcore.optim import Adam, Optimizer, Parameters, clipped, gradient_of, make_optimizer
 from rlcore.spaces import Field
 from rlcore.state import State
 from rlcore.tracing import is_recording, loop, reduce
@@ -63,6 +62,7 @@ class Agent:
     """
 
     Config: ClassVar[type[Config]] = Config
+    needs_values: ClassVar[bool] = True  # whether anything of this algorithm asks the critic
     critic_apart: ClassVar[bool] = False  # whether the critic is fitted in steps of its own
     group_starts: ClassVar[bool] = False  # whether each `group_size` environments start an episode alike
     reference: ActorCritic | None = None  # a frozen policy that the loss compares with, for agents that have one
@@ -115,7 +115,6 @@ class Agent:
         self.iteration = 0
         self.seconds = {"prepare": 0.0, "collect": 0.0, "learn": 0.0}
         self.engine = Engine(self)
-        self._told_cut_episodes = False
 
     # What an algorithm provides.
 
@@ -141,7 +140,7 @@ class Agent:
     def refresh(self) -> None:
         """Take the trainable parameters as they are now into one vector; moments of those that stay are kept."""
         self.parameters.refresh()
-        for optimizer in filter(None, (self.optimizer, self.critic_optimizer)):
+        for optimizer in self.optimizers():
             optimizer.follow()
         self.engine.forget()
 
@@ -173,13 +172,12 @@ class Agent:
     def anneal(self, remaining: float) -> None:
         """Set what changes over a run; `remaining` goes from 1 at its start to 0 at its end."""
         if self.config.anneal_lr:
-            for optimizer in filter(None, (self.optimizer, self.critic_optimizer)):
+            for optimizer in self.optimizers():
                 optimizer.learning_rate = self.config.learning_rate * remaining
 
-    @property
-    def needs_values(self) -> bool:
-        """Whether anything of this algorithm asks the critic."""
-        return True
+    def optimizers(self) -> list[Optimizer]:
+        """Those of the loss and of a critic that is fitted apart."""
+        return [self.optimizer] if self.critic_optimizer is None else [self.optimizer, self.critic_optimizer]
 
     @property
     def stops_early(self) -> bool:
@@ -245,8 +243,6 @@ class Agent:
         if self.config.whole_episodes and self.iteration > 0:
             self.collector.reset(self.reset_seeds(self.iteration))
         episodes = self.collector.collect(self.network)
-        if self.collector.cut_episodes and not self._told_cut_episodes:
-            self._tell_cut_episodes()
         if self.reward_scaler is not None and self.config.on_env_error == "restart":
             self.reward_scaler.forget(self.collector.faults.cut_before)
         self.draw()
@@ -272,7 +268,7 @@ class Agent:
         """Learn from a rollout as a batch; returns the iteration's mean metrics."""
         batch, before = self.before_steps(batch)
         metrics = {**self.gradient_steps(batch), **before}
-        if self.fits_critic:
+        if self.needs_values and self.config.critic_updates:
             metrics["value_loss"] = self.fit_critic(batch)
         metrics |= self.after_steps(batch)
         if not is_recording():
@@ -314,11 +310,6 @@ class Agent:
         self.optimizer.step(gradient)
         return {name: x.detach() for name, x in {"loss": loss, **metrics, "grad_norm": norm}.items()}
 
-    @property
-    def fits_critic(self) -> bool:
-        """Whether the critic takes `critic_updates` steps of its own after those of the loss."""
-        return self.config.critic_updates > 0 and self.needs_values
-
     def critic_loss(self, network: ActorCritic, batch: Batch) -> Tensor:
         """The loss of a critic that is fitted apart: mean of (V − R)²/2 over transitions."""
         return 0.5 * batch.step_mean((network.value(batch.obs) - batch.returns) ** 2)
@@ -347,14 +338,6 @@ class Agent:
                 f"{bad[0]} became {metrics[bad[0]]} in iteration {self.iteration} at step {self.global_step:,} "
                 f"(learning_rate {self.config.learning_rate:g})"
             )
-
-    def _tell_cut_episodes(self) -> None:
-        self._told_cut_episodes = True
-        warnings.warn(
-            f"{self.collector.cut_episodes} of {self.config.num_envs} episodes were still running after num_steps = "
-            f"{self.config.num_steps} and were cut there; later cuts are not reported",
-            stacklevel=4,
-        )
 
     # Environments.
 

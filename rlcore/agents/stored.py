@@ -58,7 +58,7 @@ def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: It
     for name in changed & set(agent.coefs):
         agent.coefs[name] = fresh["coefs"][name]
     if "learning_rate" in changed:
-        for optimizer in filter(None, (agent.optimizer, agent.critic_optimizer)):
+        for optimizer in agent.optimizers():
             optimizer.learning_rate = agent.config.learning_rate
     if envs_stay and state["backend"] == "native" and agent.backend != "native" and agent.engine.may_go_native:
         agent.use_backend("native")

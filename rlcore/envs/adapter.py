@@ -146,9 +146,7 @@ class VectorAdapter:
         self.extras: dict[str, np.ndarray] = {}
         self._composite = isinstance(self.observation_space, spaces.Dict | spaces.Tuple)
         self._starts = map_parts(lambda part: part.start, self.parts)
-        self._shifted = (
-            np.any([np.any(start) for start in self._starts.values()]) if self._composite else np.any(self._starts)
-        )
+        self._shifted = any(np.any(x) for x in (self._starts.values() if self._composite else [self._starts]))
 
     @property
     def frame_stack(self) -> int:
@@ -168,18 +166,22 @@ class VectorAdapter:
             seed = np.array(seed)  # what vector environments in C++ take
         try:
             obs, infos = self.envs.reset(seed=seed)
-        except (gymnasium.error.Error, TypeError, ValueError) as error:
-            if isinstance(seed, int | None) or isinstance(error, RlcoreError):
-                raise self._fault(error) from error
+        except Exception as error:
+            self._refuse_seeds(error, seed)
+            raise self._fault(error) from error
+        obs = self.split(obs)
+        if self.fields:
+            self._keep_extras(infos)
+        return obs if FAULT_KEY not in infos else self._begin_anew(_faults(infos), seed)
+
+    def _refuse_seeds(self, error: Exception, seed: Any) -> None:
+        """Say what may be the reason where environments were given a seed each."""
+        own = isinstance(error, gymnasium.error.Error | TypeError | ValueError) and not isinstance(error, RlcoreError)
+        if own and not isinstance(seed, int | None):
             raise UsageError(
                 f"{type(self.envs.unwrapped).__name__} cannot be reset with a seed for each environment, which groups "
                 "that share a start need; take backend sync or async"
             ) from error
-        except Exception as error:
-            raise self._fault(error) from error
-        obs = self.split(obs)
-        self._keep_extras(infos)
-        return obs if FAULT_KEY not in infos else self._begin_anew(_faults(infos), seed)
 
     def _keep_extras(self, infos: dict[str, Any], which: np.ndarray | None = None) -> None:
         """Keep what `infos` tell of the environments `which [N]`, or of all."""
