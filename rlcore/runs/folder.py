@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import tomli_w
 
-from rlcore.errors import CheckpointError, RlcoreError, UsageError
+from rlcore.errors import CheckpointError, UsageError
 from rlcore.runs.settings import read_settings, to_toml
 from rlcore.storage.checkpoint import read_agent
 from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
@@ -261,10 +261,3 @@ def _is_damage(line: bytes, is_ended: bool, step: int) -> bool:
         return not RECORD.fullmatch(line)
     at, comma, _ = line.partition(b",")
     return not at.isdigit() or len(at) > 19 or (bool(comma) and int(at) <= step)
-
-
-def storage_error(folder: RunFolder, error: OSError) -> RlcoreError:
-    """What to tell when the run folder could not be written (disk full, no permission)."""
-    return RlcoreError(
-        f"the run folder {folder.path} cannot be written: {error.strerror or error}; what was saved before is whole"
-    )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import platform
 import signal
+import statistics
 import threading
 import time
 import warnings
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,9 @@ from rlcore.collect import Episodes
 from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError
 from rlcore.networks.torsos import is_image
 from rlcore.runs.atari_scores import human_normalized
-from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
+from rlcore.runs.folder import EpisodeLog, RunFolder
 from rlcore.runs.progress import Progress
-from rlcore.runs.settings import EVAL_EPISODES, settings_of_checkpoint
+from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, settings_of_checkpoint
 from rlcore.storage.checkpoint import write_checkpoint
 from rlcore.storage.files import set_aside, write_atomically
 
@@ -36,7 +39,6 @@ SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for 
 CHECKPOINTS_PER_RUN = 10
 RECENT_EPISODES = 100
 LARGEST = 1e300  # time or return taken from a file
-KEPT_WITH_CHECKPOINTS = ("total_steps", "checkpoint_every", "eval_episodes", "preset")
 GROUPS = {
     "episode_return": "rollout", "episode_length": "rollout", "steps_per_second": "time",
     "learning_rate": "optimizer", "grad_norm": "optimizer", "param_norm": "optimizer",
@@ -53,7 +55,7 @@ class Interrupted(RlcoreError):
         self.code = code
 
 
-HANGUP = 129
+HANGUP = 129  # 128 and the number of the signal, which is how shells tell
 
 
 class StopSignals:
@@ -63,21 +65,18 @@ class StopSignals:
     session ends, and it stays ignored where it was, which is what nohup does.
     """
 
-    CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-    if hasattr(signal, "SIGHUP"):
-        CODES[signal.SIGHUP] = HANGUP
-
     def __init__(self) -> None:
         self.code: int | None = None
 
     def __enter__(self) -> StopSignals:
-        ignores_hangup = HANGUP in self.CODES.values() and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        numbers = [number for number, code in self.CODES.items() if not (ignores_hangup and code == HANGUP)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         self.before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        code = self.CODES[signal.Signals(number)]
+        code = 128 + number
         if HANGUP not in (code, self.code) and self.code is not None:
             raise KeyboardInterrupt
         self.code = code if self.code in (None, HANGUP) else self.code
@@ -124,10 +123,11 @@ class Run:
         """Begin a new run in a new folder, which no other process can write to until `close`."""
         folder = path if isinstance(path, RunFolder) else RunFolder.create(path)
         try:
-            config = dataclasses.asdict(agent.config)
-            settings = {**settings, "hyperparameters": config, "versions": versions()}
+            settings = {**settings, "hyperparameters": dataclasses.asdict(agent.config), "versions": versions()}
             run = cls(folder, agent, settings)
-            run._guard(lambda: (folder.write_config(run.settings), run.checkpoint()))
+            with run._guard():
+                folder.write_config(settings)
+                run.checkpoint()
         except BaseException:
             folder.close()
             raise
@@ -146,72 +146,53 @@ class Run:
     ) -> Run:
         """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone.
 
-        Args:
-            path: the run folder.
-            total_steps: new end of the run; None: as before, and so for the other two numbers.
-            checkpoint_every: steps between checkpoints.
-            eval_episodes: of the final evaluation.
-            env_kwargs: arguments of the environment's constructor that take the place of stored ones.
-            overrides: hyperparameters to change, such as `device`.
+        The three counts are as before where they are None; `env_kwargs` take the place of stored arguments of the
+        environment's constructor, `overrides` of hyperparameters, such as `device`.
 
         Raises:
             UsageError: where there is no run, another process has it, or nothing is left to do.
             CheckpointError: where no checkpoint can be read.
         """
-        folder = RunFolder.open_to_write(path)
-        try:
-            asked = {"total_steps": total_steps, "checkpoint_every": checkpoint_every, "eval_episodes": eval_episodes}
-            return cls._resume(folder, {k: v for k, v in asked.items() if v is not None}, env_kwargs, overrides)
-        except BaseException:
-            folder.close()
-            raise
-
-    @classmethod
-    def _resume(
-        cls, folder: RunFolder, asked: dict[str, int], env_kwargs: dict[str, Any] | None, overrides: dict[str, Any]
-    ) -> Run:
-        file, payload, damaged = folder.read_latest_checkpoint()
-        stored, problem = _stored_settings(folder, payload)
-        settings = {**stored, **asked}
-        settings.setdefault("checkpoint_every", -(-settings["total_steps"] // CHECKPOINTS_PER_RUN))
-        if env_kwargs:
-            settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
-            overrides = {**overrides, "env_kwargs": env_kwargs}
-        agent = load(file, **overrides)
-        try:
+        asked = {"total_steps": total_steps, "checkpoint_every": checkpoint_every, "eval_episodes": eval_episodes}
+        with contextlib.ExitStack() as on_failure:
+            folder = RunFolder.open_to_write(path)
+            on_failure.callback(folder.close)
+            file, payload, damaged = folder.read_latest_checkpoint()
+            stored, problem = _stored_settings(folder, payload)
+            settings = {**stored, **{name: count for name, count in asked.items() if count is not None}}
+            settings.setdefault("checkpoint_every", -(-settings["total_steps"] // CHECKPOINTS_PER_RUN))
+            if env_kwargs:
+                settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
+                overrides["env_kwargs"] = env_kwargs
+            agent = load(file, **overrides)
+            on_failure.callback(agent.close)
             run = cls(folder, agent, settings, payload["extra"])
-            if run.is_complete and not run.needs_evaluation:
+            if run.is_complete and (run.eval_episodes == 0 or folder.has_evaluation(agent.global_step)):
                 raise UsageError(
                     f"the run {folder.path} is complete at step {agent.global_step:,}; to go on, give --total-steps "
                     "more than that"
                 )
-            run._guard(lambda: run._repair(file, damaged, problem))
-            run._guard(lambda: folder.write_config(settings))
-        except BaseException:
-            agent.close()
-            raise
+            with run._guard():
+                run._repair(file, damaged, problem)
+                folder.write_config(settings)
+            on_failure.pop_all()
         return run
 
     def _repair(self, file: Path, damaged: dict[Path, CheckpointError], problem: UsageError | None) -> None:
         """Set aside what could not be read, and say so."""
-        for other in damaged:
-            kept = set_aside(other, "damaged")
-            _tell(f"{damaged[other]}; the run goes on from {file} before it, and the damaged one is now {kept.name}")
+        for other, error in damaged.items():
+            kept = set_aside(other, "damaged").name
+            _tell(f"{error}; the run goes on from {file} before it, and the damaged one is now {kept}")
         if problem is not None:
-            there = os.path.lexists(self.folder.config_file)
-            kept = set_aside(self.folder.config_file, "damaged") if there else None
-            where = f", and the damaged one is now {kept.name}" if kept else ""
+            config, where = self.folder.config_file, ""
+            if os.path.lexists(config):
+                where = f", and the damaged one is now {set_aside(config, 'damaged').name}"
             _tell(f"{problem}; it is made again from what {file} holds{where}")
 
     @property
     def is_complete(self) -> bool:
         """Whether all steps are done; the final evaluation may be missing."""
         return self.agent.global_step >= self.total_steps
-
-    @property
-    def needs_evaluation(self) -> bool:
-        """Whether there is to be a final evaluation of the agent as it is now, and it is not in the folder."""
-        return self.eval_episodes > 0 and not self.folder.has_evaluation(self.agent.global_step)
 
     def close(self) -> None:
         """Let other processes write to the folder."""
@@ -227,31 +208,34 @@ class Run:
             RlcoreError: when the folder cannot be written.
         """
         if not self.is_complete:
-            self._guard(lambda: self._train(progress))
+            with self._guard():
+                self._train(progress)
             self.ended = time.perf_counter()
 
-    def _guard(self, action: Any) -> None:
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Tell in one sentence that the run folder cannot be written (disk full, no permission)."""
         try:
-            action()
+            yield
         except ConnectionError:  # of a process that steps environments, not of the folder
             raise
         except OSError as error:
-            raise storage_error(self.folder, error) from error
+            why = f"{error.strerror or error}; what was saved before is whole"
+            raise RlcoreError(f"the run folder {self.folder.path} cannot be written: {why}") from error
 
     def _train(self, show: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         step = self.agent.global_step
-        episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
-        if episodes_log.set_aside:
+        self.episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
+        if self.episodes_log.set_aside:
             _tell(
                 f"{self.folder.episodes_file} was damaged; its whole records up to step {step:,} are kept, and the "
-                f"damaged file is now {episodes_log.set_aside.name}"
+                f"damaged file is now {self.episodes_log.set_aside.name}"
             )
         purge_step = step + 1 if self.resumed else None
-        writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
+        self.writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
         progress = Progress(self.total_steps, step, show)
-        self.episodes_log, self.writer = episodes_log, writer
         threading.excepthook = _leave_storage_errors_to_the_caller
         try:
             with StopSignals() as stop:
@@ -260,9 +244,8 @@ class Run:
                     progress.update(step, lambda: self.mean_return)
                     if stop.code is not None:
                         self.checkpoint()
-                        raise Interrupted(
-                            f"stopped at step {step:,}; continue with --resume {self.folder.path}", stop.code
-                        )
+                        where = f"stopped at step {step:,}; continue with --resume {self.folder.path}"
+                        raise Interrupted(where, stop.code)
             self._write_point()
             if self.last_checkpoint != step:
                 self.checkpoint()
@@ -275,8 +258,8 @@ class Run:
             try:
                 self._hand_over_points()
             finally:
-                episodes_log.close()
-                writer.close()
+                self.episodes_log.close()
+                self.writer.close()
                 threading.excepthook = threading.__excepthook__
 
     @property
@@ -307,10 +290,10 @@ class Run:
         """One point per curve: the mean since the last point."""
         if not self.pending:
             return
-        means = {name: _mean([metrics[name] for metrics in self.pending]) for name in self.pending[-1]}
+        means = {name: statistics.fmean([metrics[name] for metrics in self.pending]) for name in self.pending[-1]}
         if self.pending_episodes.returns:
-            means["episode_return"] = _mean(self.pending_episodes.returns)
-            means["episode_length"] = _mean(self.pending_episodes.lengths)
+            means["episode_return"] = statistics.fmean(self.pending_episodes.returns)
+            means["episode_length"] = statistics.fmean(self.pending_episodes.lengths)
         finite = {f"{GROUPS.get(name, 'policy')}/{name}": x for name, x in means.items() if math.isfinite(x)}
         self.points.append((finite, self.agent.global_step, time.time()))
         self.pending, self.pending_episodes = [], Episodes()
@@ -318,10 +301,13 @@ class Run:
             self._hand_over_points()
 
     def _hand_over_points(self) -> None:
-        """To TensorBoard's writer."""
+        """To TensorBoard's writer; `add_scalar` makes an event of each number, and was a sixth of a fast run's time."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         points, self.points = self.points, []
         for scalars, step, at in points:
-            self.writer.file_writer.add_summary(_summary(scalars), step, at)
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+            self.writer.file_writer.add_summary(Summary(value=values), step, at)
         self.handed_over = time.perf_counter()
 
     def checkpoint(self) -> None:
@@ -347,9 +333,8 @@ class Run:
     def _diverged(self, error: DivergenceError) -> DivergenceError:
         """Keep what there is to look at, and say where it is."""
         dump = self.folder.path / f"diverged-step-{self.agent.global_step}.pt"
-        buffer = self.agent.buffer.tensors()
-        settings = json.dumps(self.settings, default=str)
-        write_checkpoint(dump, {"agent": self.agent.state_dict(), "buffer": buffer, "settings": settings})
+        state, buffer = self.agent.state_dict(), self.agent.buffer.tensors()
+        write_checkpoint(dump, {"agent": state, "buffer": buffer, "settings": json.dumps(self.settings, default=str)})
         return DivergenceError(
             f"{error}; the last good checkpoint is {self.folder.latest_checkpoint()}, "
             f"and the rollout and weights to look at are in {dump}"
@@ -358,17 +343,16 @@ class Run:
     def _faulted(self, error: EnvironmentFault) -> EnvironmentFault:
         return EnvironmentFault(f"{error}; continue with --resume {self.folder.path}")
 
-    def evaluate(self, episodes: int, seed: int | None = None) -> dict[str, Any]:
+    def evaluate(self, episodes: int) -> dict[str, Any]:
         """Play greedy evaluation episodes on fresh seeds and store the result as evaluation.json."""
-        seed = evaluation_seed(self.agent.config.seed) if seed is None else seed
-        seconds = self.seconds
+        seed, seconds = evaluation_seed(self.agent.config.seed), self.seconds
         try:
             report = evaluation_report(self.agent, episodes, seed, deterministic=True)
         except EnvironmentFault as error:
             raise self._faulted(error) from error
         report["training_seconds"] = round(seconds, 2)
-        data = json.dumps(report, indent=1).encode()
-        self._guard(lambda: write_atomically(self.folder.evaluation_file, data))
+        with self._guard():
+            write_atomically(self.folder.evaluation_file, json.dumps(report, indent=1).encode())
         return report
 
 
@@ -387,25 +371,13 @@ def _stored_settings(folder: RunFolder, payload: dict[str, Any]) -> tuple[dict[s
     except UsageError as error:
         problem = error
     try:
-        return {**settings_of_checkpoint(payload, "the checkpoint"), "versions": versions()}, problem
+        return {**settings_of_checkpoint(payload), "versions": versions()}, problem
     except UsageError as error:
         raise UsageError(f"{problem}; {error}") from error
 
 
 def _tell(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=2)
-
-
-def _mean(values: list[float]) -> float:
-    """Of a list that is short, as most are; making an array of it would take longer than the sum."""
-    return math.fsum(values) / len(values)
-
-
-def _summary(scalars: dict[str, float]) -> Any:
-    """A point of each curve as one event: `add_scalar` writes one each, and was a sixth of the time of a fast run."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
 
 
 def _leave_storage_errors_to_the_caller(error: threading.ExceptHookArgs) -> None:
@@ -486,18 +458,16 @@ def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
 def describe_environment(agent: Agent) -> str:
     """One line: how the environments are stepped and why."""
     asked, backend = agent.config.backend, agent.backend
-    why = f"asked for with --backend {asked}"
-    if asked == "auto" and backend == "native":
+    if asked != "auto":
+        why = f"asked for with --backend {asked}"
+    elif backend == "native":
         why = "the twin in tensors, as the run is compiled"
-    elif asked == "auto" and agent.config.on_env_error == "restart":
+    elif agent.config.on_env_error == "restart":
         why = "environments that fail are begun anew one by one"
-    elif asked == "auto" and agent.group_starts:
+    elif agent.group_starts:
         why = "groups need a seed for each environment"
-    elif asked == "auto":
-        why = (
-            "the environment's own vector implementation" if backend == "vector" else "it has no vector implementation"
-        )
+    elif backend == "vector":
+        why = "the environment's own vector implementation"
+    else:
+        why = "it has no vector implementation"
     return f"{agent.config.num_envs} × {agent.env_id}, backend {backend} ({why}), on {agent.device}"
-
-
-__all__ = ["Interrupted", "Run", "describe_environment", "evaluation_report", "evaluation_seed", "open_agent"]

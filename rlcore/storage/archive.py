@@ -36,6 +36,9 @@ OPCODES = (  # of pickles of tensors and built-in types, protocol 2
 )
 
 
+NOT_PLAIN = "it does not hold tensors and plain data alone"
+
+
 class Refused(Exception):
     """What is wrong with a file, in words."""
 
@@ -84,7 +87,7 @@ def _check_tree(payload: Any) -> None:
         nonlocal distinct
         if not isinstance(value, dict | list | tuple):
             if not isinstance(value, PLAIN):
-                raise Refused("it does not hold tensors and plain data alone")
+                raise Refused(NOT_PLAIN)
             return 1
         if id(value) not in sizes:
             if depth > DEEPEST:
@@ -105,7 +108,6 @@ class _Unpickler(pickle._Unpickler):
     """The Python reader of pickles, cut down to what torch.save writes of tensors and built-in types.
 
     Args:
-        pickled: the pickle.
         read_storage: gives the bytes of the tensors' memory of that name.
         most: bytes that all tensors may have together; they may share memory, but not without end.
     """
@@ -115,9 +117,9 @@ class _Unpickler(pickle._Unpickler):
         self.read_storage, self.left = read_storage, most
         self.storages: dict[str, bytearray] = {}
         self.makers: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): _new_dict,
+            ("collections", "OrderedDict"): lambda: {},  # which takes no arguments, and so with bytes
             ("_codecs", "encode"): _encode,
-            ("__builtin__", "bytes"): _no_bytes,
+            ("__builtin__", "bytes"): lambda: b"",
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
             ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_unsigned,
         }
@@ -127,13 +129,13 @@ class _Unpickler(pickle._Unpickler):
             return self.makers[module, name]
         if (module == "torch" and name in DTYPES | UNSIGNED) or (module, name) == ("torch.storage", "UntypedStorage"):
             return name
-        raise Refused("it does not hold tensors and plain data alone")
+        raise Refused(NOT_PLAIN)
 
     def persistent_load(self, pid: Any) -> tuple[bytearray, str]:
         """The memory of a tensor, and the name of its type."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or dtype not in DTYPES or not isinstance(key, str) or not key.isdecimal():
-            raise Refused("it does not hold tensors and plain data alone")
+            raise Refused(NOT_PLAIN)
         if key not in self.storages:
             self.storages[key] = bytearray(self.read_storage(key))
         return self.storages[key], dtype
@@ -148,7 +150,6 @@ class _Unpickler(pickle._Unpickler):
         return self._tensor(storage[0], UNSIGNED[dtype], offset, shape, strides)
 
     def _tensor(self, memory: bytearray, dtype: torch.dtype, offset: int, shape: tuple, strides: tuple) -> Tensor:
-        """A tensor inside `memory`."""
         if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
             raise Refused("a tensor has an impossible size")
         count = math.prod(shape)
@@ -165,22 +166,12 @@ class _Unpickler(pickle._Unpickler):
         """Leave out the attributes that torch puts on a state_dict."""
         self.stack.pop()
 
-    dispatch = {
-        ord(code): pickle._Unpickler.dispatch[ord(code)] for code in (getattr(pickle, name) for name in OPCODES)
-    }
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in (ord(getattr(pickle, name)) for name in OPCODES)}
     dispatch[ord(pickle.BUILD)] = load_build
-
-
-def _new_dict() -> dict[str, Any]:
-    return {}
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """Bytes, which this version of pickles stores as text."""
     if encoding != "latin1":
-        raise Refused("it does not hold tensors and plain data alone")
+        raise Refused(NOT_PLAIN)
     return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    return b""
