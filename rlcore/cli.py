@@ -32,6 +32,9 @@ On-policy reinforcement learning on one rollout buffer.
 
 rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
+IMPORT_HELP = "module to import first, such as one that registers environments; may be repeated"
+ENV_ARG_HELP = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
+RUN_HELP = "run folder (its newest checkpoint) or checkpoint file"
 LONGEST_MESSAGE = 2000
 MOST_THREADS = 1024
 
@@ -217,7 +220,7 @@ def _train_parser(algo: str, agent: type) -> Parser:
     parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=_summary(agent))
     env_help = "gymnasium environment, such as CartPole-v1, or module:Name-v0 of a module that registers it"
     parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
-    _add_import_flag(parser)
+    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
     _add_run_flags(parser)
     _add_hyperparameters(parser, agent.Config)
     return parser
@@ -237,24 +240,14 @@ def _add_run_flags(parser: Parser) -> None:
     preset = "tuned values of that environment id, or none for the algorithm's own defaults"
     _flag(group, "--preset", "NAME", f"{preset} (default: those of ENV_ID where there are any)")
     _flag(group, "--run-dir", "DIR", "the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)")
-    _add_env_arg_flag(group)
+    _flag(group, "--env-arg", "NAME=VALUE", ENV_ARG_HELP, action="append")
     _add_common_flags(group)
-
-
-def _add_import_flag(group: Any) -> None:
-    text = "module to import first, such as one that registers environments; may be repeated"
-    _flag(group, "--import", "MODULE", text, action="append")
-
-
-def _add_env_arg_flag(group: Any, stored: str = "") -> None:
-    text = f"argument of the environment's constructor, VALUE as in TOML; may be repeated{stored}"
-    _flag(group, "--env-arg", "NAME=VALUE", text, action="append")
 
 
 def _add_flags_for_stored(parser: Parser) -> None:
     """What a command needs that opens a stored agent."""
-    _add_import_flag(parser)
-    _add_env_arg_flag(parser, " (default: as stored)")
+    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
+    _flag(parser, "--env-arg", "NAME=VALUE", f"{ENV_ARG_HELP} (default: as stored)", action="append")
 
 
 def _import_modules(values: dict[str, Any]) -> None:
@@ -365,7 +358,7 @@ def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
     if ":" in env_id:
         _look_in_current_folder()
     preset = find_preset(algo, env_id) if name is None else None if name == "none" else load_preset(algo, name)
-    used = "none" if preset is None else name or _name_of(env_id)
+    used = "none" if preset is None else name or env_id.rpartition(":")[2]
     # Flags before presets, and what a flag implies (a variant's switches) between them.
     merged = {"total_steps": 1_000_000, **(preset or {}), **agent.Config.implied(values), **values}
     settings = {
@@ -385,7 +378,7 @@ def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
 def _train_from_config(arguments: list[str]) -> int:
     parser = Parser(prog="rlcore train", description="Make the run that a config.toml describes, in a new folder.")
     _flag(parser, "--config", "FILE", "config.toml of a run folder", required=True)
-    _add_import_flag(parser)
+    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
     known, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     _import_modules(vars(known))
     config = read_settings(Path(known.config))
@@ -394,12 +387,11 @@ def _train_from_config(arguments: list[str]) -> int:
     _add_hyperparameters(parser, agent.Config)
     values = vars(parser.parse(arguments))
 
-    from rlcore.agents.config import check_names, field_types
+    from rlcore.agents.config import check_names
     from rlcore.envs.make import check_env_kwargs, check_imported
 
     check_names(agent.Config, config["hyperparameters"])
-    kinds = field_types(agent.Config)
-    stored = {n: None if v == "none" and n in kinds else v for n, v in config["hyperparameters"].items()}
+    stored = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
     given = _env_kwargs(values)
     settings = {name: config[name] for name in ("algo", "env_id", "preset", *COUNTS) if name in config}
     settings["env_kwargs"] = {**config["env_kwargs"], **given}
@@ -462,13 +454,8 @@ def _new_folder(values: dict[str, Any], settings: dict[str, Any], seed: int) -> 
 
     if "run_dir" in values:
         return RunFolder.create(values["run_dir"])
-    env, now = _name_of(settings["env_id"]).replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
-    return RunFolder.create_numbered(f"runs/{env}/{settings['algo']}-seed{seed}-{now}")
-
-
-def _name_of(env_id: str) -> str:
-    """What stands behind the module in "module:Name-v0"."""
-    return env_id.rpartition(":")[2]
+    env_name, now = settings["env_id"].rpartition(":")[2].replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
+    return RunFolder.create_numbered(f"runs/{env_name}/{settings['algo']}-seed{seed}-{now}")
 
 
 def _resume(arguments: list[str]) -> int:
@@ -515,7 +502,7 @@ def _normalized(report: dict[str, Any]) -> str:
 def evaluate(arguments: list[str]) -> int:
     """rlcore eval RUN --episodes K --json"""
     parser = Parser(prog="rlcore eval", description="Play evaluation episodes with a trained agent.")
-    parser.add_argument("run", metavar="RUN", help="run folder (its newest checkpoint) or checkpoint file")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     _flag(parser, "--episodes", "K", "number of episodes", default="100")
     _flag(parser, "--seed", "S", "of the episodes (default: derived from the run's)")
     _switch(parser, "--stochastic", "draw actions instead of taking the most probable")
@@ -546,7 +533,7 @@ def evaluate(arguments: list[str]) -> int:
 def video(arguments: list[str]) -> int:
     """rlcore video RUN --out FILE"""
     parser = Parser(prog="rlcore video", description="Film one episode of a trained agent.")
-    parser.add_argument("run", metavar="RUN", help="run folder (its newest checkpoint) or checkpoint file")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     _flag(parser, "--out", "FILE", "mp4 or gif file (default: RUN/video.mp4)")
     _flag(parser, "--seed", "S", "of the episode", default="0")
     _switch(parser, "--stochastic", "draw actions instead of taking the most probable")

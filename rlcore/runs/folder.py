@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import tomli_w
 
 from rlcore.errors import CheckpointError, UsageError
-from rlcore.runs.settings import read_settings, to_toml
+from rlcore.runs.settings import to_toml
 from rlcore.storage.checkpoint import read_agent
 from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
 
@@ -178,9 +178,6 @@ class RunFolder:
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.config_file, tomli_w.dumps(to_toml(config)).encode())
 
-    def read_config(self) -> dict[str, Any]:
-        return read_settings(self.config_file)
-
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation of the agent as it was at this step is there and whole."""
         try:
@@ -217,9 +214,6 @@ class EpisodeLog:
     def write(self, episodes: Any, seconds: float) -> None:
         rows = zip(episodes.step, episodes.env, episodes.returns, episodes.lengths, strict=True)
         self.writer.writerows((step, env, f"{ret:.6g}", length, f"{seconds:.2f}") for step, env, ret, length in rows)
-
-    def flush(self) -> None:
-        self.file.flush()
 
     def close(self) -> None:
         self.file.close()

@@ -30,7 +30,7 @@ from rlcore.networks.torsos import is_image
 from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder
 from rlcore.runs.progress import Progress
-from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, settings_of_checkpoint
+from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, read_settings, settings_of_checkpoint
 from rlcore.storage.checkpoint import write_checkpoint
 from rlcore.storage.files import set_aside, write_atomically
 
@@ -319,7 +319,7 @@ class Run:
         agent, step = self.agent, self.agent.global_step
         if hasattr(self, "episodes_log"):
             self._hand_over_points()
-            self.episodes_log.flush()
+            self.episodes_log.file.flush()
             self.writer.flush()
         # With what config.toml says of the run, which can so be made again if that is damaged.
         settings = {key: self.settings[key] for key in KEPT_WITH_CHECKPOINTS if key in self.settings}
@@ -367,7 +367,7 @@ def _what_was_stored(extra: dict[str, Any]) -> tuple[float, list[float]]:
 def _stored_settings(folder: RunFolder, payload: dict[str, Any]) -> tuple[dict[str, Any], UsageError | None]:
     """What config.toml says of the run, or where it cannot be read, what a checkpoint does, and what the problem is."""
     try:
-        return folder.read_config(), None
+        return read_settings(folder.config_file), None
     except UsageError as error:
         problem = error
     try:
@@ -436,13 +436,8 @@ def versions() -> dict[str, str]:
     """What the numbers of a run depend on."""
     import rlcore
 
-    return {
-        "rlcore": rlcore.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "gymnasium": gymnasium.__version__,
-    }
+    modules = (rlcore, torch, np, gymnasium)
+    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
 
 
 def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:

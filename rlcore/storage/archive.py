@@ -131,25 +131,19 @@ class _Unpickler(pickle._Unpickler):
             return name
         raise Refused(NOT_PLAIN)
 
-    def persistent_load(self, pid: Any) -> tuple[bytearray, str]:
-        """The memory of a tensor, and the name of its type."""
+    def persistent_load(self, pid: Any) -> tuple[bytearray, torch.dtype]:
+        """The memory of a tensor, and its type."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or dtype not in DTYPES or not isinstance(key, str) or not key.isdecimal():
             raise Refused(NOT_PLAIN)
         if key not in self.storages:
             self.storages[key] = bytearray(self.read_storage(key))
-        return self.storages[key], dtype
+        return self.storages[key], DTYPES[dtype]
 
-    def _rebuild(self, storage: tuple[bytearray, str], offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
-        return self._tensor(storage[0], DTYPES[storage[1]], offset, shape, strides)
-
-    def _rebuild_unsigned(
-        self, storage: tuple[bytearray, str], offset: int, shape: tuple, strides: tuple, grad: Any, hooks: Any,
-        dtype: str, *_: Any,
-    ) -> Tensor:  # fmt: skip
-        return self._tensor(storage[0], UNSIGNED[dtype], offset, shape, strides)
-
-    def _tensor(self, memory: bytearray, dtype: torch.dtype, offset: int, shape: tuple, strides: tuple) -> Tensor:
+    def _rebuild(
+        self, storage: tuple[bytearray, torch.dtype], offset: int, shape: tuple, strides: tuple, *_: Any
+    ) -> Tensor:
+        memory, dtype = storage
         if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
             raise Refused("a tensor has an impossible size")
         count = math.prod(shape)
@@ -161,6 +155,10 @@ class _Unpickler(pickle._Unpickler):
         whole = torch.frombuffer(memory, dtype=torch.uint8 if dtype == torch.bool else dtype)
         tensor = whole.as_strided(shape, strides, offset)  # refuses what lies outside
         return tensor != 0 if dtype == torch.bool else tensor  # the bytes of bools may be nothing but 0 and 1
+
+    def _rebuild_unsigned(self, storage: tuple[bytearray, torch.dtype], *arguments: Any) -> Tensor:
+        offset, shape, strides, _, _, dtype, *_ = arguments
+        return self._rebuild((storage[0], UNSIGNED[dtype]), offset, shape, strides)
 
     def load_build(self) -> None:
         """Leave out the attributes that torch puts on a state_dict."""
