@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import sys
 import time
 import tomllib
@@ -37,6 +38,7 @@ ENV_ARG_HELP = "argument of the environment's constructor, VALUE as in TOML; may
 RUN_HELP = "run folder (its newest checkpoint) or checkpoint file"
 LONGEST_MESSAGE = 2000
 MOST_THREADS = 1024
+OUT_OF_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed|array is too big|Unable to allocate")
 
 
 class Parser(argparse.ArgumentParser):
@@ -251,20 +253,16 @@ def _add_flags_for_stored(parser: Parser) -> None:
 
 
 def _import_modules(values: dict[str, Any]) -> None:
-    """Those of --import, before anything is read."""
-    if "import" in values:
-        from rlcore.envs.make import import_module
+    """Those of --import, before anything is read. They and that of an id may lie in the current folder, as with
+    `python -m`, which is looked in last, so that no file there passes for an installed module."""
+    from rlcore.envs.make import import_module
 
-        _look_in_current_folder()
-        for name in values["import"]:
-            import_module(name)
-
-
-def _look_in_current_folder() -> None:
-    """For modules that the user names, as `python -m` does; last, so that no file there passes for an installed one."""
-    with contextlib.suppress(FileNotFoundError):  # the folder has been removed
-        if not {"", os.getcwd()} & set(sys.path):
-            sys.path.append(os.getcwd())
+    if "import" in values or ":" in values.get("env_id", ""):
+        with contextlib.suppress(FileNotFoundError):  # the folder has been removed
+            if not {"", os.getcwd()} & set(sys.path):
+                sys.path.append(os.getcwd())
+    for name in values.get("import", []):
+        import_module(name)
 
 
 def _changes(values: dict[str, Any]) -> dict[str, Any]:
@@ -355,8 +353,6 @@ def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
 def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
     env_id, name = values["env_id"], values.get("preset")
     _import_modules(values)
-    if ":" in env_id:
-        _look_in_current_folder()
     preset = find_preset(algo, env_id) if name is None else None if name == "none" else load_preset(algo, name)
     used = "none" if preset is None else name or env_id.rpartition(":")[2]
     # Flags before presets, and what a flag implies (a variant's switches) between them.
@@ -413,9 +409,7 @@ def _launch(
     threads = _threads(values)
     if "run_dir" in values:
         RunFolder.refuse_existing(values["run_dir"])
-    with _enough_memory(hyperparameters):
-        agent = agent_class(settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
-    with contextlib.closing(agent):
+    with contextlib.closing(_new_agent(agent_class, settings, hyperparameters)) as agent:
         set_threads(agent, threads)
         agent.engine.prepare(settings["total_steps"])
         with contextlib.closing(Run.start(_new_folder(values, settings, agent.config.seed), agent, settings)) as run:
@@ -424,19 +418,17 @@ def _launch(
             return _finish(run, values.get("progress", True))
 
 
-@contextlib.contextmanager
-def _enough_memory(hyperparameters: dict[str, Any]) -> Iterator[None]:
-    """Tells in one sentence that an agent does not fit into memory, which torch, numpy and the system each tell their
-    own way."""
+def _new_agent(agent_class: type, settings: dict[str, Any], hyperparameters: dict[str, Any]) -> Any:
+    """The agent of a run. That it does not fit into memory, torch, numpy and the system each tell their own way; here
+    it is one sentence."""
     try:
-        yield
+        return agent_class(settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
-        words = ("allocate memory", "out of memory", "calculation overflowed", "array is too big", "Unable to allocate")
-        is_told = isinstance(error, MemoryError) or any(word in str(error) for word in words)
-        if isinstance(error, RlcoreError) or not is_told:
+        is_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))
+        if isinstance(error, RlcoreError) or not is_memory:
             raise
-        sizes = ("num_envs", "num_steps", "hidden_sizes")
-        asked = ", ".join(f"{name} = {_shown(hyperparameters[name])}" for name in sizes if name in hyperparameters)
+        sizes = [name for name in ("num_envs", "num_steps", "hidden_sizes") if name in hyperparameters]
+        asked = ", ".join(f"{name} = {_shown(hyperparameters[name])}" for name in sizes)
         raise UsageError(
             f"there is not enough memory for this agent and its rollouts{f' ({asked})' if asked else ''}; smaller "
             "num_envs, num_steps or hidden_sizes need less"
@@ -559,22 +551,17 @@ def list_all(arguments: list[str]) -> int:
     """rlcore list"""
     parser = Parser(prog="rlcore list", description="List agents, presets and default hyperparameters.")
     _switch(parser, "--json", "print it as JSON")
-    values = parser.parse(arguments)
+    as_json, presets = parser.parse(arguments).json, all_presets()
 
     from rlcore.agents import AGENTS
     from rlcore.agents.config import field_help
 
-    presets = all_presets()
-    if values.json:
-        agents = {
-            name: {
-                "summary": _summary(agent),
-                "presets": presets.get(name, {}),
-                "defaults": {f.name: f.default for f in dataclasses.fields(agent.Config)},
-            }
-            for name, agent in AGENTS.items()
-        }
-        print(json.dumps(agents))
+    if as_json:
+        listed = {}
+        for name, agent in AGENTS.items():
+            defaults = {field.name: field.default for field in dataclasses.fields(agent.Config)}
+            listed[name] = {"summary": _summary(agent), "presets": presets.get(name, {}), "defaults": defaults}
+        print(json.dumps(listed))
         return 0
     for name, agent in AGENTS.items():
         helps = field_help(agent.Config)

@@ -62,12 +62,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """A new, empty folder, locked for this process.
-
-        Raises:
-            FolderTaken: where another run has it.
-            UsageError: where it cannot be made.
-        """
+        """A new, empty folder, locked for this process; FolderTaken where another run has it."""
         cls.refuse_existing(path)
         folder = cls(path)
         try:
@@ -104,11 +99,7 @@ class RunFolder:
 
     @classmethod
     def open_to_write(cls, path: str | Path) -> RunFolder:
-        """An existing run folder, locked for this process; what dead ones had half written is removed.
-
-        Raises:
-            UsageError: where there is none, it cannot be written, or another process writes there.
-        """
+        """As `open`, locked for this process; what dead ones had half written is removed."""
         folder = cls.open(path)
         try:
             folder._acquire()
@@ -146,11 +137,8 @@ class RunFolder:
         return files[-1]
 
     def read_latest_checkpoint(self) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:
-        """The newest checkpoint that can be read, what it holds, and what is wrong with each newer one.
-
-        Raises:
-            CheckpointError: that of the newest, where none can be read.
-        """
+        """The newest checkpoint that can be read, what it holds, and what is wrong with each newer one, which is
+        raised of the newest where none can be read."""
         damaged: dict[Path, CheckpointError] = {}
         for file in reversed(self._checkpoint_files()):
             try:

@@ -9,13 +9,7 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Steps, speed, return and time left.
-
-    Args:
-        total_steps: the step at which the run ends.
-        start: the step at which this process began.
-        show: False for silence.
-    """
+    """Steps, speed, return and time left of a run that ends at `total_steps`, since this process began at `start`."""
 
     REFRESHES_PER_SECOND = 2  # drawing takes most of a millisecond
     LINES = 20  # plain lines per run, unless it is so slow that one every half minute is more

@@ -89,14 +89,7 @@ class StopSignals:
 class Run:
     """One agent training into one folder.
 
-    Args:
-        folder: where everything goes.
-        agent: the agent, new or loaded from a checkpoint of this folder.
-        settings: what `config.toml` holds.
-        resumed: what the checkpoint stored of the run itself; None for a new run.
-
-    Attributes:
-        eval_episodes: of the final evaluation, 0 for none.
+    `settings` is what `config.toml` holds, `resumed` what a checkpoint stored of the run itself, None for a new run.
     """
 
     def __init__(
@@ -105,7 +98,7 @@ class Run:
         self.folder, self.agent, self.settings = folder, agent, settings
         self.total_steps: int = settings["total_steps"]
         self.checkpoint_every: int = settings["checkpoint_every"]
-        self.eval_episodes: int = settings.get("eval_episodes", EVAL_EPISODES)
+        self.eval_episodes: int = settings.get("eval_episodes", EVAL_EPISODES)  # of the final evaluation, 0 for none
         self.log_every = max(self.total_steps // TENSORBOARD_POINTS, 1)
         self.resumed = resumed is not None
         self.last_checkpoint = agent.global_step if self.resumed else -1  # the step of the newest
@@ -147,11 +140,8 @@ class Run:
         """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone.
 
         The three counts are as before where they are None; `env_kwargs` take the place of stored arguments of the
-        environment's constructor, `overrides` of hyperparameters, such as `device`.
-
-        Raises:
-            UsageError: where there is no run, another process has it, or nothing is left to do.
-            CheckpointError: where no checkpoint can be read.
+        environment's constructor, `overrides` of hyperparameters, such as `device`. A UsageError tells that there is
+        no run, another process has it, or nothing is left to do; a CheckpointError that no checkpoint can be read.
         """
         asked = {"total_steps": total_steps, "checkpoint_every": checkpoint_every, "eval_episodes": eval_episodes}
         with contextlib.ExitStack() as on_failure:
