@@ -14,7 +14,7 @@ import time
 import tomllib
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,12 +64,8 @@ class Parser(argparse.ArgumentParser):
 
 
 class Output:
-    """A stream to print to. Where that fails, the rest is printed to nowhere, and the work goes on: a reader that has
-    seen enough (`| head`) or a terminal that was closed must not end a training run.
-
-    Attributes:
-        problem: since when nothing is printed, or None.
-    """
+    """A stream to print to. Where that fails, `problem` says why, the rest is printed to nowhere, and the work goes on:
+    a reader that has seen enough (`| head`) or a terminal that was closed must not end a training run."""
 
     def __init__(self, stream: Any):
         self.stream, self.problem = stream, None
@@ -97,29 +93,21 @@ class Output:
         return getattr(self.stream, name)
 
 
-@contextlib.contextmanager
-def _lasting_output() -> Iterator[Output]:
-    """Standard output and error as `Output`; yields the former."""
-    # There are none where they were closed before we began.
-    out, err = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            yield out
-        finally:
-            out.flush()
-            err.flush()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_: f"rlcore: {_printable(message)}\n"
-    with _lasting_output() as output:
-        code = _run(arguments)
-        output.flush()
-        if output.problem is None or output.problem.errno == errno.EPIPE:  # `rlcore list | head`
+    # There are no streams where they were closed before we began.
+    out, err = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = _run(arguments)
+        finally:
+            out.flush()
+            err.flush()
+        if out.problem is None or out.problem.errno == errno.EPIPE:  # `rlcore list | head`
             return code
-        failed = _fail(f"standard output could not be written: {output.problem.strerror or output.problem}", 2)
+        failed = _fail(f"standard output could not be written: {out.problem.strerror or out.problem}", 2)
         return code if code or arguments[0] == "train" else failed
 
 
@@ -167,9 +155,6 @@ def _dispatch(arguments: list[str]) -> int:
     return commands[command](rest)
 
 
-# train
-
-
 def train(arguments: list[str]) -> int:
     """rlcore train ALGO ENV_ID ... | rlcore train --resume DIR ... | rlcore train --config FILE ..."""
     first = arguments[0] if arguments else "--help"
@@ -182,8 +167,13 @@ def train(arguments: list[str]) -> int:
         return _print_train_overview()
     if first.startswith("-"):
         raise UsageError(f"the algorithm comes first: rlcore train ALGO ENV_ID {first} ...; see rlcore train --help")
-    agent = _agent_class(first)
-    return _train_new(first, agent, vars(_train_parser(first, agent).parse(arguments[1:])))
+    agent, prog = _agent_class(first), f"rlcore train {first}"
+    parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=_summary(agent))
+    env_help = "gymnasium environment, such as CartPole-v1, or module:Name-v0 of a module that registers it"
+    parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
+    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
+    _add_run_flags(parser, agent.Config)
+    return _train_new(first, agent, vars(parser.parse(arguments[1:])))
 
 
 def _print_train_overview() -> int:
@@ -217,17 +207,6 @@ def _agent_class(name: str) -> type:
     return AGENTS[name]
 
 
-def _train_parser(algo: str, agent: type) -> Parser:
-    prog = f"rlcore train {algo}"
-    parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=_summary(agent))
-    env_help = "gymnasium environment, such as CartPole-v1, or module:Name-v0 of a module that registers it"
-    parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
-    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
-    _add_run_flags(parser)
-    _add_hyperparameters(parser, agent.Config)
-    return parser
-
-
 def _flag(group: Any, name: str, metavar: str, text: str, **options: Any) -> None:
     group.add_argument(name, metavar=metavar, help=text, **options)
 
@@ -236,7 +215,7 @@ def _switch(group: Any, name: str, text: str) -> None:
     group.add_argument(name, action="store_true", default=False, help=text)
 
 
-def _add_run_flags(parser: Parser) -> None:
+def _add_run_flags(parser: Parser, config: type) -> None:
     group = parser.add_argument_group("run")
     _flag(group, "--total-steps", "K", "environment steps, over all environments (default: the preset's, or 1,000,000)")
     preset = "tuned values of that environment id, or none for the algorithm's own defaults"
@@ -244,6 +223,7 @@ def _add_run_flags(parser: Parser) -> None:
     _flag(group, "--run-dir", "DIR", "the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)")
     _flag(group, "--env-arg", "NAME=VALUE", ENV_ARG_HELP, action="append")
     _add_common_flags(group)
+    _add_hyperparameters(parser, config)
 
 
 def _add_flags_for_stored(parser: Parser) -> None:
@@ -357,18 +337,13 @@ def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
     used = "none" if preset is None else name or env_id.rpartition(":")[2]
     # Flags before presets, and what a flag implies (a variant's switches) between them.
     merged = {"total_steps": 1_000_000, **(preset or {}), **agent.Config.implied(values), **values}
-    settings = {
-        "algo": algo,
-        "env_id": env_id,
-        "preset": used,
-        "total_steps": merged["total_steps"],
-        "env_kwargs": _env_kwargs(values),
-    }
-    hyperparameters = _hyperparameters(agent.Config, merged)
-    overridden = sorted(set(hyperparameters) & set(values) & set(preset or {}))
+    settings = {"algo": algo, "env_id": env_id, "preset": used, "total_steps": merged["total_steps"]}
+    settings["env_kwargs"] = _env_kwargs(values)
+    settings["hyperparameters"] = _hyperparameters(agent.Config, merged)
+    overridden = sorted(set(settings["hyperparameters"]) & set(values) & set(preset or {}))
     note = f"preset {used}" if preset else "no preset, the algorithm's defaults"
     note += f" (overridden: {', '.join(overridden)})" if overridden else ""
-    return _launch(agent, settings, hyperparameters, values, note)
+    return _launch(agent, settings, values, note)
 
 
 def _train_from_config(arguments: list[str]) -> int:
@@ -379,8 +354,7 @@ def _train_from_config(arguments: list[str]) -> int:
     _import_modules(vars(known))
     config = read_settings(Path(known.config))
     agent = _agent_class(config["algo"])
-    _add_run_flags(parser)
-    _add_hyperparameters(parser, agent.Config)
+    _add_run_flags(parser, agent.Config)
     values = vars(parser.parse(arguments))
 
     from rlcore.agents.config import check_names
@@ -393,13 +367,12 @@ def _train_from_config(arguments: list[str]) -> int:
     settings["env_kwargs"] = {**config["env_kwargs"], **given}
     check_imported(settings["env_id"], known.config)
     check_env_kwargs(settings["env_kwargs"], given, known.config)
-    merged = {**stored, **agent.Config.implied(values), **_hyperparameters(agent.Config, values)}
-    return _launch(agent, settings, merged, values, f"config {known.config}")
+    asked = _hyperparameters(agent.Config, values)
+    settings["hyperparameters"] = {**stored, **agent.Config.implied(values), **asked}
+    return _launch(agent, settings, values, f"config {known.config}")
 
 
-def _launch(
-    agent_class: type, settings: dict[str, Any], hyperparameters: dict[str, Any], values: dict[str, Any], note: str
-) -> int:
+def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any], note: str) -> int:
     """Make the agent and the run, train, evaluate, and tell the result."""
     from rlcore.runs.folder import RunFolder
     from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run, describe_environment, set_threads
@@ -409,7 +382,7 @@ def _launch(
     threads = _threads(values)
     if "run_dir" in values:
         RunFolder.refuse_existing(values["run_dir"])
-    with contextlib.closing(_new_agent(agent_class, settings, hyperparameters)) as agent:
+    with contextlib.closing(_new_agent(agent_class, settings)) as agent:
         set_threads(agent, threads)
         agent.engine.prepare(settings["total_steps"])
         with contextlib.closing(Run.start(_new_folder(values, settings, agent.config.seed), agent, settings)) as run:
@@ -418,9 +391,10 @@ def _launch(
             return _finish(run, values.get("progress", True))
 
 
-def _new_agent(agent_class: type, settings: dict[str, Any], hyperparameters: dict[str, Any]) -> Any:
+def _new_agent(agent_class: type, settings: dict[str, Any]) -> Any:
     """The agent of a run. That it does not fit into memory, torch, numpy and the system each tell their own way; here
     it is one sentence."""
+    hyperparameters = settings["hyperparameters"]
     try:
         return agent_class(settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
@@ -486,9 +460,6 @@ def _finish(run: Any, progress: bool) -> int:
 def _normalized(report: dict[str, Any]) -> str:
     """What an evaluation says of human play, for the games that have such a score."""
     return f", {report['human_normalized']:.0%} of human" if "human_normalized" in report else ""
-
-
-# eval, video, list
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -103,7 +103,8 @@ class RunFolder:
         folder = cls.open(path)
         try:
             folder._acquire()
-            folder._remove_temporary_files()
+            if folder.lock.held:  # where there are no locks, they may be of a living process
+                folder._remove_temporary_files()
         except OSError as error:
             folder.close()
             raise UsageError(f"the run folder {path} cannot be written: {error.strerror or error}") from error
@@ -116,8 +117,6 @@ class RunFolder:
             raise FolderTaken(f"the run folder {self.path} {error}, which must end before another begins") from None
 
     def _remove_temporary_files(self) -> None:
-        if not self.lock.held:  # where there are no locks, they may be of a living process
-            return
         for folder in filter(os.path.isdir, (self.path, self.checkpoints)):
             for name in filter(TEMPORARY.fullmatch, os.listdir(folder)):
                 Path(folder, name).unlink(missing_ok=True)

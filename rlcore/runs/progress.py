@@ -26,14 +26,10 @@ class Progress:
         from rich.progress import Progress as RichProgress
 
         columns = (
-            TextColumn("{task.completed:,}/{task.total:,} steps"),
-            BarColumn(),
+            TextColumn("{task.completed:,}/{task.total:,} steps"), BarColumn(),
             TextColumn("{task.fields[speed]} steps/s   return {task.fields[ret]}"),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
+            TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
+        )  # fmt: skip
         bar = RichProgress(*columns, refresh_per_second=self.REFRESHES_PER_SECOND)
         self.task = bar.add_task("train", total=self.total, completed=self.start, speed="-", ret="-")
         bar.start()

@@ -30,12 +30,8 @@ def to_toml(value: Any) -> Any:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A config.toml whose entries are of the right kinds; what may be left out is filled in.
-
-    Raises:
-        UsageError: where it is missing, malformed, or larger or deeper than any of ours; of an entry, names it, its
-            value and what it may be.
-    """
+    """A config.toml whose entries are of the right kinds; what may be left out is filled in. A UsageError says that it
+    is missing, malformed, or larger or deeper than any of ours, or names an entry, its value and what it may be."""
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST_FILE + 1)

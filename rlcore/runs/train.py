@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,7 @@ class StopSignals:
     session ends, and it stays ignored where it was, which is what nohup does.
     """
 
-    def __init__(self) -> None:
-        self.code: int | None = None
+    code: int | None = None  # the exit code that tells of the first
 
     def __enter__(self) -> StopSignals:
         numbers = [signal.SIGINT, signal.SIGTERM]
@@ -106,8 +105,7 @@ class Run:
         self.recent_returns: deque[float] = deque(returns, maxlen=RECENT_EPISODES)
         self.began = time.perf_counter()
         self.ended = self.began if self.is_complete else None  # when the last iteration did
-        self.pending: list[dict[str, float]] = []  # metrics since the last point
-        self.pending_episodes = Episodes()
+        self.pending: defaultdict[str, list[float]] = defaultdict(list)  # of each curve since its last point
         self.points: list[tuple[dict[str, float], int, float]] = []  # curves not handed to TensorBoard yet
         self.handed_over = self.began
 
@@ -128,15 +126,9 @@ class Run:
 
     @classmethod
     def resume(
-        cls,
-        path: str | Path,
-        total_steps: int | None,
-        *,
-        checkpoint_every: int | None = None,
-        eval_episodes: int | None = None,
-        env_kwargs: dict[str, Any] | None = None,
-        **overrides: Any,
-    ) -> Run:
+        cls, path: str | Path, total_steps: int | None, *, checkpoint_every: int | None = None,
+        eval_episodes: int | None = None, env_kwargs: dict[str, Any] | None = None, **overrides: Any,
+    ) -> Run:  # fmt: skip
         """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone.
 
         The three counts are as before where they are None; `env_kwargs` take the place of stored arguments of the
@@ -231,7 +223,7 @@ class Run:
             with StopSignals() as stop:
                 for metrics, episodes in self.agent.iterations(self.total_steps):
                     step = self._record(step, metrics, episodes)
-                    progress.update(step, lambda: self.mean_return)
+                    progress.update(step, self._mean_return)
                     if stop.code is not None:
                         self.checkpoint()
                         where = f"stopped at step {step:,}; continue with --resume {self.folder.path}"
@@ -252,9 +244,7 @@ class Run:
                 self.writer.close()
                 threading.excepthook = threading.__excepthook__
 
-    @property
-    def mean_return(self) -> float:
-        """Over the latest episodes; NaN before the first."""
+    def _mean_return(self) -> float:
         return float(np.mean(self.recent_returns)) if self.recent_returns else math.nan
 
     @property
@@ -267,9 +257,10 @@ class Run:
         step = self.agent.global_step
         self.recent_returns.extend(episodes.returns)
         self.episodes_log.write(episodes, self.seconds)
-        self.pending.append(metrics)
-        self.pending_episodes.returns += episodes.returns
-        self.pending_episodes.lengths += episodes.lengths
+        for name, value in metrics.items():
+            self.pending[name].append(value)
+        self.pending["episode_return"] += episodes.returns
+        self.pending["episode_length"] += episodes.lengths
         if step // self.log_every > before // self.log_every:
             self._write_point()
         if step // self.checkpoint_every > before // self.checkpoint_every:
@@ -280,13 +271,10 @@ class Run:
         """One point per curve: the mean since the last point."""
         if not self.pending:
             return
-        means = {name: statistics.fmean([metrics[name] for metrics in self.pending]) for name in self.pending[-1]}
-        if self.pending_episodes.returns:
-            means["episode_return"] = statistics.fmean(self.pending_episodes.returns)
-            means["episode_length"] = statistics.fmean(self.pending_episodes.lengths)
+        means = {name: statistics.fmean(values) for name, values in self.pending.items() if values}
         finite = {f"{GROUPS.get(name, 'policy')}/{name}": x for name, x in means.items() if math.isfinite(x)}
         self.points.append((finite, self.agent.global_step, time.time()))
-        self.pending, self.pending_episodes = [], Episodes()
+        self.pending.clear()
         if time.perf_counter() - self.handed_over > SECONDS_TO_KEEP_POINTS:
             self._hand_over_points()
 
@@ -358,12 +346,11 @@ def _stored_settings(folder: RunFolder, payload: dict[str, Any]) -> tuple[dict[s
     """What config.toml says of the run, or where it cannot be read, what a checkpoint does, and what the problem is."""
     try:
         return read_settings(folder.config_file), None
-    except UsageError as error:
-        problem = error
-    try:
-        return {**settings_of_checkpoint(payload), "versions": versions()}, problem
-    except UsageError as error:
-        raise UsageError(f"{problem}; {error}") from error
+    except UsageError as problem:
+        try:
+            return {**settings_of_checkpoint(payload), "versions": versions()}, problem
+        except UsageError as error:
+            raise UsageError(f"{problem}; {error}") from error
 
 
 def _tell(sentence: str) -> None:
@@ -404,22 +391,12 @@ def evaluation_report(agent: Agent, episodes: int, seed: int, deterministic: boo
     result = agent.evaluate(episodes, seed, deterministic)
     normalized = human_normalized(agent.env_id, result.mean)
     return {
-        "algo": type(agent).__name__.lower(),
-        "env_id": agent.env_id,
-        "global_step": agent.global_step,
-        "train_seed": agent.config.seed,
-        "episodes": episodes,
-        "eval_seed": seed,
-        "deterministic": deterministic,
-        "mean": result.mean,
-        "std": result.std,
-        **({} if normalized is None else {"human_normalized": normalized}),
-        "min": float(result.returns.min()),
-        "max": float(result.returns.max()),
-        "returns": result.returns.tolist(),
-        "lengths": result.lengths.tolist(),
-        "versions": versions(),
-    }
+        "algo": type(agent).__name__.lower(), "env_id": agent.env_id, "global_step": agent.global_step,
+        "train_seed": agent.config.seed, "episodes": episodes, "eval_seed": seed, "deterministic": deterministic,
+        "mean": result.mean, "std": result.std, **({} if normalized is None else {"human_normalized": normalized}),
+        "min": float(result.returns.min()), "max": float(result.returns.max()),
+        "returns": result.returns.tolist(), "lengths": result.lengths.tolist(), "versions": versions(),
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -443,16 +420,13 @@ def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
 def describe_environment(agent: Agent) -> str:
     """One line: how the environments are stepped and why."""
     asked, backend = agent.config.backend, agent.backend
-    if asked != "auto":
-        why = f"asked for with --backend {asked}"
-    elif backend == "native":
-        why = "the twin in tensors, as the run is compiled"
-    elif agent.config.on_env_error == "restart":
-        why = "environments that fail are begun anew one by one"
-    elif agent.group_starts:
-        why = "groups need a seed for each environment"
-    elif backend == "vector":
-        why = "the environment's own vector implementation"
-    else:
-        why = "it has no vector implementation"
+    reasons = [
+        (asked != "auto", f"asked for with --backend {asked}"),
+        (backend == "native", "the twin in tensors, as the run is compiled"),
+        (agent.config.on_env_error == "restart", "environments that fail are begun anew one by one"),
+        (agent.group_starts, "groups need a seed for each environment"),
+        (backend == "vector", "the environment's own vector implementation"),
+        (True, "it has no vector implementation"),
+    ]
+    why = next(reason for holds, reason in reasons if holds)
     return f"{agent.config.num_envs} × {agent.env_id}, backend {backend} ({why}), on {agent.device}"

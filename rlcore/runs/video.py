@@ -22,10 +22,8 @@ SUFFIXES = (".mp4", ".gif")
 def record_video(
     agent: Agent, path: str | Path, seed: int, deterministic: bool = True, max_steps: int = 10_000
 ) -> dict[str, Any]:
-    """Play one episode and write it to an mp4 or gif file, which appears whole or not at all.
-
-    Returns:
-        Path, frames, return and length of the episode.
+    """Play one episode and write it to an mp4 or gif file, which appears whole or not at all. Returns its path, frames,
+    return and length.
 
     Raises:
         UsageError: where there is something of that name already, or another process is writing it, or it cannot be

@@ -34,8 +34,6 @@ OPCODES = (  # of pickles of tensors and built-in types, protocol 2
     *("APPEND", "APPENDS", "SETITEM", "SETITEMS"),
     *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
 )
-
-
 NOT_PLAIN = "it does not hold tensors and plain data alone"
 
 
@@ -54,8 +52,7 @@ def read_archive(path: Path) -> Any:
             raise Refused("it is of a machine with another order of bytes")
         pickled = archive.read(name)
         _check_pickle(pickled, size)
-        reader = _Unpickler(pickled, lambda key: archive.read(f"{folder}data/{key}"), 2 * size)
-        payload = reader.load()
+        payload = _Unpickler(pickled, lambda key: archive.read(f"{folder}data/{key}"), 2 * size).load()
     _check_tree(payload)
     return payload
 
@@ -117,9 +114,9 @@ class _Unpickler(pickle._Unpickler):
         self.read_storage, self.left = read_storage, most
         self.storages: dict[str, bytearray] = {}
         self.makers: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): lambda: {},  # which takes no arguments, and so with bytes
-            ("_codecs", "encode"): _encode,
+            ("collections", "OrderedDict"): lambda: {},  # not the class itself, which takes what is in the file
             ("__builtin__", "bytes"): lambda: b"",
+            ("_codecs", "encode"): _encode,
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
             ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_unsigned,
         }
@@ -140,9 +137,7 @@ class _Unpickler(pickle._Unpickler):
             self.storages[key] = bytearray(self.read_storage(key))
         return self.storages[key], DTYPES[dtype]
 
-    def _rebuild(
-        self, storage: tuple[bytearray, torch.dtype], offset: int, shape: tuple, strides: tuple, *_: Any
-    ) -> Tensor:
+    def _rebuild(self, storage: tuple, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
         memory, dtype = storage
         if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
             raise Refused("a tensor has an impossible size")
@@ -156,7 +151,7 @@ class _Unpickler(pickle._Unpickler):
         tensor = whole.as_strided(shape, strides, offset)  # refuses what lies outside
         return tensor != 0 if dtype == torch.bool else tensor  # the bytes of bools may be nothing but 0 and 1
 
-    def _rebuild_unsigned(self, storage: tuple[bytearray, torch.dtype], *arguments: Any) -> Tensor:
+    def _rebuild_unsigned(self, storage: tuple, *arguments: Any) -> Tensor:
         offset, shape, strides, _, _, dtype, *_ = arguments
         return self._rebuild((storage[0], UNSIGNED[dtype]), offset, shape, strides)
 

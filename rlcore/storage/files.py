@@ -52,11 +52,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def move_without_overwriting(source: Path, target: Path) -> None:
-    """Give a file another name in the same folder.
-
-    Raises:
-        FileExistsError: where something has that name already; it is left as it is.
-    """
+    """Give a file another name in the same folder, or a FileExistsError where something has it already."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -106,7 +102,7 @@ class InUse(Exception):
     """Another process, or another part of this one, holds a lock; the text says who, as in "is in use by ..."."""
 
 
-class FolderLock:
+class FolderLock(contextlib.AbstractContextManager):
     """An exclusive lock, held until it is released or its process ends, however that ends.
 
     Processes that this one forks do not hold it. Its own file, whose folder must exist, says who does.
@@ -122,12 +118,7 @@ class FolderLock:
         return self._lock.is_locked
 
     def acquire(self, wait: bool = False) -> FolderLock:
-        """Take the lock; `wait` until whoever has it is done.
-
-        Raises:
-            InUse: where it is held and not to be waited for.
-            OSError: where its file cannot be made.
-        """
+        """Take the lock; `wait` until whoever has it is done, who otherwise is named by InUse."""
         os.stat(self.file.parent)  # which the library would make
         _refuse_foreign(self.file)
         try:
@@ -170,9 +161,6 @@ class FolderLock:
                 if os.path.samestat(self._own, self.file.stat()):
                     self.file.unlink()
             self._lock.release()
-
-    def __enter__(self) -> FolderLock:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.release()
