@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
 from rlcore.presets import all_presets, find_preset, load_preset
 from rlcore.runs.settings import COUNTS, EVAL_EPISODES, HIGHEST_COUNT, read_settings, refuse_odd_value
+from rlcore.version import __version__
 
 OVERVIEW = """usage: rlcore COMMAND ...
 
@@ -84,10 +85,9 @@ class Output:
             action()
         except OSError as error:
             self.problem = self.problem or error
-            with contextlib.suppress(OSError, ValueError):  # a stream that is no file
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())
-                os.close(nowhere)
+            # A stream need not be a file.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -144,9 +144,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command == "--version":
-        import rlcore
-
-        print(rlcore.__version__)
+        print(__version__)
         return 0
     commands = {"train": train, "eval": evaluate, "video": video, "list": list_all}
     if command not in commands:
@@ -392,8 +390,7 @@ def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any],
 
 
 def _new_agent(agent_class: type, settings: dict[str, Any]) -> Any:
-    """The agent of a run. That it does not fit into memory, torch, numpy and the system each tell their own way; here
-    it is one sentence."""
+    """The agent of a run; torch, numpy and the system each tell in words of their own that memory does not suffice."""
     hyperparameters = settings["hyperparameters"]
     try:
         return agent_class(settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)

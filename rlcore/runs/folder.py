@@ -154,13 +154,13 @@ class RunFolder:
     def _checkpoint_files(self) -> list[Path]:
         """By step, whatever else lies beside them."""
         try:
-            names = [match for match in map(CHECKPOINT.fullmatch, os.listdir(self.checkpoints)) if match]
+            names = os.listdir(self.checkpoints)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise UsageError(f"the folder {self.checkpoints} cannot be read: {error.strerror}") from error
-        files = [self.checkpoints / match[0] for match in sorted(names, key=lambda match: (int(match[1]), match[0]))]
-        return [file for file in files if file.is_file()]
+        matches = sorted(filter(None, map(CHECKPOINT.fullmatch, names)), key=lambda match: (int(match[1]), match[0]))
+        return [file for match in matches if (file := self.checkpoints / match[0]).is_file()]
 
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.config_file, tomli_w.dumps(to_toml(config)).encode())
@@ -177,15 +177,8 @@ class RunFolder:
 
 
 class EpisodeLog:
-    """The CSV of finished episodes.
-
-    Args:
-        path: the file.
-        resume_at: drop the lines after this step, which the resumed run will write again; None begins a new file.
-
-    Attributes:
-        set_aside: where the file went that was there before, if it was damaged; what of it was whole has been kept.
-    """
+    """The CSV of finished episodes: a new file, or one without the lines after the step `resume_at`, which the resumed
+    run will write again. `set_aside` is where that went, if it was damaged; what of it was whole has been kept."""
 
     COLUMNS = ("global_step", "env", "return", "length", "seconds")
 

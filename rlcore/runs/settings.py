@@ -45,10 +45,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not readable as TOML: it has a key of more than 100 parts")
     try:
         config = tomllib.loads(data.decode())
-    except RecursionError:
-        raise UsageError(f"{path} is not readable as TOML: it is nested too deeply") from None
-    except ValueError as error:  # no UTF-8, no TOML, a number of thousands of digits
-        raise UsageError(f"{path} is not readable as TOML: {one_line(error)[:200]}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number of thousands of digits
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)[:200]
+        raise UsageError(f"{path} is not readable as TOML: {why}") from error
     return _checked(config, str(path))
 
 

@@ -38,12 +38,12 @@ TENSORBOARD_POINTS = 200  # at most so many points per curve: writing each itera
 SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point
 CHECKPOINTS_PER_RUN = 10
 RECENT_EPISODES = 100
+HANGUP = 129  # the exit code: 128 and the number of the signal
 LARGEST = 1e300  # time or return taken from a file
 GROUPS = {
-    "episode_return": "rollout", "episode_length": "rollout", "steps_per_second": "time",
+    "episode_return": "rollout", "episode_length": "rollout", "env_restarts": "rollout",
     "learning_rate": "optimizer", "grad_norm": "optimizer", "param_norm": "optimizer",
-    "env_restarts": "rollout",
-    "loss": "loss", "policy_loss": "loss", "value_loss": "loss",
+    "loss": "loss", "policy_loss": "loss", "value_loss": "loss", "steps_per_second": "time",
 }  # fmt: skip
 
 
@@ -53,9 +53,6 @@ class Interrupted(RlcoreError):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
-
-
-HANGUP = 129  # 128 and the number of the signal, which is how shells tell
 
 
 class StopSignals:
@@ -91,9 +88,7 @@ class Run:
     `settings` is what `config.toml` holds, `resumed` what a checkpoint stored of the run itself, None for a new run.
     """
 
-    def __init__(
-        self, folder: RunFolder, agent: Agent, settings: dict[str, Any], resumed: dict[str, Any] | None = None
-    ):
+    def __init__(self, folder: RunFolder, agent: Agent, settings: dict[str, Any], resumed: dict[str, Any] | None):
         self.folder, self.agent, self.settings = folder, agent, settings
         self.total_steps: int = settings["total_steps"]
         self.checkpoint_every: int = settings["checkpoint_every"]
@@ -113,15 +108,14 @@ class Run:
     def start(cls, path: str | Path | RunFolder, agent: Agent, settings: dict[str, Any]) -> Run:
         """Begin a new run in a new folder, which no other process can write to until `close`."""
         folder = path if isinstance(path, RunFolder) else RunFolder.create(path)
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(folder.close)
             settings = {**settings, "hyperparameters": dataclasses.asdict(agent.config), "versions": versions()}
-            run = cls(folder, agent, settings)
+            run = cls(folder, agent, settings, None)
             with run._guard():
                 folder.write_config(settings)
                 run.checkpoint()
-        except BaseException:
-            folder.close()
-            raise
+            on_failure.pop_all()
         return run
 
     @classmethod
@@ -183,11 +177,8 @@ class Run:
     def train(self, progress: bool = True) -> None:
         """Train to the end, recording on the way.
 
-        Raises:
-            Interrupted: after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been saved.
-            EnvironmentFault: when the environment fails; the message says how to go on.
-            DivergenceError: when the loss is not finite; the message names the last good checkpoint and a dump.
-            RlcoreError: when the folder cannot be written.
+        Interrupted tells of Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been saved; an EnvironmentFault says how
+        to go on, a DivergenceError names the last good checkpoint and a dump.
         """
         if not self.is_complete:
             with self._guard():

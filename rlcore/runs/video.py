@@ -22,13 +22,9 @@ SUFFIXES = (".mp4", ".gif")
 def record_video(
     agent: Agent, path: str | Path, seed: int, deterministic: bool = True, max_steps: int = 10_000
 ) -> dict[str, Any]:
-    """Play one episode and write it to an mp4 or gif file, which appears whole or not at all. Returns its path, frames,
-    return and length.
-
-    Raises:
-        UsageError: where there is something of that name already, or another process is writing it, or it cannot be
-            written, or the environment cannot be drawn.
-    """
+    """Play one episode and write it to an mp4 or gif file, which appears whole or not at all; returns its path, frames,
+    return and length. A UsageError tells that something has that name already, another process is writing it, it cannot
+    be written, or the environment cannot be drawn."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"the video file is {path}, but its name must end in {' or '.join(SUFFIXES)}")
