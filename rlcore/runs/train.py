@@ -144,10 +144,8 @@ class Run:
             on_failure.callback(agent.close)
             run = cls(folder, agent, settings, payload["extra"])
             if run.is_complete and (run.eval_episodes == 0 or folder.has_evaluation(agent.global_step)):
-                raise UsageError(
-                    f"the run {folder.path} is complete at step {agent.global_step:,}; to go on, give --total-steps "
-                    "more than that"
-                )
+                where = f"the run {folder.path} is complete at step {agent.global_step:,}"
+                raise UsageError(f"{where}; to go on, give --total-steps more than that")
             with run._guard():
                 run._repair(file, damaged, problem)
                 folder.write_config(settings)
@@ -202,10 +200,9 @@ class Run:
         step = self.agent.global_step
         self.episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
         if self.episodes_log.set_aside:
-            _tell(
-                f"{self.folder.episodes_file} was damaged; its whole records up to step {step:,} are kept, and the "
-                f"damaged file is now {self.episodes_log.set_aside.name}"
-            )
+            kept = f"its whole records up to step {step:,} are kept"
+            damaged = f"the damaged file is now {self.episodes_log.set_aside.name}"
+            _tell(f"{self.folder.episodes_file} was damaged; {kept}, and {damaged}")
         purge_step = step + 1 if self.resumed else None
         self.writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
         progress = Progress(self.total_steps, step, show)

@@ -102,8 +102,8 @@ def _check_tree(payload: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The Python reader of pickles, cut down to what torch.save writes of tensors and built-in types. All tensors may
-    have `most` bytes together; they may share memory, but not without end."""
+    """The Python reader of pickles, cut down to what torch.save writes of tensors and built-in types. `read_storage`
+    gives the bytes of a memory by its name. Tensors may share it, but have `most` bytes together at most."""
 
     def __init__(self, pickled: bytes, read_storage: Callable[[str], bytes], most: int):
         super().__init__(io.BytesIO(pickled))

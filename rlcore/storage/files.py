@@ -118,7 +118,7 @@ class FolderLock(contextlib.AbstractContextManager):
         return self._lock.is_locked
 
     def acquire(self, wait: bool = False) -> FolderLock:
-        """Take the lock; `wait` until whoever has it is done, who otherwise is named by InUse."""
+        """Take the lock. Where it is held, `wait` for it or raise InUse; an OSError where its file cannot be made."""
         os.stat(self.file.parent)  # which the library would make
         _refuse_foreign(self.file)
         try:
