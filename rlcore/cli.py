@@ -8,34 +8,47 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import sys
 import time
 import tomllib
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
+from rlcore.presets import all_presets, find_preset, load_preset
+from rlcore.runs.settings import COUNTS, EVAL_EPISODES, HIGHEST_COUNT, read_settings, refuse_odd_value
+from rlcore.version import __version__
 
-COMMANDS = {
-    "train": "train an agent into a run folder, or continue one",
-    "eval": "play evaluation episodes with a trained agent",
-    "video": "film an episode of a trained agent",
-    "list": "list agents, presets and default hyperparameters",
-}
+OVERVIEW = """usage: rlcore COMMAND ...
+
+On-policy reinforcement learning on one rollout buffer.
+
+  train  train an agent into a run folder, or continue one
+  eval   play evaluation episodes with a trained agent
+  video  film an episode of a trained agent
+  list   list agents, presets and default hyperparameters
+
+rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
+IMPORT_HELP = "module to import first, such as one that registers environments; may be repeated"
+ENV_ARG_HELP = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
+RUN_HELP = "run folder (its newest checkpoint) or checkpoint file"
 LONGEST_MESSAGE = 2000
-HIGHEST_NUMBER = 2**63 - 1
 MOST_THREADS = 1024
+OUT_OF_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed|array is too big|Unable to allocate")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but what goes wrong is one sentence that also knows the nearest flag."""
+    """argparse, but what goes wrong is one sentence that also knows the nearest flag, and a flag that is not given
+    leaves no value, unless it has a default, so that presets and stored configs can tell."""
 
     def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, argument_default=argparse.SUPPRESS, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -52,12 +65,8 @@ class Parser(argparse.ArgumentParser):
 
 
 class Output:
-    """A stream to print to. Where that fails, the rest is printed to nowhere, and the work goes on: a reader that has
-    seen enough (`| head`) or a terminal that was closed must not end a training run.
-
-    Attributes:
-        problem: since when nothing is printed, or None.
-    """
+    """A stream to print to. Where that fails, `problem` says why, the rest is printed to nowhere, and the work goes on:
+    a reader that has seen enough (`| head`) or a terminal that was closed must not end a training run."""
 
     def __init__(self, stream: Any):
         self.stream, self.problem = stream, None
@@ -76,39 +85,29 @@ class Output:
             action()
         except OSError as error:
             self.problem = self.problem or error
-            with contextlib.suppress(OSError, ValueError):  # a stream that is no file
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())
-                os.close(nowhere)
+            # A stream need not be a file.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
-
-
-@contextlib.contextmanager
-def _lasting_output() -> Iterator[Output]:
-    """Standard output and error as `Output`; yields the former."""
-    before = sys.stdout, sys.stderr
-    # There are none where they were closed before we began.
-    sys.stdout, sys.stderr = (Output(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
-    try:
-        yield sys.stdout
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = before
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_: f"rlcore: {_printable(message)}\n"
-    with _lasting_output() as output:
-        code = _run(arguments)
-        output.flush()
-        if output.problem is None or output.problem.errno == errno.EPIPE:  # `rlcore list | head`
+    # There are no streams where they were closed before we began.
+    out, err = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = _run(arguments)
+        finally:
+            out.flush()
+            err.flush()
+        if out.problem is None or out.problem.errno == errno.EPIPE:  # `rlcore list | head`
             return code
-        failed = _fail(f"standard output could not be written: {output.problem.strerror or output.problem}", 2)
+        failed = _fail(f"standard output could not be written: {out.problem.strerror or out.problem}", 2)
         return code if code or arguments[0] == "train" else failed
 
 
@@ -141,65 +140,55 @@ def _printable(message: Any) -> str:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        print(OVERVIEW)
         return 0
     command, rest = arguments[0], arguments[1:]
     if command == "--version":
-        import rlcore
-
-        print(rlcore.__version__)
+        print(__version__)
         return 0
-    if command not in COMMANDS:
-        raise UsageError(
-            f"'{command}' is not a command of rlcore{did_you_mean(command, COMMANDS)}; there are {', '.join(COMMANDS)}"
-        )
-    return {"train": train, "eval": evaluate, "video": video, "list": list_all}[command](rest)
-
-
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        ["usage: rlcore COMMAND ...", "", "On-policy reinforcement learning on one rollout buffer.", "", *lines, ""]
-        + ["rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."]
-    )
-
-
-# train
+    commands = {"train": train, "eval": evaluate, "video": video, "list": list_all}
+    if command not in commands:
+        near = did_you_mean(command, commands)
+        raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")
+    return commands[command](rest)
 
 
 def train(arguments: list[str]) -> int:
     """rlcore train ALGO ENV_ID ... | rlcore train --resume DIR ... | rlcore train --config FILE ..."""
     first = arguments[0] if arguments else "--help"
-    if first == "--resume" or first.startswith("--resume="):
+    flag = first.partition("=")[0]
+    if flag == "--resume":
         return _resume(arguments)
-    if first == "--config" or first.startswith("--config="):
+    if flag == "--config":
         return _train_from_config(arguments)
     if first in ("-h", "--help"):
-        print(_train_overview())
-        return 0
+        return _print_train_overview()
     if first.startswith("-"):
         raise UsageError(f"the algorithm comes first: rlcore train ALGO ENV_ID {first} ...; see rlcore train --help")
-    algo = _algorithm(first)
-    values = _train_parser(algo).parse(arguments[1:])
-    return _train_new(algo, values.env_id, vars(values))
+    agent, prog = _agent_class(first), f"rlcore train {first}"
+    parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=_summary(agent))
+    env_help = "gymnasium environment, such as CartPole-v1, or module:Name-v0 of a module that registers it"
+    parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
+    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
+    _add_run_flags(parser, agent.Config)
+    return _train_new(first, agent, vars(parser.parse(arguments[1:])))
 
 
-def _train_overview() -> str:
+def _print_train_overview() -> int:
     from rlcore.agents import AGENTS
 
-    return "\n".join(
-        [
-            "usage: rlcore train ALGO ENV_ID [flags]      train an agent on a gymnasium environment",
-            "       rlcore train --resume DIR [flags]     continue a run after a crash, or further with --total-steps",
-            "       rlcore train --config FILE [flags]    make the run that a config.toml describes",
-            "",
-            *(f"  {name:<10}{_summary(agent)}" for name, agent in AGENTS.items()),
-            "",
-            "rlcore train ALGO --help explains every flag and hyperparameter,",
-            "rlcore train --resume --help what may change in a run that goes on.",
-        ]
+    print(
+        "usage: rlcore train ALGO ENV_ID [flags]      train an agent on a gymnasium environment",
+        "       rlcore train --resume DIR [flags]     continue a run after a crash, or further with --total-steps",
+        "       rlcore train --config FILE [flags]    make the run that a config.toml describes",
+        "",
+        *(f"  {name:<10}{_summary(agent)}" for name, agent in AGENTS.items()),
+        "",
+        "rlcore train ALGO --help explains every flag and hyperparameter,",
+        "rlcore train --resume --help what may change in a run that goes on.",
+        sep="\n",
     )
+    return 0
 
 
 def _summary(agent: type) -> str:
@@ -207,80 +196,58 @@ def _summary(agent: type) -> str:
     return text.strip().splitlines()[0]
 
 
-def _algorithm(name: str) -> str:
+def _agent_class(name: str) -> type:
     from rlcore.agents import AGENTS
 
     if name not in AGENTS:
-        known = ", ".join(AGENTS)
-        raise UsageError(f"'{name}' is not an algorithm of rlcore{did_you_mean(name, AGENTS)}; there are {known}")
-    return name
-
-
-def _train_parser(algo: str) -> Parser:
-    from rlcore.agents import AGENTS
-
-    prog = f"rlcore train {algo}"
-    parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=_summary(AGENTS[algo]))
-    env_help = "gymnasium environment, such as CartPole-v1, or module:Name-v0 of a module that registers it"
-    parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
-    _add_import_flag(parser)
-    _add_run_flags(parser)
-    _add_hyperparameters(parser, algo)
-    return parser
+        near, known = did_you_mean(name, AGENTS), ", ".join(AGENTS)
+        raise UsageError(f"'{name}' is not an algorithm of rlcore{near}; there are {known}")
+    return AGENTS[name]
 
 
 def _flag(group: Any, name: str, metavar: str, text: str, **options: Any) -> None:
-    """A flag that leaves no value where it is not given, so that presets and stored configs can tell."""
-    group.add_argument(name, metavar=metavar, default=argparse.SUPPRESS, help=text, **options)
+    group.add_argument(name, metavar=metavar, help=text, **options)
 
 
-def _add_run_flags(parser: Parser) -> None:
+def _switch(group: Any, name: str, text: str) -> None:
+    group.add_argument(name, action="store_true", default=False, help=text)
+
+
+def _add_run_flags(parser: Parser, config: type) -> None:
     group = parser.add_argument_group("run")
     _flag(group, "--total-steps", "K", "environment steps, over all environments (default: the preset's, or 1,000,000)")
     preset = "tuned values of that environment id, or none for the algorithm's own defaults"
     _flag(group, "--preset", "NAME", f"{preset} (default: those of ENV_ID where there are any)")
     _flag(group, "--run-dir", "DIR", "the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)")
-    _add_env_arg_flag(group)
+    _flag(group, "--env-arg", "NAME=VALUE", ENV_ARG_HELP, action="append")
     _add_common_flags(group)
+    _add_hyperparameters(parser, config)
 
 
-def _add_import_flag(group: Any) -> None:
-    text = "module to import first, such as one that registers environments; may be repeated"
-    _flag(group, "--import", "MODULE", text, action="append")
-
-
-def _add_env_arg_flag(group: Any, stored: str = "") -> None:
-    text = f"argument of the environment's constructor, VALUE as in TOML; may be repeated{stored}"
-    _flag(group, "--env-arg", "NAME=VALUE", text, action="append")
-
-
-def _add_flags_for_stored(group: Any) -> None:
+def _add_flags_for_stored(parser: Parser) -> None:
     """What a command needs that opens a stored agent."""
-    _add_import_flag(group)
-    _add_env_arg_flag(group, " (default: as stored)")
+    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
+    _flag(parser, "--env-arg", "NAME=VALUE", f"{ENV_ARG_HELP} (default: as stored)", action="append")
 
 
 def _import_modules(values: dict[str, Any]) -> None:
-    """Those of --import, before anything is read."""
-    if "import" in values:
-        from rlcore.envs.make import import_module
+    """Those of --import, before anything is read. They and that of an id may lie in the current folder, as with
+    `python -m`, which is looked in last, so that no file there passes for an installed module."""
+    from rlcore.envs.make import import_module
 
-        _look_in_current_folder()
-        for name in values["import"]:
-            import_module(name)
-
-
-def _look_in_current_folder() -> None:
-    """For modules that the user names, as `python -m` does; last, so that no file there passes for an installed one."""
-    with contextlib.suppress(FileNotFoundError):  # the folder has been removed
-        if not {"", os.getcwd()} & set(sys.path):
-            sys.path.append(os.getcwd())
+    if "import" in values or ":" in values.get("env_id", ""):
+        with contextlib.suppress(FileNotFoundError):  # the folder has been removed
+            if not {"", os.getcwd()} & set(sys.path):
+                sys.path.append(os.getcwd())
+    for name in values.get("import", []):
+        import_module(name)
 
 
 def _changes(values: dict[str, Any]) -> dict[str, Any]:
-    """What the flags change of a stored agent, as `rlcore.load` takes it."""
+    """What the flags change of a stored agent, as `rlcore.load` takes it, after the modules of --import."""
+    _import_modules(values)
     changes = {"device": values["device"]} if "device" in values else {}
-    return {**changes, "env_kwargs": _env_kwargs(values["env_arg"])} if "env_arg" in values else changes
+    return {**changes, "env_kwargs": _env_kwargs(values)} if "env_arg" in values else changes
 
 
 def _add_common_flags(group: Any, before: str | None = None) -> None:
@@ -289,26 +256,21 @@ def _add_common_flags(group: Any, before: str | None = None) -> None:
     episodes = f"greedy episodes of the final evaluation, 0 for none (default: {before or '100'})"
     _flag(group, "--eval-episodes", "K", episodes)
     _flag(group, "--threads", "K", "torch's CPU threads, or auto: 1 for small networks and minibatches (default: auto)")
-    text = "show progress (default: yes)"
-    group.add_argument("--progress", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    group.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)")
 
 
-def _add_hyperparameters(parser: Parser, algo: str) -> None:
-    from rlcore.agents import AGENTS
+def _add_hyperparameters(parser: Parser, config: type) -> None:
     from rlcore.agents.config import choice_word, field_help, field_types, inner_type
 
-    config = AGENTS[algo].Config
     helps, kinds = field_help(config), field_types(config)
     group = parser.add_argument_group("hyperparameters")
     for field in dataclasses.fields(config):
-        flag, default = "--" + field.name.replace("_", "-"), _shown(field.default)
-        choices = typing.get_args(kinds[field.name]) if typing.get_origin(kinds[field.name]) is typing.Literal else ()
+        kind = kinds[field.name]
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
         one_of = f"one of {', '.join(map(choice_word, choices))}; " if choices else ""
-        text = f"{helps.get(field.name, '')} ({one_of}default: {default})".lstrip().replace("%", "%%")
-        if inner_type(kinds[field.name]) is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        else:
-            _flag(group, flag, "X", text)
+        text = f"{helps.get(field.name, '')} ({one_of}default: {_shown(field.default)})".lstrip().replace("%", "%%")
+        form = {"action": argparse.BooleanOptionalAction} if inner_type(kind) is bool else {"metavar": "X"}
+        group.add_argument("--" + field.name.replace("_", "-"), help=text, **form)
 
 
 def _shown(value: Any) -> str:
@@ -319,7 +281,7 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_NUMBER) -> int:
+def _whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_COUNT) -> int:
     """A count from the command line; 1e6 and 1_000_000 are welcome."""
     try:
         number = float(text) if isinstance(text, str) and "e" in text.lower() else int(text)
@@ -334,21 +296,26 @@ def _whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_
     return int(number)
 
 
-def _hyperparameters(algo: str, values: dict[str, Any]) -> dict[str, Any]:
+def _counts(values: dict[str, Any]) -> dict[str, int]:
+    """The counts of a run among flags and settings."""
+    names = [name for name in COUNTS if name in values]
+    return {name: _whole_number("--" + name.replace("_", "-"), values[name], COUNTS[name]) for name in names}
+
+
+def _hyperparameters(config: type, values: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters among parsed flags, as their types."""
-    from rlcore.agents import AGENTS
     from rlcore.agents.config import field_types, parse_value
 
-    kinds = field_types(AGENTS[algo].Config)
+    kinds = field_types(config)
     return {n: parse_value(n, v, kinds[n]) if isinstance(v, str) else v for n, v in values.items() if n in kinds}
 
 
-def _env_kwargs(pairs: list[str]) -> dict[str, Any]:
+def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
+    """Those of --env-arg."""
     from rlcore.envs.make import check_names
-    from rlcore.runs.settings import refuse_odd_value
 
     kwargs = {}
-    for pair in pairs:
+    for pair in values.get("env_arg", []):
         name, equals, text = pair.partition("=")
         if not (name and equals):
             raise UsageError(f"--env-arg is '{pair}', but must be NAME=VALUE")
@@ -361,108 +328,78 @@ def _env_kwargs(pairs: list[str]) -> dict[str, Any]:
     return kwargs
 
 
-def _train_new(algo: str, env_id: str, values: dict[str, Any]) -> int:
-    from rlcore.agents import AGENTS
-    from rlcore.presets import find_preset, load_preset
-
+def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
+    env_id, name = values["env_id"], values.get("preset")
     _import_modules(values)
-    if ":" in env_id:
-        _look_in_current_folder()
-    name = values.get("preset")
     preset = find_preset(algo, env_id) if name is None else None if name == "none" else load_preset(algo, name)
-    used = "none" if preset is None else name or _name_of(env_id)
+    used = "none" if preset is None else name or env_id.rpartition(":")[2]
     # Flags before presets, and what a flag implies (a variant's switches) between them.
-    merged = {**(preset or {}), **AGENTS[algo].Config.implied(values), **values}
-    settings = {
-        "algo": algo,
-        "env_id": env_id,
-        "preset": used,
-        "total_steps": _whole_number("--total-steps", merged.pop("total_steps", 1_000_000)),
-        "env_kwargs": _env_kwargs(values.get("env_arg", [])),
-    }
-    overridden = sorted(set(_hyperparameters(algo, values)) & set(preset or {}))
+    merged = {"total_steps": 1_000_000, **(preset or {}), **agent.Config.implied(values), **values}
+    settings = {"algo": algo, "env_id": env_id, "preset": used, "total_steps": merged["total_steps"]}
+    settings["env_kwargs"] = _env_kwargs(values)
+    settings["hyperparameters"] = _hyperparameters(agent.Config, merged)
+    overridden = sorted(set(settings["hyperparameters"]) & set(values) & set(preset or {}))
     note = f"preset {used}" if preset else "no preset, the algorithm's defaults"
     note += f" (overridden: {', '.join(overridden)})" if overridden else ""
-    return _launch(settings, _hyperparameters(algo, merged), values, note)
+    return _launch(agent, settings, values, note)
 
 
 def _train_from_config(arguments: list[str]) -> int:
-    from rlcore.agents.config import field_types
-    from rlcore.envs.make import check_env_kwargs, check_imported
-    from rlcore.runs.settings import read_settings
-
     parser = Parser(prog="rlcore train", description="Make the run that a config.toml describes, in a new folder.")
     _flag(parser, "--config", "FILE", "config.toml of a run folder", required=True)
-    _add_import_flag(parser)
+    _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
     known, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
     _import_modules(vars(known))
     config = read_settings(Path(known.config))
-    algo = _algorithm(config["algo"])
-    _add_run_flags(parser)
-    _add_hyperparameters(parser, algo)
+    agent = _agent_class(config["algo"])
+    _add_run_flags(parser, agent.Config)
     values = vars(parser.parse(arguments))
 
-    from rlcore.agents import AGENTS
     from rlcore.agents.config import check_names
+    from rlcore.envs.make import check_env_kwargs, check_imported
 
-    check_names(AGENTS[algo].Config, config["hyperparameters"])
-    kinds = field_types(AGENTS[algo].Config)
-    stored = {n: None if v == "none" and n in kinds else v for n, v in config["hyperparameters"].items()}
-    given = _env_kwargs(values.get("env_arg", []))
-    settings = {
-        "algo": algo,
-        "env_id": config["env_id"],
-        "preset": config["preset"],
-        "total_steps": _whole_number("--total-steps", values.get("total_steps", config["total_steps"])),
-        "env_kwargs": {**config["env_kwargs"], **given},
-    }
+    check_names(agent.Config, config["hyperparameters"])
+    stored = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
+    given = _env_kwargs(values)
+    settings = {name: config[name] for name in ("algo", "env_id", "preset", *COUNTS) if name in config}
+    settings["env_kwargs"] = {**config["env_kwargs"], **given}
     check_imported(settings["env_id"], known.config)
     check_env_kwargs(settings["env_kwargs"], given, known.config)
-    values.setdefault("checkpoint_every", config.get("checkpoint_every"))
-    values.setdefault("eval_episodes", config["eval_episodes"])
-    merged = {**stored, **AGENTS[algo].Config.implied(values), **_hyperparameters(algo, values)}
-    return _launch(settings, merged, values, f"config {known.config}")
+    asked = _hyperparameters(agent.Config, values)
+    settings["hyperparameters"] = {**stored, **agent.Config.implied(values), **asked}
+    return _launch(agent, settings, values, f"config {known.config}")
 
 
-def _launch(settings: dict[str, Any], hyperparameters: dict[str, Any], values: dict[str, Any], note: str) -> int:
+def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any], note: str) -> int:
     """Make the agent and the run, train, evaluate, and tell the result."""
-    from rlcore.agents import AGENTS
     from rlcore.runs.folder import RunFolder
-    from rlcore.runs.settings import EVAL_EPISODES
     from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run, describe_environment, set_threads
 
-    total = settings["total_steps"]
-    every = values.get("checkpoint_every") or -(-total // CHECKPOINTS_PER_RUN)
-    settings["checkpoint_every"] = _whole_number("--checkpoint-every", every)
-    settings["eval_episodes"] = _whole_number("--eval-episodes", values.get("eval_episodes", EVAL_EPISODES), lowest=0)
+    counts = _counts({"eval_episodes": EVAL_EPISODES, **settings, **values})
+    settings |= {"checkpoint_every": -(-counts["total_steps"] // CHECKPOINTS_PER_RUN), **counts}
     threads = _threads(values)
     if "run_dir" in values:
         RunFolder.refuse_existing(values["run_dir"])
-    with _enough_memory(hyperparameters):
-        agent = AGENTS[settings["algo"]](settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
-    with contextlib.closing(agent):
+    with contextlib.closing(_new_agent(agent_class, settings)) as agent:
         set_threads(agent, threads)
-        agent.engine.prepare(total)
+        agent.engine.prepare(settings["total_steps"])
         with contextlib.closing(Run.start(_new_folder(values, settings, agent.config.seed), agent, settings)) as run:
             print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
             print(agent.engine.describe(), flush=True)
             return _finish(run, values.get("progress", True))
 
 
-@contextlib.contextmanager
-def _enough_memory(hyperparameters: dict[str, Any]) -> Iterator[None]:
-    """Tells in one sentence that an agent does not fit into memory, which torch, numpy and the system each tell their
-    own way."""
+def _new_agent(agent_class: type, settings: dict[str, Any]) -> Any:
+    """The agent of a run; torch, numpy and the system each tell in words of their own that memory does not suffice."""
+    hyperparameters = settings["hyperparameters"]
     try:
-        yield
+        return agent_class(settings["env_id"], env_kwargs=settings["env_kwargs"], **hyperparameters)
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
-        words = ("allocate memory", "out of memory", "calculation overflowed", "array is too big", "Unable to allocate")
-        if isinstance(error, RlcoreError) or not (
-            isinstance(error, MemoryError) or any(word in str(error) for word in words)
-        ):
+        is_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))
+        if isinstance(error, RlcoreError) or not is_memory:
             raise
-        sizes = ("num_envs", "num_steps", "hidden_sizes")
-        asked = ", ".join(f"{name} = {_shown(hyperparameters[name])}" for name in sizes if name in hyperparameters)
+        sizes = [name for name in ("num_envs", "num_steps", "hidden_sizes") if name in hyperparameters]
+        asked = ", ".join(f"{name} = {_shown(hyperparameters[name])}" for name in sizes)
         raise UsageError(
             f"there is not enough memory for this agent and its rollouts{f' ({asked})' if asked else ''}; smaller "
             "num_envs, num_steps or hidden_sizes need less"
@@ -480,13 +417,8 @@ def _new_folder(values: dict[str, Any], settings: dict[str, Any], seed: int) -> 
 
     if "run_dir" in values:
         return RunFolder.create(values["run_dir"])
-    env, now = _name_of(settings["env_id"]).replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
-    return RunFolder.create_numbered(f"runs/{env}/{settings['algo']}-seed{seed}-{now}")
-
-
-def _name_of(env_id: str) -> str:
-    """What stands behind the module in "module:Name-v0"."""
-    return env_id.rpartition(":")[2]
+    env_name, now = settings["env_id"].rpartition(":")[2].replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
+    return RunFolder.create_numbered(f"runs/{env_name}/{settings['algo']}-seed{seed}-{now}")
 
 
 def _resume(arguments: list[str]) -> int:
@@ -499,11 +431,8 @@ def _resume(arguments: list[str]) -> int:
     _add_flags_for_stored(parser)
     _add_common_flags(parser, "as before")
     values = vars(parser.parse(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
-    lowest = {"total_steps": 1, "checkpoint_every": 1, "eval_episodes": 0}
-    numbers = {n: _whole_number("--" + n.replace("_", "-"), values[n], lowest[n]) for n in lowest if n in values}
-    threads = _threads(values)
-    _import_modules(values)
-    run = Run.resume(values["resume"], numbers.pop("total_steps", None), **numbers, **_changes(values))
+    counts, threads = _counts(values), _threads(values)
+    run = Run.resume(values["resume"], counts.pop("total_steps", None), **counts, **_changes(values))
     with contextlib.closing(run), contextlib.closing(run.agent) as agent:
         set_threads(agent, threads)
         if not run.is_complete:
@@ -530,18 +459,15 @@ def _normalized(report: dict[str, Any]) -> str:
     return f", {report['human_normalized']:.0%} of human" if "human_normalized" in report else ""
 
 
-# eval, video, list
-
-
 def evaluate(arguments: list[str]) -> int:
     """rlcore eval RUN --episodes K --json"""
     parser = Parser(prog="rlcore eval", description="Play evaluation episodes with a trained agent.")
-    parser.add_argument("run", metavar="RUN", help="run folder (its newest checkpoint) or checkpoint file")
-    parser.add_argument("--episodes", metavar="K", default="100", help="number of episodes")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    _flag(parser, "--episodes", "K", "number of episodes", default="100")
     _flag(parser, "--seed", "S", "of the episodes (default: derived from the run's)")
-    parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most probable")
-    parser.add_argument("--device", metavar="X", default="auto", help=DEVICE_HELP)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, every episode included")
+    _switch(parser, "--stochastic", "draw actions instead of taking the most probable")
+    _flag(parser, "--device", "X", DEVICE_HELP, default="auto")
+    _switch(parser, "--json", "print the result as JSON, every episode included")
     _add_flags_for_stored(parser)
     values = parser.parse(arguments)
 
@@ -549,13 +475,10 @@ def evaluate(arguments: list[str]) -> int:
 
     episodes = _whole_number("--episodes", values.episodes)
     seed = _whole_number("--seed", values.seed, lowest=0) if "seed" in values else None
-    _import_modules(vars(values))
     agent, file = open_agent(values.run, **_changes(vars(values)))
-    try:
+    with contextlib.closing(agent):
         seed = evaluation_seed(agent.config.seed) if seed is None else seed
         report = {"checkpoint": str(file), **evaluation_report(agent, episodes, seed, not values.stochastic)}
-    finally:
-        agent.close()
     if values.json:
         print(json.dumps(report))
         return 0
@@ -570,12 +493,12 @@ def evaluate(arguments: list[str]) -> int:
 def video(arguments: list[str]) -> int:
     """rlcore video RUN --out FILE"""
     parser = Parser(prog="rlcore video", description="Film one episode of a trained agent.")
-    parser.add_argument("run", metavar="RUN", help="run folder (its newest checkpoint) or checkpoint file")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     _flag(parser, "--out", "FILE", "mp4 or gif file (default: RUN/video.mp4)")
-    parser.add_argument("--seed", metavar="S", default="0", help="of the episode")
-    parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most probable")
-    parser.add_argument("--max-steps", metavar="K", default="10000", help="longest film")
-    parser.add_argument("--device", metavar="X", default="auto", help=DEVICE_HELP)
+    _flag(parser, "--seed", "S", "of the episode", default="0")
+    _switch(parser, "--stochastic", "draw actions instead of taking the most probable")
+    _flag(parser, "--max-steps", "K", "longest film", default="10000")
+    _flag(parser, "--device", "X", DEVICE_HELP, default="auto")
     _add_flags_for_stored(parser)
     values = parser.parse(arguments)
 
@@ -583,13 +506,10 @@ def video(arguments: list[str]) -> int:
     from rlcore.runs.video import record_video
 
     seed, max_steps = _whole_number("--seed", values.seed, lowest=0), _whole_number("--max-steps", values.max_steps)
-    _import_modules(vars(values))
     agent, file = open_agent(values.run, **_changes(vars(values)))
-    try:
-        folder = Path(values.run) if Path(values.run).is_dir() else file.parent
+    folder = Path(values.run) if Path(values.run).is_dir() else file.parent
+    with contextlib.closing(agent):
         film = record_video(agent, getattr(values, "out", folder / "video.mp4"), seed, not values.stochastic, max_steps)
-    finally:
-        agent.close()
     episode = f"an episode of {film['length']} steps with return {film['return']:.1f}"
     print(f"{film['path']}: {film['frames']} frames, {episode}")
     return 0
@@ -598,24 +518,18 @@ def video(arguments: list[str]) -> int:
 def list_all(arguments: list[str]) -> int:
     """rlcore list"""
     parser = Parser(prog="rlcore list", description="List agents, presets and default hyperparameters.")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    values = parser.parse(arguments)
+    _switch(parser, "--json", "print it as JSON")
+    as_json, presets = parser.parse(arguments).json, all_presets()
 
     from rlcore.agents import AGENTS
     from rlcore.agents.config import field_help
-    from rlcore.presets import all_presets
 
-    presets = all_presets()
-    if values.json:
-        agents = {
-            name: {
-                "summary": _summary(agent),
-                "presets": presets.get(name, {}),
-                "defaults": {f.name: f.default for f in dataclasses.fields(agent.Config)},
-            }
-            for name, agent in AGENTS.items()
-        }
-        print(json.dumps(agents))
+    if as_json:
+        listed = {}
+        for name, agent in AGENTS.items():
+            defaults = {field.name: field.default for field in dataclasses.fields(agent.Config)}
+            listed[name] = {"summary": _summary(agent), "presets": presets.get(name, {}), "defaults": defaults}
+        print(json.dumps(listed))
         return 0
     for name, agent in AGENTS.items():
         helps = field_help(agent.Config)

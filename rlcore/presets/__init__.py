@@ -23,13 +23,11 @@ def all_presets() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def find_preset(algo: str, env_id: str) -> dict[str, Any] | None:
-    """The tuned values for an algorithm on an environment, or on its family (a key such as "ALE/*"), or None.
-
-    Of "module:Name-v0", what stands behind the colon is the environment's name.
-    """
-    presets, env_id = all_presets().get(algo, {}), env_id.rpartition(":")[2]
-    family = next((key for key in presets if "*" in key and fnmatchcase(env_id, key)), None)
-    preset = presets.get(env_id, presets.get(family))
+    """The tuned values for an algorithm on an environment, or on its family (a key such as "ALE/*"), or None. Of
+    "module:Name-v0", what stands behind the colon is the environment's name."""
+    presets, name = all_presets().get(algo, {}), env_id.rpartition(":")[2]
+    family = next((key for key in presets if "*" in key and fnmatchcase(name, key)), None)
+    preset = presets.get(name, presets.get(family))
     return dict(preset) if preset is not None else None
 
 

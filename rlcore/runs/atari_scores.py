@@ -17,7 +17,6 @@ def table() -> dict[str, dict[str, float]]:
 
 def human_normalized(env_id: str | None, score: float) -> float | None:
     """(score − random) / (human − random): 0 is random play, 1 the human tester; None for what is not in the table."""
-    env_id = (env_id or "").rpartition(":")[2]  # of "module:Name-v0", the name
-    game = env_id.removeprefix(PREFIX).removesuffix("-v5")
-    row = table().get(game) if env_id == f"{PREFIX}{game}-v5" else None
+    name = (env_id or "").rpartition(":")[2]  # of "module:Name-v0"
+    row = next((row for game, row in table().items() if name == f"{PREFIX}{game}-v5"), None)
     return None if row is None else (score - row["random"]) / (row["human"] - row["random"])

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 import tomli_w
 
-from rlcore.errors import CheckpointError, RlcoreError, UsageError
-from rlcore.runs.settings import read_settings, to_toml
+from rlcore.errors import CheckpointError, UsageError
+from rlcore.runs.settings import to_toml
 from rlcore.storage.checkpoint import read_agent
 from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
 
@@ -62,12 +62,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path) -> RunFolder:
-        """A new, empty folder, locked for this process.
-
-        Raises:
-            FolderTaken: where another run has it.
-            UsageError: where it cannot be made.
-        """
+        """A new, empty folder, locked for this process; FolderTaken where another run has it."""
         cls.refuse_existing(path)
         folder = cls(path)
         try:
@@ -104,15 +99,12 @@ class RunFolder:
 
     @classmethod
     def open_to_write(cls, path: str | Path) -> RunFolder:
-        """An existing run folder, locked for this process; what dead ones had half written is removed.
-
-        Raises:
-            UsageError: where there is none, it cannot be written, or another process writes there.
-        """
+        """As `open`, locked for this process; what dead ones had half written is removed."""
         folder = cls.open(path)
         try:
             folder._acquire()
-            folder._remove_temporary_files()
+            if folder.lock.held:  # where there are no locks, they may be of a living process
+                folder._remove_temporary_files()
         except OSError as error:
             folder.close()
             raise UsageError(f"the run folder {path} cannot be written: {error.strerror or error}") from error
@@ -125,8 +117,6 @@ class RunFolder:
             raise FolderTaken(f"the run folder {self.path} {error}, which must end before another begins") from None
 
     def _remove_temporary_files(self) -> None:
-        if not self.lock.held:  # where there are no locks, they may be of a living process
-            return
         for folder in filter(os.path.isdir, (self.path, self.checkpoints)):
             for name in filter(TEMPORARY.fullmatch, os.listdir(folder)):
                 Path(folder, name).unlink(missing_ok=True)
@@ -146,11 +136,8 @@ class RunFolder:
         return files[-1]
 
     def read_latest_checkpoint(self) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:
-        """The newest checkpoint that can be read, what it holds, and what is wrong with each newer one.
-
-        Raises:
-            CheckpointError: that of the newest, where none can be read.
-        """
+        """The newest checkpoint that can be read, what it holds, and what is wrong with each newer one, which is
+        raised of the newest where none can be read."""
         damaged: dict[Path, CheckpointError] = {}
         for file in reversed(self._checkpoint_files()):
             try:
@@ -167,19 +154,16 @@ class RunFolder:
     def _checkpoint_files(self) -> list[Path]:
         """By step, whatever else lies beside them."""
         try:
-            names = [match for match in map(CHECKPOINT.fullmatch, os.listdir(self.checkpoints)) if match]
+            names = os.listdir(self.checkpoints)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise UsageError(f"the folder {self.checkpoints} cannot be read: {error.strerror}") from error
-        files = [self.checkpoints / match[0] for match in sorted(names, key=lambda match: (int(match[1]), match[0]))]
-        return [file for file in files if file.is_file()]
+        matches = sorted(filter(None, map(CHECKPOINT.fullmatch, names)), key=lambda match: (int(match[1]), match[0]))
+        return [file for match in matches if (file := self.checkpoints / match[0]).is_file()]
 
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.config_file, tomli_w.dumps(to_toml(config)).encode())
-
-    def read_config(self) -> dict[str, Any]:
-        return read_settings(self.config_file)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation of the agent as it was at this step is there and whole."""
@@ -193,15 +177,8 @@ class RunFolder:
 
 
 class EpisodeLog:
-    """The CSV of finished episodes.
-
-    Args:
-        path: the file.
-        resume_at: drop the lines after this step, which the resumed run will write again; None begins a new file.
-
-    Attributes:
-        set_aside: where the file went that was there before, if it was damaged; what of it was whole has been kept.
-    """
+    """The CSV of finished episodes: a new file, or one without the lines after the step `resume_at`, which the resumed
+    run will write again. `set_aside` is where that went, if it was damaged; what of it was whole has been kept."""
 
     COLUMNS = ("global_step", "env", "return", "length", "seconds")
 
@@ -217,9 +194,6 @@ class EpisodeLog:
     def write(self, episodes: Any, seconds: float) -> None:
         rows = zip(episodes.step, episodes.env, episodes.returns, episodes.lengths, strict=True)
         self.writer.writerows((step, env, f"{ret:.6g}", length, f"{seconds:.2f}") for step, env, ret, length in rows)
-
-    def flush(self) -> None:
-        self.file.flush()
 
     def close(self) -> None:
         self.file.close()
@@ -261,10 +235,3 @@ def _is_damage(line: bytes, is_ended: bool, step: int) -> bool:
         return not RECORD.fullmatch(line)
     at, comma, _ = line.partition(b",")
     return not at.isdigit() or len(at) > 19 or (bool(comma) and int(at) <= step)
-
-
-def storage_error(folder: RunFolder, error: OSError) -> RlcoreError:
-    """What to tell when the run folder could not be written (disk full, no permission)."""
-    return RlcoreError(
-        f"the run folder {folder.path} cannot be written: {error.strerror or error}; what was saved before is whole"
-    )

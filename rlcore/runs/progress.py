@@ -9,74 +9,48 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Steps, speed, return and time left.
-
-    Args:
-        total_steps: the step at which the run ends.
-        start: the step at which this process began.
-        show: False for silence.
-    """
+    """Steps, speed, return and time left of a run that ends at `total_steps`, since this process began at `start`."""
 
     REFRESHES_PER_SECOND = 2  # drawing takes most of a millisecond
     LINES = 20  # plain lines per run, unless it is so slow that one every half minute is more
 
     def __init__(self, total_steps: int, start: int = 0, show: bool = True):
-        self.total, self.start, self.began = total_steps, start, time.perf_counter()
-        self.live = show and sys.stdout.isatty()
-        self.plain = show and not self.live
-        self.next_line, self.shown_at = start + total_steps / self.LINES, self.began
-        self.bar = self._bar() if self.live else None
+        self.total, self.start = total_steps, start
+        self.began = self.shown_at = time.perf_counter()
+        self.next_line = start + total_steps / self.LINES
+        self.bar = self._bar() if show and sys.stdout.isatty() else None
+        self.plain = show and self.bar is None
 
     def _bar(self):
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         columns = (
-            TextColumn("{task.completed:,}/{task.total:,} steps"),
-            BarColumn(),
+            TextColumn("{task.completed:,}/{task.total:,} steps"), BarColumn(),
             TextColumn("{task.fields[speed]} steps/s   return {task.fields[ret]}"),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
+            TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
+        )  # fmt: skip
         bar = RichProgress(*columns, refresh_per_second=self.REFRESHES_PER_SECOND)
         self.task = bar.add_task("train", total=self.total, completed=self.start, speed="-", ret="-")
         bar.start()
         return bar
 
     def update(self, step: int, mean_return: Callable[[], float]) -> None:
-        """Tell where the run stands.
-
-        Args:
-            step: where.
-            mean_return: gives the mean over the latest episodes, NaN before the first; asked only where it is shown.
-        """
-        if self.live and (self._is_due() or step >= self.total):
-            self._update_bar(step, mean_return())
-        elif self.plain and (step >= self.next_line or time.perf_counter() - self.shown_at > 30):
-            self._print_line(step, mean_return())
-
-    def _is_due(self) -> bool:
-        return time.perf_counter() - self.shown_at >= 1 / self.REFRESHES_PER_SECOND
-
-    def _update_bar(self, step: int, mean_return: float) -> None:
-        speed = f"{self._speed(step):,.0f}"
-        self.bar.update(self.task, completed=min(step, self.total), speed=speed, ret=_number(mean_return))
+        """Tell that the run is at `step`; `mean_return` gives the mean over the latest episodes, NaN before the first,
+        and is asked only where it is shown."""
+        now = time.perf_counter()
+        waited, speed = now - self.shown_at, (step - self.start) / max(now - self.began, 1e-9)
+        if self.bar is not None and (waited >= 1 / self.REFRESHES_PER_SECOND or step >= self.total):
+            shown = {"speed": f"{speed:,.0f}", "ret": _number(mean_return())}
+            self.bar.update(self.task, completed=min(step, self.total), **shown)
+        elif self.plain and (step >= self.next_line or waited > 30):
+            left = _duration(max(self.total - step, 0) / max(speed, 1e-9))
+            where = f"step {step:,}/{self.total:,}  {speed:,.0f} steps/s"
+            print(f"{where}  return {_number(mean_return())}  {left} left", flush=True)
+            self.next_line = step + self.total / self.LINES
+        else:
+            return
         self.shown_at = time.perf_counter()
-
-    def _print_line(self, step: int, mean_return: float) -> None:
-        left = max(self.total - step, 0) / max(self._speed(step), 1e-9)
-        print(
-            f"step {step:,}/{self.total:,}  {self._speed(step):,.0f} steps/s  return {_number(mean_return)}  "
-            f"{_duration(left)} left",
-            flush=True,
-        )
-        self.shown_at = time.perf_counter()
-        self.next_line = step + self.total / self.LINES
-
-    def _speed(self, step: int) -> float:
-        return (step - self.start) / max(time.perf_counter() - self.began, 1e-9)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from rlcore.errors import UsageError
+from rlcore.errors import UsageError, one_line
 
 LARGEST_FILE = 2**20  # bytes; a config has a few thousand
 DEEPEST = 20  # tables in tables
@@ -19,6 +19,7 @@ EVAL_EPISODES = 100
 NEEDED = ("algo", "env_id", "total_steps", "hyperparameters")
 TEXTS, TABLES = ("algo", "env_id", "preset"), ("hyperparameters", "env_kwargs", "versions")
 COUNTS = {"total_steps": 1, "checkpoint_every": 1, "eval_episodes": 0}  # and the lowest of each
+KEPT_WITH_CHECKPOINTS = (*COUNTS, "preset")
 
 
 def to_toml(value: Any) -> Any:
@@ -28,8 +29,9 @@ def to_toml(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file, or a UsageError where it is missing, malformed, or larger or deeper than any of ours."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """A config.toml whose entries are of the right kinds; what may be left out is filled in. A UsageError says that it
+    is missing, malformed, or larger or deeper than any of ours, or names an entry, its value and what it may be."""
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST_FILE + 1)
@@ -42,41 +44,31 @@ def read_toml(path: Path) -> dict[str, Any]:
     if any(line.partition(b"=")[0].count(b".") > 100 for line in data.splitlines()):  # takes the parser minutes
         raise UsageError(f"{path} is not readable as TOML: it has a key of more than 100 parts")
     try:
-        return tomllib.loads(data.decode())
-    except RecursionError:
-        raise UsageError(f"{path} is not readable as TOML: it is nested too deeply") from None
-    except ValueError as error:  # no UTF-8, no TOML, a number of thousands of digits
-        raise UsageError(f"{path} is not readable as TOML: {' '.join(str(error).split())[:200]}") from error
+        config = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number of thousands of digits
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)[:200]
+        raise UsageError(f"{path} is not readable as TOML: {why}") from error
+    return _checked(config, str(path))
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """A config.toml whose entries are of the right kinds; what may be left out is filled in.
-
-    Raises:
-        UsageError: names the entry, its value and what it may be.
-    """
-    return check_settings(read_toml(path), str(path))
-
-
-def check_settings(config: dict[str, Any], source: str) -> dict[str, Any]:
+def _checked(config: dict[str, Any], source: str) -> dict[str, Any]:
     """As `read_settings`, of what was read from `source`."""
     for key in NEEDED:
         if key not in config:
             raise UsageError(f"{source} is not the config of a run: it has no '{key}'")
     _check_values(config, source)
-    for key in TEXTS:
-        if not isinstance(config.get(key, "none"), str) or config.get(key) == "":
-            raise UsageError(f"{key} in {source} is {_shown(config[key])}, but must be a text")
-    for key in TABLES:
-        if not isinstance(config.get(key, {}), dict):
-            raise UsageError(f"{key} in {source} is {_shown(config[key])}, but must be a table")
-    for key, lowest in COUNTS.items():
-        value = config.get(key, lowest)
-        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= HIGHEST_COUNT:
-            raise UsageError(
-                f"{key} in {source} is {_shown(value)}, but must be a whole number of at least {lowest} and at most "
-                f"{HIGHEST_COUNT:,}"
-            )
+    for key, value in config.items():
+        if key in TEXTS and (not isinstance(value, str) or value == ""):
+            kind = "a text"
+        elif key in TABLES and not isinstance(value, dict):
+            kind = "a table"
+        elif key in COUNTS and not (type(value) is int and COUNTS[key] <= value <= HIGHEST_COUNT):
+            kind = f"a whole number of at least {COUNTS[key]} and at most {HIGHEST_COUNT:,}"
+        else:
+            continue
+        text = repr(value)
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise UsageError(f"{key} in {source} is {shown}, but must be {kind}")
     return {"preset": "none", "eval_episodes": EVAL_EPISODES, "env_kwargs": {}, **config}
 
 
@@ -101,24 +93,14 @@ def refuse_odd_value(name: str, value: Any) -> None:
         raise UsageError(f"{name} is a number of {value.bit_length():,} bits, but may have at most {LONGEST_NUMBER:,}")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def settings_of_checkpoint(payload: dict[str, Any], source: str) -> dict[str, Any]:
-    """The settings of a run from one of its checkpoints.
-
-    Raises:
-        UsageError: where it does not hold enough.
-    """
-    extra = {k: payload["extra"][k] for k in ("total_steps", "checkpoint_every", "eval_episodes", "preset")
-             if k in payload["extra"]}  # fmt: skip
-    parts = {k: payload[k] for k in ("algo", "env_id", "env_kwargs")}
-    settings = {key: value for key, value in {**parts, **extra}.items() if value is not None}
+def settings_of_checkpoint(payload: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run from one of its checkpoints, or a UsageError where it does not hold enough."""
+    parts = {key: payload[key] for key in ("algo", "env_id", "env_kwargs")}
+    parts |= {key: payload["extra"][key] for key in KEPT_WITH_CHECKPOINTS if key in payload["extra"]}
+    settings = {key: value for key, value in parts.items() if value is not None}
     try:
         text = tomli_w.dumps(to_toml({**settings, "hyperparameters": payload["config"]}))
-        return check_settings(tomllib.loads(text), source)
+        return _checked(tomllib.loads(text), "the checkpoint")
     except (TypeError, ValueError, AttributeError, RecursionError) as error:  # a UsageError is a ValueError
         why = error if isinstance(error, UsageError) else "it holds what no config.toml could say"
         raise UsageError(f"the checkpoint does not make up for it: {why}") from error

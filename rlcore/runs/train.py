@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import platform
 import signal
+import statistics
 import threading
 import time
 import warnings
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,9 @@ from rlcore.collect import Episodes
 from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError
 from rlcore.networks.torsos import is_image
 from rlcore.runs.atari_scores import human_normalized
-from rlcore.runs.folder import EpisodeLog, RunFolder, storage_error
+from rlcore.runs.folder import EpisodeLog, RunFolder
 from rlcore.runs.progress import Progress
-from rlcore.runs.settings import EVAL_EPISODES, settings_of_checkpoint
+from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, read_settings, settings_of_checkpoint
 from rlcore.storage.checkpoint import write_checkpoint
 from rlcore.storage.files import set_aside, write_atomically
 
@@ -35,13 +38,12 @@ TENSORBOARD_POINTS = 200  # at most so many points per curve: writing each itera
 SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point
 CHECKPOINTS_PER_RUN = 10
 RECENT_EPISODES = 100
+HANGUP = 129  # the exit code: 128 and the number of the signal
 LARGEST = 1e300  # time or return taken from a file
-KEPT_WITH_CHECKPOINTS = ("total_steps", "checkpoint_every", "eval_episodes", "preset")
 GROUPS = {
-    "episode_return": "rollout", "episode_length": "rollout", "steps_per_second": "time",
+    "episode_return": "rollout", "episode_length": "rollout", "env_restarts": "rollout",
     "learning_rate": "optimizer", "grad_norm": "optimizer", "param_norm": "optimizer",
-    "env_restarts": "rollout",
-    "loss": "loss", "policy_loss": "loss", "value_loss": "loss",
+    "loss": "loss", "policy_loss": "loss", "value_loss": "loss", "steps_per_second": "time",
 }  # fmt: skip
 
 
@@ -53,9 +55,6 @@ class Interrupted(RlcoreError):
         self.code = code
 
 
-HANGUP = 129
-
-
 class StopSignals:
     """Turns Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) into a request that is honoured between iterations.
 
@@ -63,21 +62,17 @@ class StopSignals:
     session ends, and it stays ignored where it was, which is what nohup does.
     """
 
-    CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-    if hasattr(signal, "SIGHUP"):
-        CODES[signal.SIGHUP] = HANGUP
-
-    def __init__(self) -> None:
-        self.code: int | None = None
+    code: int | None = None  # the exit code that tells of the first
 
     def __enter__(self) -> StopSignals:
-        ignores_hangup = HANGUP in self.CODES.values() and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        numbers = [number for number, code in self.CODES.items() if not (ignores_hangup and code == HANGUP)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         self.before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        code = self.CODES[signal.Signals(number)]
+        code = 128 + number
         if HANGUP not in (code, self.code) and self.code is not None:
             raise KeyboardInterrupt
         self.code = code if self.code in (None, HANGUP) else self.code
@@ -90,23 +85,14 @@ class StopSignals:
 class Run:
     """One agent training into one folder.
 
-    Args:
-        folder: where everything goes.
-        agent: the agent, new or loaded from a checkpoint of this folder.
-        settings: what `config.toml` holds.
-        resumed: what the checkpoint stored of the run itself; None for a new run.
-
-    Attributes:
-        eval_episodes: of the final evaluation, 0 for none.
+    `settings` is what `config.toml` holds, `resumed` what a checkpoint stored of the run itself, None for a new run.
     """
 
-    def __init__(
-        self, folder: RunFolder, agent: Agent, settings: dict[str, Any], resumed: dict[str, Any] | None = None
-    ):
+    def __init__(self, folder: RunFolder, agent: Agent, settings: dict[str, Any], resumed: dict[str, Any] | None):
         self.folder, self.agent, self.settings = folder, agent, settings
         self.total_steps: int = settings["total_steps"]
         self.checkpoint_every: int = settings["checkpoint_every"]
-        self.eval_episodes: int = settings.get("eval_episodes", EVAL_EPISODES)
+        self.eval_episodes: int = settings.get("eval_episodes", EVAL_EPISODES)  # of the final evaluation, 0 for none
         self.log_every = max(self.total_steps // TENSORBOARD_POINTS, 1)
         self.resumed = resumed is not None
         self.last_checkpoint = agent.global_step if self.resumed else -1  # the step of the newest
@@ -114,8 +100,7 @@ class Run:
         self.recent_returns: deque[float] = deque(returns, maxlen=RECENT_EPISODES)
         self.began = time.perf_counter()
         self.ended = self.began if self.is_complete else None  # when the last iteration did
-        self.pending: list[dict[str, float]] = []  # metrics since the last point
-        self.pending_episodes = Episodes()
+        self.pending: defaultdict[str, list[float]] = defaultdict(list)  # of each curve since its last point
         self.points: list[tuple[dict[str, float], int, float]] = []  # curves not handed to TensorBoard yet
         self.handed_over = self.began
 
@@ -123,95 +108,65 @@ class Run:
     def start(cls, path: str | Path | RunFolder, agent: Agent, settings: dict[str, Any]) -> Run:
         """Begin a new run in a new folder, which no other process can write to until `close`."""
         folder = path if isinstance(path, RunFolder) else RunFolder.create(path)
-        try:
-            config = dataclasses.asdict(agent.config)
-            settings = {**settings, "hyperparameters": config, "versions": versions()}
-            run = cls(folder, agent, settings)
-            run._guard(lambda: (folder.write_config(run.settings), run.checkpoint()))
-        except BaseException:
-            folder.close()
-            raise
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(folder.close)
+            settings = {**settings, "hyperparameters": dataclasses.asdict(agent.config), "versions": versions()}
+            run = cls(folder, agent, settings, None)
+            with run._guard():
+                folder.write_config(settings)
+                run.checkpoint()
+            on_failure.pop_all()
         return run
 
     @classmethod
     def resume(
-        cls,
-        path: str | Path,
-        total_steps: int | None,
-        *,
-        checkpoint_every: int | None = None,
-        eval_episodes: int | None = None,
-        env_kwargs: dict[str, Any] | None = None,
-        **overrides: Any,
-    ) -> Run:
+        cls, path: str | Path, total_steps: int | None, *, checkpoint_every: int | None = None,
+        eval_episodes: int | None = None, env_kwargs: dict[str, Any] | None = None, **overrides: Any,
+    ) -> Run:  # fmt: skip
         """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone.
 
-        Args:
-            path: the run folder.
-            total_steps: new end of the run; None: as before, and so for the other two numbers.
-            checkpoint_every: steps between checkpoints.
-            eval_episodes: of the final evaluation.
-            env_kwargs: arguments of the environment's constructor that take the place of stored ones.
-            overrides: hyperparameters to change, such as `device`.
-
-        Raises:
-            UsageError: where there is no run, another process has it, or nothing is left to do.
-            CheckpointError: where no checkpoint can be read.
+        The three counts are as before where they are None; `env_kwargs` take the place of stored arguments of the
+        environment's constructor, `overrides` of hyperparameters, such as `device`. A UsageError tells that there is
+        no run, another process has it, or nothing is left to do; a CheckpointError that no checkpoint can be read.
         """
-        folder = RunFolder.open_to_write(path)
-        try:
-            asked = {"total_steps": total_steps, "checkpoint_every": checkpoint_every, "eval_episodes": eval_episodes}
-            return cls._resume(folder, {k: v for k, v in asked.items() if v is not None}, env_kwargs, overrides)
-        except BaseException:
-            folder.close()
-            raise
-
-    @classmethod
-    def _resume(
-        cls, folder: RunFolder, asked: dict[str, int], env_kwargs: dict[str, Any] | None, overrides: dict[str, Any]
-    ) -> Run:
-        file, payload, damaged = folder.read_latest_checkpoint()
-        stored, problem = _stored_settings(folder, payload)
-        settings = {**stored, **asked}
-        settings.setdefault("checkpoint_every", -(-settings["total_steps"] // CHECKPOINTS_PER_RUN))
-        if env_kwargs:
-            settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
-            overrides = {**overrides, "env_kwargs": env_kwargs}
-        agent = load(file, **overrides)
-        try:
+        asked = {"total_steps": total_steps, "checkpoint_every": checkpoint_every, "eval_episodes": eval_episodes}
+        with contextlib.ExitStack() as on_failure:
+            folder = RunFolder.open_to_write(path)
+            on_failure.callback(folder.close)
+            file, payload, damaged = folder.read_latest_checkpoint()
+            stored, problem = _stored_settings(folder, payload)
+            settings = {**stored, **{name: count for name, count in asked.items() if count is not None}}
+            settings.setdefault("checkpoint_every", -(-settings["total_steps"] // CHECKPOINTS_PER_RUN))
+            if env_kwargs:
+                settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
+                overrides["env_kwargs"] = env_kwargs
+            agent = load(file, **overrides)
+            on_failure.callback(agent.close)
             run = cls(folder, agent, settings, payload["extra"])
-            if run.is_complete and not run.needs_evaluation:
-                raise UsageError(
-                    f"the run {folder.path} is complete at step {agent.global_step:,}; to go on, give --total-steps "
-                    "more than that"
-                )
-            run._guard(lambda: run._repair(file, damaged, problem))
-            run._guard(lambda: folder.write_config(settings))
-        except BaseException:
-            agent.close()
-            raise
+            if run.is_complete and (run.eval_episodes == 0 or folder.has_evaluation(agent.global_step)):
+                where = f"the run {folder.path} is complete at step {agent.global_step:,}"
+                raise UsageError(f"{where}; to go on, give --total-steps more than that")
+            with run._guard():
+                run._repair(file, damaged, problem)
+                folder.write_config(settings)
+            on_failure.pop_all()
         return run
 
     def _repair(self, file: Path, damaged: dict[Path, CheckpointError], problem: UsageError | None) -> None:
         """Set aside what could not be read, and say so."""
-        for other in damaged:
-            kept = set_aside(other, "damaged")
-            _tell(f"{damaged[other]}; the run goes on from {file} before it, and the damaged one is now {kept.name}")
+        for other, error in damaged.items():
+            kept = set_aside(other, "damaged").name
+            _tell(f"{error}; the run goes on from {file} before it, and the damaged one is now {kept}")
         if problem is not None:
-            there = os.path.lexists(self.folder.config_file)
-            kept = set_aside(self.folder.config_file, "damaged") if there else None
-            where = f", and the damaged one is now {kept.name}" if kept else ""
+            config, where = self.folder.config_file, ""
+            if os.path.lexists(config):
+                where = f", and the damaged one is now {set_aside(config, 'damaged').name}"
             _tell(f"{problem}; it is made again from what {file} holds{where}")
 
     @property
     def is_complete(self) -> bool:
         """Whether all steps are done; the final evaluation may be missing."""
         return self.agent.global_step >= self.total_steps
-
-    @property
-    def needs_evaluation(self) -> bool:
-        """Whether there is to be a final evaluation of the agent as it is now, and it is not in the folder."""
-        return self.eval_episodes > 0 and not self.folder.has_evaluation(self.agent.global_step)
 
     def close(self) -> None:
         """Let other processes write to the folder."""
@@ -220,49 +175,47 @@ class Run:
     def train(self, progress: bool = True) -> None:
         """Train to the end, recording on the way.
 
-        Raises:
-            Interrupted: after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been saved.
-            EnvironmentFault: when the environment fails; the message says how to go on.
-            DivergenceError: when the loss is not finite; the message names the last good checkpoint and a dump.
-            RlcoreError: when the folder cannot be written.
+        Interrupted tells of Ctrl-C, SIGTERM or SIGHUP, when a checkpoint has been saved; an EnvironmentFault says how
+        to go on, a DivergenceError names the last good checkpoint and a dump.
         """
         if not self.is_complete:
-            self._guard(lambda: self._train(progress))
+            with self._guard():
+                self._train(progress)
             self.ended = time.perf_counter()
 
-    def _guard(self, action: Any) -> None:
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Tell in one sentence that the run folder cannot be written (disk full, no permission)."""
         try:
-            action()
+            yield
         except ConnectionError:  # of a process that steps environments, not of the folder
             raise
         except OSError as error:
-            raise storage_error(self.folder, error) from error
+            why = f"{error.strerror or error}; what was saved before is whole"
+            raise RlcoreError(f"the run folder {self.folder.path} cannot be written: {why}") from error
 
     def _train(self, show: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         step = self.agent.global_step
-        episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
-        if episodes_log.set_aside:
-            _tell(
-                f"{self.folder.episodes_file} was damaged; its whole records up to step {step:,} are kept, and the "
-                f"damaged file is now {episodes_log.set_aside.name}"
-            )
+        self.episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
+        if self.episodes_log.set_aside:
+            kept = f"its whole records up to step {step:,} are kept"
+            damaged = f"the damaged file is now {self.episodes_log.set_aside.name}"
+            _tell(f"{self.folder.episodes_file} was damaged; {kept}, and {damaged}")
         purge_step = step + 1 if self.resumed else None
-        writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
+        self.writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
         progress = Progress(self.total_steps, step, show)
-        self.episodes_log, self.writer = episodes_log, writer
         threading.excepthook = _leave_storage_errors_to_the_caller
         try:
             with StopSignals() as stop:
                 for metrics, episodes in self.agent.iterations(self.total_steps):
                     step = self._record(step, metrics, episodes)
-                    progress.update(step, lambda: self.mean_return)
+                    progress.update(step, self._mean_return)
                     if stop.code is not None:
                         self.checkpoint()
-                        raise Interrupted(
-                            f"stopped at step {step:,}; continue with --resume {self.folder.path}", stop.code
-                        )
+                        where = f"stopped at step {step:,}; continue with --resume {self.folder.path}"
+                        raise Interrupted(where, stop.code)
             self._write_point()
             if self.last_checkpoint != step:
                 self.checkpoint()
@@ -275,13 +228,11 @@ class Run:
             try:
                 self._hand_over_points()
             finally:
-                episodes_log.close()
-                writer.close()
+                self.episodes_log.close()
+                self.writer.close()
                 threading.excepthook = threading.__excepthook__
 
-    @property
-    def mean_return(self) -> float:
-        """Over the latest episodes; NaN before the first."""
+    def _mean_return(self) -> float:
         return float(np.mean(self.recent_returns)) if self.recent_returns else math.nan
 
     @property
@@ -294,9 +245,10 @@ class Run:
         step = self.agent.global_step
         self.recent_returns.extend(episodes.returns)
         self.episodes_log.write(episodes, self.seconds)
-        self.pending.append(metrics)
-        self.pending_episodes.returns += episodes.returns
-        self.pending_episodes.lengths += episodes.lengths
+        for name, value in metrics.items():
+            self.pending[name].append(value)
+        self.pending["episode_return"] += episodes.returns
+        self.pending["episode_length"] += episodes.lengths
         if step // self.log_every > before // self.log_every:
             self._write_point()
         if step // self.checkpoint_every > before // self.checkpoint_every:
@@ -307,21 +259,21 @@ class Run:
         """One point per curve: the mean since the last point."""
         if not self.pending:
             return
-        means = {name: _mean([metrics[name] for metrics in self.pending]) for name in self.pending[-1]}
-        if self.pending_episodes.returns:
-            means["episode_return"] = _mean(self.pending_episodes.returns)
-            means["episode_length"] = _mean(self.pending_episodes.lengths)
+        means = {name: statistics.fmean(values) for name, values in self.pending.items() if values}
         finite = {f"{GROUPS.get(name, 'policy')}/{name}": x for name, x in means.items() if math.isfinite(x)}
         self.points.append((finite, self.agent.global_step, time.time()))
-        self.pending, self.pending_episodes = [], Episodes()
+        self.pending.clear()
         if time.perf_counter() - self.handed_over > SECONDS_TO_KEEP_POINTS:
             self._hand_over_points()
 
     def _hand_over_points(self) -> None:
-        """To TensorBoard's writer."""
+        """To TensorBoard's writer; `add_scalar` makes an event of each number, and was a sixth of a fast run's time."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         points, self.points = self.points, []
         for scalars, step, at in points:
-            self.writer.file_writer.add_summary(_summary(scalars), step, at)
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+            self.writer.file_writer.add_summary(Summary(value=values), step, at)
         self.handed_over = time.perf_counter()
 
     def checkpoint(self) -> None:
@@ -333,7 +285,7 @@ class Run:
         agent, step = self.agent, self.agent.global_step
         if hasattr(self, "episodes_log"):
             self._hand_over_points()
-            self.episodes_log.flush()
+            self.episodes_log.file.flush()
             self.writer.flush()
         # With what config.toml says of the run, which can so be made again if that is damaged.
         settings = {key: self.settings[key] for key in KEPT_WITH_CHECKPOINTS if key in self.settings}
@@ -347,9 +299,8 @@ class Run:
     def _diverged(self, error: DivergenceError) -> DivergenceError:
         """Keep what there is to look at, and say where it is."""
         dump = self.folder.path / f"diverged-step-{self.agent.global_step}.pt"
-        buffer = self.agent.buffer.tensors()
-        settings = json.dumps(self.settings, default=str)
-        write_checkpoint(dump, {"agent": self.agent.state_dict(), "buffer": buffer, "settings": settings})
+        state, buffer = self.agent.state_dict(), self.agent.buffer.tensors()
+        write_checkpoint(dump, {"agent": state, "buffer": buffer, "settings": json.dumps(self.settings, default=str)})
         return DivergenceError(
             f"{error}; the last good checkpoint is {self.folder.latest_checkpoint()}, "
             f"and the rollout and weights to look at are in {dump}"
@@ -358,17 +309,16 @@ class Run:
     def _faulted(self, error: EnvironmentFault) -> EnvironmentFault:
         return EnvironmentFault(f"{error}; continue with --resume {self.folder.path}")
 
-    def evaluate(self, episodes: int, seed: int | None = None) -> dict[str, Any]:
+    def evaluate(self, episodes: int) -> dict[str, Any]:
         """Play greedy evaluation episodes on fresh seeds and store the result as evaluation.json."""
-        seed = evaluation_seed(self.agent.config.seed) if seed is None else seed
-        seconds = self.seconds
+        seed, seconds = evaluation_seed(self.agent.config.seed), self.seconds
         try:
             report = evaluation_report(self.agent, episodes, seed, deterministic=True)
         except EnvironmentFault as error:
             raise self._faulted(error) from error
         report["training_seconds"] = round(seconds, 2)
-        data = json.dumps(report, indent=1).encode()
-        self._guard(lambda: write_atomically(self.folder.evaluation_file, data))
+        with self._guard():
+            write_atomically(self.folder.evaluation_file, json.dumps(report, indent=1).encode())
         return report
 
 
@@ -383,29 +333,16 @@ def _what_was_stored(extra: dict[str, Any]) -> tuple[float, list[float]]:
 def _stored_settings(folder: RunFolder, payload: dict[str, Any]) -> tuple[dict[str, Any], UsageError | None]:
     """What config.toml says of the run, or where it cannot be read, what a checkpoint does, and what the problem is."""
     try:
-        return folder.read_config(), None
-    except UsageError as error:
-        problem = error
-    try:
-        return {**settings_of_checkpoint(payload, "the checkpoint"), "versions": versions()}, problem
-    except UsageError as error:
-        raise UsageError(f"{problem}; {error}") from error
+        return read_settings(folder.config_file), None
+    except UsageError as problem:
+        try:
+            return {**settings_of_checkpoint(payload), "versions": versions()}, problem
+        except UsageError as error:
+            raise UsageError(f"{problem}; {error}") from error
 
 
 def _tell(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=2)
-
-
-def _mean(values: list[float]) -> float:
-    """Of a list that is short, as most are; making an array of it would take longer than the sum."""
-    return math.fsum(values) / len(values)
-
-
-def _summary(scalars: dict[str, float]) -> Any:
-    """A point of each curve as one event: `add_scalar` writes one each, and was a sixth of the time of a fast run."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
 
 
 def _leave_storage_errors_to_the_caller(error: threading.ExceptHookArgs) -> None:
@@ -442,35 +379,20 @@ def evaluation_report(agent: Agent, episodes: int, seed: int, deterministic: boo
     result = agent.evaluate(episodes, seed, deterministic)
     normalized = human_normalized(agent.env_id, result.mean)
     return {
-        "algo": type(agent).__name__.lower(),
-        "env_id": agent.env_id,
-        "global_step": agent.global_step,
-        "train_seed": agent.config.seed,
-        "episodes": episodes,
-        "eval_seed": seed,
-        "deterministic": deterministic,
-        "mean": result.mean,
-        "std": result.std,
-        **({} if normalized is None else {"human_normalized": normalized}),
-        "min": float(result.returns.min()),
-        "max": float(result.returns.max()),
-        "returns": result.returns.tolist(),
-        "lengths": result.lengths.tolist(),
-        "versions": versions(),
-    }
+        "algo": type(agent).__name__.lower(), "env_id": agent.env_id, "global_step": agent.global_step,
+        "train_seed": agent.config.seed, "episodes": episodes, "eval_seed": seed, "deterministic": deterministic,
+        "mean": result.mean, "std": result.std, **({} if normalized is None else {"human_normalized": normalized}),
+        "min": float(result.returns.min()), "max": float(result.returns.max()),
+        "returns": result.returns.tolist(), "lengths": result.lengths.tolist(), "versions": versions(),
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on."""
     import rlcore
 
-    return {
-        "rlcore": rlcore.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "gymnasium": gymnasium.__version__,
-    }
+    modules = (rlcore, torch, np, gymnasium)
+    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
 
 
 def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
@@ -486,18 +408,13 @@ def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
 def describe_environment(agent: Agent) -> str:
     """One line: how the environments are stepped and why."""
     asked, backend = agent.config.backend, agent.backend
-    why = f"asked for with --backend {asked}"
-    if asked == "auto" and backend == "native":
-        why = "the twin in tensors, as the run is compiled"
-    elif asked == "auto" and agent.config.on_env_error == "restart":
-        why = "environments that fail are begun anew one by one"
-    elif asked == "auto" and agent.group_starts:
-        why = "groups need a seed for each environment"
-    elif asked == "auto":
-        why = (
-            "the environment's own vector implementation" if backend == "vector" else "it has no vector implementation"
-        )
+    reasons = [
+        (asked != "auto", f"asked for with --backend {asked}"),
+        (backend == "native", "the twin in tensors, as the run is compiled"),
+        (agent.config.on_env_error == "restart", "environments that fail are begun anew one by one"),
+        (agent.group_starts, "groups need a seed for each environment"),
+        (backend == "vector", "the environment's own vector implementation"),
+        (True, "it has no vector implementation"),
+    ]
+    why = next(reason for holds, reason in reasons if holds)
     return f"{agent.config.num_envs} × {agent.env_id}, backend {backend} ({why}), on {agent.device}"
-
-
-__all__ = ["Interrupted", "Run", "describe_environment", "evaluation_report", "evaluation_seed", "open_agent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from rlcore.agents import Agent
 from rlcore.agents.evaluation import Actor
 from rlcore.envs import VectorAdapter, make_vec
-from rlcore.errors import UsageError
+from rlcore.errors import UsageError, one_line
 from rlcore.storage.files import FolderLock, InUse, move_without_overwriting
 
 SUFFIXES = (".mp4", ".gif")
@@ -21,15 +22,9 @@ SUFFIXES = (".mp4", ".gif")
 def record_video(
     agent: Agent, path: str | Path, seed: int, deterministic: bool = True, max_steps: int = 10_000
 ) -> dict[str, Any]:
-    """Play one episode and write it to an mp4 or gif file, which appears whole or not at all.
-
-    Returns:
-        Path, frames, return and length of the episode.
-
-    Raises:
-        UsageError: where there is something of that name already, or another process is writing it, or it cannot be
-            written, or the environment cannot be drawn.
-    """
+    """Play one episode and write it to an mp4 or gif file, which appears whole or not at all; returns its path, frames,
+    return and length. A UsageError tells that something has that name already, another process is writing it, it cannot
+    be written, or the environment cannot be drawn."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"the video file is {path}, but its name must end in {' or '.join(SUFFIXES)}")
@@ -60,17 +55,15 @@ def _locked(path: Path) -> FolderLock:
 def _write(writer: Any, path: Path, frames: list[np.ndarray], fps: float) -> None:
     """Under a name of its own, which a dead process may have left, and from there to where nothing must be."""
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    options = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
     try:
         unfinished.unlink(missing_ok=True)
-        if path.suffix == ".gif":
-            writer.mimwrite(unfinished, frames, duration=1000 / fps, loop=0)
-        else:
-            writer.mimwrite(unfinished, frames, fps=fps, macro_block_size=2)
+        writer.mimwrite(unfinished, frames, **options)
         move_without_overwriting(unfinished, path)
     except FileExistsError:
         raise UsageError(f"the video file {path} exists already; choose another --out") from None
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # the last three of frames that are no pictures
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        why = getattr(error, "strerror", None) or one_line(error)[:200]
         raise UsageError(f"the video file {path} cannot be written: {why}") from error
     finally:
         unfinished.unlink(missing_ok=True)
@@ -89,30 +82,26 @@ def _writer_module(path: Path) -> Any:
 
 def _play(agent: Agent, seed: int, deterministic: bool, max_steps: int) -> tuple[list[np.ndarray], list[float], float]:
     envs = make_vec(agent.env_id, 1, "sync", **{**agent.env_kwargs, "render_mode": "rgb_array"})
-    try:
+    with contextlib.closing(envs):
         adapter = VectorAdapter(envs, agent.config.squash)
         actor = Actor(agent.network, adapter, torch.Generator(agent.device).manual_seed(seed))
-        obs, frames, rewards = adapter.reset(seed), [], []
-        frames.append(_frame(envs))
-        while len(rewards) < max_steps:
+        obs = adapter.reset(seed)
+        frames, rewards, ended = [_frame(envs)], [], False
+        while len(rewards) < max_steps and not ended:
             # The frame must be drawn before the finished environment is renewed, so step the inner vector itself.
-            actions = adapter.action_spec.to_env(actor(obs, deterministic))
-            obs, reward, terminated, truncated, _ = envs.step(actions)
+            obs, reward, terminated, truncated, _ = envs.step(adapter.action_spec.to_env(actor(obs, deterministic)))
             obs = adapter.split(obs)
             frames.append(_frame(envs))
             rewards.append(float(reward[0]))
-            if terminated[0] or truncated[0]:
-                break
+            ended = terminated[0] or truncated[0]
         return frames, rewards, float(envs.metadata.get("render_fps") or 30)
-    finally:
-        envs.close()
 
 
 def _frame(envs: Any) -> np.ndarray:
     try:
         frame = envs.render()[0]
     except Exception as error:  # a missing renderer surfaces as many types
-        raise UsageError(f"the environment cannot be drawn: {' '.join(str(error).split())}") from error
+        raise UsageError(f"the environment cannot be drawn: {one_line(error)}") from error
     if frame is None:
         raise UsageError("the environment cannot be drawn: it has no render mode 'rgb_array'")
     return np.asarray(frame)

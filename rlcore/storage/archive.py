@@ -34,6 +34,7 @@ OPCODES = (  # of pickles of tensors and built-in types, protocol 2
     *("APPEND", "APPENDS", "SETITEM", "SETITEMS"),
     *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
 )
+NOT_PLAIN = "it does not hold tensors and plain data alone"
 
 
 class Refused(Exception):
@@ -51,8 +52,7 @@ def read_archive(path: Path) -> Any:
             raise Refused("it is of a machine with another order of bytes")
         pickled = archive.read(name)
         _check_pickle(pickled, size)
-        reader = _Unpickler(pickled, lambda key: archive.read(f"{folder}data/{key}"), 2 * size)
-        payload = reader.load()
+        payload = _Unpickler(pickled, lambda key: archive.read(f"{folder}data/{key}"), 2 * size).load()
     _check_tree(payload)
     return payload
 
@@ -84,7 +84,7 @@ def _check_tree(payload: Any) -> None:
         nonlocal distinct
         if not isinstance(value, dict | list | tuple):
             if not isinstance(value, PLAIN):
-                raise Refused("it does not hold tensors and plain data alone")
+                raise Refused(NOT_PLAIN)
             return 1
         if id(value) not in sizes:
             if depth > DEEPEST:
@@ -102,22 +102,17 @@ def _check_tree(payload: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The Python reader of pickles, cut down to what torch.save writes of tensors and built-in types.
-
-    Args:
-        pickled: the pickle.
-        read_storage: gives the bytes of the tensors' memory of that name.
-        most: bytes that all tensors may have together; they may share memory, but not without end.
-    """
+    """The Python reader of pickles, cut down to what torch.save writes of tensors and built-in types. `read_storage`
+    gives the bytes of a memory by its name. Tensors may share it, but have `most` bytes together at most."""
 
     def __init__(self, pickled: bytes, read_storage: Callable[[str], bytes], most: int):
         super().__init__(io.BytesIO(pickled))
         self.read_storage, self.left = read_storage, most
         self.storages: dict[str, bytearray] = {}
         self.makers: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): _new_dict,
+            ("collections", "OrderedDict"): lambda: {},  # not the class itself, which takes what is in the file
+            ("__builtin__", "bytes"): lambda: b"",
             ("_codecs", "encode"): _encode,
-            ("__builtin__", "bytes"): _no_bytes,
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
             ("torch._utils", "_rebuild_tensor_v3"): self._rebuild_unsigned,
         }
@@ -127,28 +122,19 @@ class _Unpickler(pickle._Unpickler):
             return self.makers[module, name]
         if (module == "torch" and name in DTYPES | UNSIGNED) or (module, name) == ("torch.storage", "UntypedStorage"):
             return name
-        raise Refused("it does not hold tensors and plain data alone")
+        raise Refused(NOT_PLAIN)
 
-    def persistent_load(self, pid: Any) -> tuple[bytearray, str]:
-        """The memory of a tensor, and the name of its type."""
+    def persistent_load(self, pid: Any) -> tuple[bytearray, torch.dtype]:
+        """The memory of a tensor, and its type."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or dtype not in DTYPES or not isinstance(key, str) or not key.isdecimal():
-            raise Refused("it does not hold tensors and plain data alone")
+            raise Refused(NOT_PLAIN)
         if key not in self.storages:
             self.storages[key] = bytearray(self.read_storage(key))
-        return self.storages[key], dtype
+        return self.storages[key], DTYPES[dtype]
 
-    def _rebuild(self, storage: tuple[bytearray, str], offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
-        return self._tensor(storage[0], DTYPES[storage[1]], offset, shape, strides)
-
-    def _rebuild_unsigned(
-        self, storage: tuple[bytearray, str], offset: int, shape: tuple, strides: tuple, grad: Any, hooks: Any,
-        dtype: str, *_: Any,
-    ) -> Tensor:  # fmt: skip
-        return self._tensor(storage[0], UNSIGNED[dtype], offset, shape, strides)
-
-    def _tensor(self, memory: bytearray, dtype: torch.dtype, offset: int, shape: tuple, strides: tuple) -> Tensor:
-        """A tensor inside `memory`."""
+    def _rebuild(self, storage: tuple, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
+        memory, dtype = storage
         if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
             raise Refused("a tensor has an impossible size")
         count = math.prod(shape)
@@ -161,26 +147,20 @@ class _Unpickler(pickle._Unpickler):
         tensor = whole.as_strided(shape, strides, offset)  # refuses what lies outside
         return tensor != 0 if dtype == torch.bool else tensor  # the bytes of bools may be nothing but 0 and 1
 
+    def _rebuild_unsigned(self, storage: tuple, *arguments: Any) -> Tensor:
+        offset, shape, strides, _, _, dtype, *_ = arguments
+        return self._rebuild((storage[0], UNSIGNED[dtype]), offset, shape, strides)
+
     def load_build(self) -> None:
         """Leave out the attributes that torch puts on a state_dict."""
         self.stack.pop()
 
-    dispatch = {
-        ord(code): pickle._Unpickler.dispatch[ord(code)] for code in (getattr(pickle, name) for name in OPCODES)
-    }
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in (ord(getattr(pickle, name)) for name in OPCODES)}
     dispatch[ord(pickle.BUILD)] = load_build
-
-
-def _new_dict() -> dict[str, Any]:
-    return {}
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """Bytes, which this version of pickles stores as text."""
     if encoding != "latin1":
-        raise Refused("it does not hold tensors and plain data alone")
+        raise Refused(NOT_PLAIN)
     return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    return b""

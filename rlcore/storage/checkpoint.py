@@ -18,9 +18,8 @@ VERSION = 4
 
 
 def write_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:
-    """Store tensors and built-in types in one file.
-
-    The file appears under its name only when all of it is on the disk; until then an older one of that name stays.
+    """Store tensors and built-in types in one file, which takes its name, and the place of an older one, only when all
+    of it is on the disk.
 
     Raises:
         CheckpointError: where it cannot be written (disk full, no permission, no such folder).
@@ -37,9 +36,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What `write_checkpoint` stored, on the CPU.
 
     Raises:
-        CheckpointError: where the file is missing, cut short, damaged, of another version, or not ours. A pickle that
-            names anything but tensors and built-in types is refused, and so is one that would take more memory than
-            the file's size explains.
+        CheckpointError: where the file is missing, cut short, damaged, of another version, or not ours, names anything
+            but tensors and built-in types, or would take more memory than its size explains.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,11 +85,7 @@ def read_agent(path: str | Path) -> dict[str, Any]:
 
 def check_like(state: Any, fresh: Any, name: str) -> None:
     """Refuse a state that has not the structure of a fresh one: the same keys in its dicts, tensors of the same shape
-    and dtype, plain values of the same type.
-
-    Raises:
-        ValueError: names the first part that differs.
-    """
+    and dtype, plain values of the same type. A ValueError names the first part that differs."""
     if isinstance(fresh, dict):
         if not isinstance(state, dict) or state.keys() != fresh.keys():
             raise ValueError(f"{name} has other parts than expected")
@@ -105,11 +99,7 @@ def check_like(state: Any, fresh: Any, name: str) -> None:
 
 
 def stored_count(state: dict[str, Any], name: str) -> int:
-    """A count out of a state.
-
-    Raises:
-        ValueError: where it is missing or no whole number of at least 0.
-    """
+    """A count out of a state, or a ValueError where it is missing or no whole number of at least 0."""
     value = state.get(name)
     if type(value) is not int or value < 0 or value >= 2**63:
         raise ValueError(f"{name} is missing or no whole number of at least 0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import secrets
 import shutil
@@ -44,26 +43,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the platform can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if hasattr(os, "O_DIRECTORY"):  # so that the rename survives a power cut, where the platform can
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def move_without_overwriting(source: Path, target: Path) -> None:
-    """Give a file another name in the same folder.
-
-    Raises:
-        FileExistsError: where something has that name already; it is left as it is.
-    """
+    """Give a file another name in the same folder, or a FileExistsError where something has it already."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -88,14 +77,15 @@ def keep_aside(path: Path, suffix: str) -> Path:
 
 def _first_free(path: Path, suffix: str, action: Callable[[Path, Path], None]) -> Path:
     word, _, number = suffix.partition("-")
-    for count in itertools.count(int(number or 1) + 1):
+    count = int(number or 1)
+    while True:
         target = path.with_name(f"{path.name}.{suffix}")
         try:
             action(path, target)
             return target
         except FileExistsError:
+            count += 1
             suffix = f"{word}-{count}"
-    raise AssertionError  # never: the numbers do not end
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -112,13 +102,10 @@ class InUse(Exception):
     """Another process, or another part of this one, holds a lock; the text says who, as in "is in use by ..."."""
 
 
-class FolderLock:
+class FolderLock(contextlib.AbstractContextManager):
     """An exclusive lock, held until it is released or its process ends, however that ends.
 
-    Processes that this one forks do not hold it, and it says in its file who does.
-
-    Args:
-        file: the lock's own file; its folder must exist.
+    Processes that this one forks do not hold it. Its own file, whose folder must exist, says who does.
     """
 
     def __init__(self, file: Path):
@@ -131,12 +118,7 @@ class FolderLock:
         return self._lock.is_locked
 
     def acquire(self, wait: bool = False) -> FolderLock:
-        """Take the lock; `wait` until whoever has it is done.
-
-        Raises:
-            InUse: where it is held and not to be waited for.
-            OSError: where its file cannot be made.
-        """
+        """Take the lock. Where it is held, `wait` for it or raise InUse; an OSError where its file cannot be made."""
         os.stat(self.file.parent)  # which the library would make
         _refuse_foreign(self.file)
         try:
@@ -164,14 +146,13 @@ class FolderLock:
         )
 
     def _holder(self) -> str:
-        text = ""
         with contextlib.suppress(OSError):
             for _ in range(TRIES_TO_READ):
                 text = self.file.read_bytes()[:LARGEST_LOCK_FILE].decode(errors="replace")
                 if text:
-                    break
+                    return "".join(filter(str.isprintable, text)) or "another process"
                 time.sleep(SECONDS_BETWEEN_TRIES)  # whoever has just taken it has not written yet
-        return "".join(filter(str.isprintable, text)) or "another process"
+        return "another process"
 
     def release(self) -> None:
         """Give the lock up, where it is held; its file goes with it."""
@@ -180,9 +161,6 @@ class FolderLock:
                 if os.path.samestat(self._own, self.file.stat()):
                     self.file.unlink()
             self._lock.release()
-
-    def __enter__(self) -> FolderLock:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.release()
