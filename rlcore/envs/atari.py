@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from rlcore.envs.guard import FAULT_KEY
 from rlcore.errors import UsageError, did_you_mean
 
-PREFIX = "ALE/"
+PREFIX = "ALE/"  # of the Arcade Learning Environment
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,6 @@ class AtariOptions:
     full_action_space: bool = False
     max_frames: int = 108_000
 
-    @classmethod
-    def of(cls, env_id: str, kwargs: dict[str, Any]) -> AtariOptions:
-        """Options from keyword arguments; an unknown name is refused with the nearest one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in kwargs:
-            if name not in known:
-                near = did_you_mean(name, known)
-                raise UsageError(f"'{name}' is not an option of {env_id}{near}; there are {', '.join(known)}")
-        return cls(**kwargs)
-
-
-def is_atari(env_id: str) -> bool:
-    """Whether an id is of the Arcade Learning Environment."""
-    return env_id.startswith(PREFIX)
-
 
 def register_games() -> None:
     """Make ale-py's games known to gymnasium.
@@ -84,15 +69,19 @@ def register_games() -> None:
 
 def make_atari(spec: EnvSpec, num_envs: int, backend: str, vectorize: Any, kwargs: dict[str, Any]) -> VectorEnv:
     """A vector environment of one game; see `make_vec`. `vectorize` makes that of gymnasium's single games."""
-    render_mode = kwargs.pop("render_mode", None)
-    options = AtariOptions.of(spec.id, kwargs)
+    kwargs = dict(kwargs)
+    render_mode, known = kwargs.pop("render_mode", None), [field.name for field in dataclasses.fields(AtariOptions)]
+    for name in kwargs:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"'{name}' is not an option of {spec.id}{near}; there are {', '.join(known)}")
+    options = AtariOptions(**kwargs)
     if backend == "vector":
         envs = _ale_vector(spec, num_envs, options)
     elif backend == "envpool":
         envs = _envpool(spec, num_envs, options)
     else:
         envs = vectorize(lambda: make_game(spec, options, render_mode))
-        envs.spec = spec
     return LifeLoss(envs) if options.episodic_life else envs
 
 

@@ -216,11 +216,7 @@ class _Wrong(Exception):
 
 def guarded(make: Callable[[], gymnasium.Env], num_envs: int, restarts: bool) -> list[Callable[[], Guard]]:
     """Makers of `num_envs` guarded environments, numbered from 0."""
-
-    def numbered(index: int) -> Callable[[], Guard]:
-        return lambda: Guard(make, index, restarts)
-
-    return [numbered(n) for n in range(num_envs)]
+    return [lambda index=n: Guard(make, index, restarts) for n in range(num_envs)]
 
 
 def check_observation(space: spaces.Space, obs: Any, part: str, finite: bool) -> None:
