@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium
@@ -22,11 +23,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, iterate
 
 from rlcore.envs.state import NotCapturable, capture_state, restore_state
-from rlcore.errors import EnvironmentFault, one_line
+from rlcore.errors import EnvironmentFault, UsageError, one_line
 
 FAULT_KEY = "rlcore_env_fault"  # in infos: the sentence of a fault whose environment has to be begun anew by a reset
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64, np.int32})
 FLAGS = frozenset({bool, np.bool_})
+PARTS = {"step": "observation, reward, terminated, truncated and info", "reset": "observation and info"}
 LARGEST = float(np.finfo(np.float32).max)  # what the buffer can hold
 
 
@@ -37,8 +39,8 @@ class Guard(gymnasium.Wrapper):
         make: makes the environment.
         index: n, its place among the N.
         restarts: False raises an EnvironmentFault. True also looks for NaN and infinity in every step, and answers a
-            fault with a step of zeros whose info has the sentence under `FAULT_KEY`; the environment is closed, and the
-            next reset makes another one.
+            fault with zeros and an info with the sentence under `FAULT_KEY`; the environment is closed, and the next
+            reset makes another one.
     """
 
     transparent = True  # for `rlcore.envs.state`: nothing of the guard is part of the environment's state
@@ -64,25 +66,15 @@ class Guard(gymnasium.Wrapper):
             answer = self.env.step(action)
             return self.checked(answer)
         except (Exception, SystemExit) as error:  # an environment that calls sys.exit must not end the run with code 0
-            return self.failed(error, answer)
+            obs, info = self.failed(error, "step", answer)
+            return obs, 0.0, False, False, info
 
     def checked(self, answer: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """What a step returned, if it fits; raises what `failed` makes a sentence of."""
         obs, reward, terminated, truncated, info = answer
-        self._check_observation(obs)
-        self._check_info(info)
-        if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
-            terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
+        self._check(obs, info)
+        terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
         return obs, self._number(reward), terminated, truncated, info
-
-    def failed(self, error: BaseException, answer: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The step to answer with where one went wrong.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
-        parts = "observation, reward, terminated, truncated and info"
-        return _zeros(self._space), 0.0, False, False, self._fault(error, "step", answer, parts)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the environment's own.
@@ -96,19 +88,16 @@ class Guard(gymnasium.Wrapper):
                 self.env, self._broken = self._make(), False
             answer = self.env.reset(seed=seed, options=options)
             obs, info = answer
-            self._check_observation(obs)
-            self._check_info(info)
+            self._check(obs, info)
             return obs, info
         except (Exception, SystemExit) as error:
-            fault = self._fault(error, "reset", answer, "observation and info")
-            return _zeros(self._space), fault
+            return self.failed(error, "reset", answer)
 
     def close(self) -> None:
         """Close the environment; an error on the way is told and does no harm."""
-        if self._broken:
-            return
         try:
-            self.env.close()
+            if not self._broken:
+                self.env.close()
         except (Exception, SystemExit) as error:
             warnings.warn(f"environment {self.index} {describe(error, self.env)} when it was closed", stacklevel=2)
 
@@ -124,29 +113,28 @@ class Guard(gymnasium.Wrapper):
         """Go on where `get_state` was asked."""
         restore_state(self.env, pickle.loads(packed))
 
-    # What is wrong with an answer.
+    def failed(self, error: BaseException, method: str, answer: Any) -> tuple[Any, dict[str, str]]:
+        """Observation and info to go on with where a method raised, or its answer does not fit.
 
-    def _sentence(self, error: BaseException, method: str, answer: Any, parts: str) -> str:
+        Raises:
+            EnvironmentFault: without restarts.
+        """
         if isinstance(error, _Wrong):
-            return f"environment {self.index} returned {error}"
-        if answer is None or not isinstance(error, ValueError | TypeError):
-            return f"environment {self.index} {describe(error, self.env)}"
-        return f"environment {self.index} returned {_shown(answer)} from its {method}, but must return {parts}"
-
-    def _fault(self, error: BaseException, method: str, answer: Any, parts: str) -> dict[str, str]:
-        sentence = self._sentence(error, method, answer, parts)
+            what = f"returned {error}"
+        elif answer is None or not isinstance(error, ValueError | TypeError):
+            what = describe(error, self.env)
+        else:
+            what = f"returned {_shown(answer)} from its {method}, but must return {PARTS[method]}"
         if not self.restarts:
-            raise EnvironmentFault(sentence) from error
+            raise EnvironmentFault(f"environment {self.index} {what}") from error
         if not self._broken:
             with contextlib.suppress(Exception, SystemExit):  # it is broken already, and that is being told
                 self.env.close()
             self._broken = True
-        return {FAULT_KEY: sentence}
+        return _zeros(self._space), {FAULT_KEY: f"environment {self.index} {what}"}
 
-    def _check_observation(self, obs: Any) -> None:
+    def _check(self, obs: Any, info: Any) -> None:
         check_observation(self._space, obs, "", finite=self.restarts)
-
-    def _check_info(self, info: Any) -> None:
         if not isinstance(info, dict):
             raise _Wrong(f"{_shown(info)} as info, but it must be a dict")
 
@@ -196,7 +184,7 @@ class GuardedSyncVectorEnv(SyncVectorEnv):
                 if not (ordinary and type(obs) is np.ndarray and obs.shape == shape and obs.dtype is dtype):
                     obs, reward, end, cut, info = guard.checked(answer)
             except (Exception, SystemExit) as error:
-                guard.failed(error, answer)
+                guard.failed(error, "step", answer)
             self._env_obs[n] = obs
             rewards.append(reward)
             terminated.append(end)
@@ -217,6 +205,38 @@ class _Wrong(Exception):
 def guarded(make: Callable[[], gymnasium.Env], num_envs: int, restarts: bool) -> list[Callable[[], Guard]]:
     """Makers of `num_envs` guarded environments, numbered from 0."""
     return [lambda index=n: Guard(make, index, restarts) for n in range(num_envs)]
+
+
+def whom_to_reset(mask: Any, num_envs: int) -> np.ndarray:
+    """The indices of the environments that `options["reset_mask"]` names; of all without a mask."""
+    if mask is None:
+        return np.arange(num_envs)
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (num_envs,) or not mask.any():
+        raise UsageError(
+            f"options['reset_mask'] is {mask!r}, but must be a numpy array of {num_envs} bool, at least one of them "
+            "True"
+        )
+    return np.flatnonzero(mask)
+
+
+def seed_of_each(seed: int | Iterable[int | None] | None, num_envs: int) -> list[int | None]:
+    """The seed of each environment: counted on from a number, none from None, or as they are given."""
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, int | np.integer):
+        return [int(seed) + n for n in range(num_envs)]
+    seeds = [None if s is None else whole("seed", s) for s in seed]
+    if len(seeds) != num_envs:
+        raise UsageError(f"seed has {len(seeds)} numbers, but there are {num_envs} environments")
+    return seeds
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any type, or a UsageError."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name} is {value!r}, but must be a whole number") from error
 
 
 def check_observation(space: spaces.Space, obs: Any, part: str, finite: bool) -> None:
@@ -300,6 +320,3 @@ def _file_of(env: gymnasium.Env | None) -> str | None:
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-__all__ = ["FAULT_KEY", "Guard", "GuardedSyncVectorEnv", "check_observation", "describe", "guarded"]

@@ -4,9 +4,9 @@ A task is three functions, `initial`, `observe` and `step`, and remembers nothin
 tensor `[N, S]` that the caller holds. Randomness comes in from outside (`uniform`), shapes are fixed, nothing branches
 on data. So the same lines run on any device, one step at a time, compiled, or inside a whole rollout.
 
-Time limits and resets are the caller's: `step` knows neither. The state's dtype is the caller's choice too: in float64
-the classic control tasks follow gymnasium's own arithmetic operation by operation and differ from it by the rounding of
-sine and cosine; float32 is for speed. `rlcore.envs.native_vector` makes a gymnasium vector environment of a task.
+Time limits, resets and the state's dtype are the caller's. In float64 the classic control tasks follow gymnasium's own
+arithmetic operation by operation and differ from it by the rounding of sine and cosine; float32 is for speed.
+`rlcore.envs.native_vector` makes a gymnasium vector environment of a task.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Acrobot(NativeTask):
     action_space = spaces.Discrete(3)
 
     def initial(self, uniform: Tensor) -> Tensor:
-        return _through_float32(_between(-0.1, 0.1, uniform))
+        return _float32(_between(-0.1, 0.1, uniform)).to(uniform.dtype)
 
     def observe(self, state: Tensor) -> Tensor:
         theta1, theta2, dtheta1, dtheta2 = state.unbind(1)
@@ -330,10 +330,6 @@ def _wrap(angle: Tensor) -> Tensor:
 
 def _float32(x: Tensor) -> Tensor:
     return x.to(torch.float32)
-
-
-def _through_float32(x: Tensor) -> Tensor:
-    return _float32(x).to(x.dtype)
 
 
 NATIVE_TASKS: dict[str, NativeTask] = {
