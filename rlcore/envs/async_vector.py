@@ -34,17 +34,11 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
-from gymnasium.vector.utils import (
-    CloudpickleWrapper,
-    batch_space,
-    clear_mpi_env_vars,
-    create_shared_memory,
-    iterate,
-    read_from_shared_memory,
-    write_to_shared_memory,
-)
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space, clear_mpi_env_vars, iterate
+from gymnasium.vector.utils.shared_memory import create_shared_memory, read_from_shared_memory, write_to_shared_memory
 
 from rlcore.envs.guard import FAULT_KEY, Guard, describe, seed_of_each, whom_to_reset
+from rlcore.envs.state import NotCapturable, capture_state, restore_state
 from rlcore.errors import EnvironmentFault
 
 SECONDS_TO_CLOSE = 5.0  # for all environments together; who takes longer is killed
@@ -58,32 +52,21 @@ class Failure(str):
 
 
 class GuardedAsyncVectorEnv(AsyncVectorEnv):
-    """N guarded environments, each in a process of its own; observations come through shared memory.
+    """N environments from `guarded`, each in a process of its own; observations come through shared memory.
 
     Args:
-        makers: make the environments, see `rlcore.envs.guard.guarded`.
-        autoreset_mode: as in gymnasium.
         timeout: seconds that a step, a reset or a call may take in all environments together; None: no limit.
-        restarts: replace a process that died or hangs instead of raising; the environment's step is then all zeros
-            with the sentence in its info, as `Guard` gives it, and a reset has to follow.
-
-    Raises:
-        EnvironmentFault: also from steps, resets and calls, where an environment fails and `restarts` is False.
+        restarts: replace a process that died or hangs, which is an EnvironmentFault otherwise; the environment's step
+            is then all zeros with the sentence in its info, as `Guard` gives it, and a reset has to follow.
     """
 
-    def __init__(
-        self,
-        makers: list[Callable[[], Guard]],
-        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
-        timeout: float | None = None,
-        restarts: bool = False,
-    ):
+    def __init__(self, makers: list[Callable[[], Guard]], mode: AutoresetMode, timeout: float | None, restarts: bool):
         # Instead of gymnasium's own constructor, which starts its own workers and keeps their shared memory to itself.
         self.env_fns, self.num_envs = makers, len(makers)
-        self.autoreset_mode, self.timeout, self.restarts = autoreset_mode, timeout, restarts
+        self.autoreset_mode, self.timeout, self.restarts = mode, timeout, restarts
         self._time_to_make = None if timeout is None else max(timeout, SECONDS_TO_MAKE)
         dummy = makers[0]()  # in this process, to know its spaces before there is a pipe
-        self.metadata = {**dummy.metadata, "autoreset_mode": autoreset_mode}
+        self.metadata = {**dummy.metadata, "autoreset_mode": mode}
         self.render_mode = dummy.render_mode
         self.single_observation_space, self.single_action_space = dummy.observation_space, dummy.action_space
         dummy.close()
@@ -93,8 +76,7 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
         self._shared = create_shared_memory(self.single_observation_space, self.num_envs, self._context)
         self.observations = read_from_shared_memory(self.single_observation_space, self._shared, self.num_envs)
         self._owner = os.getpid()
-        self._asked: list[int] = []  # whose answers are awaited
-        self._state = AsyncState.DEFAULT
+        self._state, self._asked = AsyncState.DEFAULT, []  # what is under way, and whose answers are awaited
         self.parent_pipes: list[Connection] = []
         self.processes: list[Any] = []
         self._polls: list[Callable[[float | None], Any]] = []
@@ -237,25 +219,15 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
         self.call_wait()
 
     def get_states(self, most: int | None = None) -> list[dict[str, Any]] | None:
-        """The state of each environment, as `rlcore.envs.state` captures it; None where one is not plain data, or has
-        more than `most` values.
-
-        Raises:
-            EnvironmentFault: where an environment does not answer, with restarts too.
-        """
+        """The state of each environment, as `capture_state` takes it; None where it refuses one. Without an answer,
+        with restarts too, it is an EnvironmentFault."""
         self._send("get_state", dict.fromkeys(range(self.num_envs), most))
         packed = self.call_wait()
         return None if None in packed else [pickle.loads(state) for state in packed]
 
     def set_states(self, states: list[dict[str, Any]]) -> None:
-        """Go on where `get_states` was asked; after a reset.
-
-        Args:
-            states: from anyone; each is checked against its environment, see `rlcore.envs.state.restore_state`.
-
-        Raises:
-            ValueError: where they are not the states of as many such environments.
-        """
+        """Go on where `get_states` was asked; after a reset. The states may come from anyone, see `restore_state`;
+        where they are not those of as many such environments, it is a ValueError."""
         if not isinstance(states, list) or len(states) != self.num_envs:
             found = f"{len(states)} of them" if isinstance(states, list) else f"a {type(states).__name__}"
             raise ValueError(f"the states of environments are {found}, but must be a list of {self.num_envs}")
@@ -366,7 +338,12 @@ def serve(
     _answer(pipe, index, None, problem)
     with contextlib.suppress(EOFError, OSError):  # the run is gone
         for command, data in iter(pipe.recv, ("close", None)):
-            _answer(pipe, index, *_outcome(worker, command, data))
+            try:
+                answer, sentence = getattr(worker, command)(data), None
+            except BaseException as error:
+                told = isinstance(error, EnvironmentFault)
+                answer, sentence = None, str(error) if told else f"environment {index} {describe(error, env)}"
+            _answer(pipe, index, answer, sentence)
     env.close()
 
 
@@ -379,12 +356,11 @@ def _detach(parent: int | None) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if parent is None:
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was too late for that
-        os._exit(1)
+    if parent is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was too late for that
+            os._exit(1)
 
 
 def _other_spaces(env: Guard, index: int, expected: dict[str, spaces.Space]) -> str | None:
@@ -392,15 +368,6 @@ def _other_spaces(env: Guard, index: int, expected: dict[str, spaces.Space]) -> 
         if (own := getattr(env, f"{name}_space")) != other:
             return f"environment {index} has the {name} space {own}, but environment 0 has {other}"
     return None
-
-
-def _outcome(worker: Worker, command: str, data: Any) -> tuple[Any, str | None]:
-    try:
-        return getattr(worker, command)(data), None
-    except EnvironmentFault as error:
-        return None, str(error)
-    except BaseException as error:
-        return None, f"environment {worker.index} {describe(error, worker.env)}"
 
 
 def _answer(pipe: Connection, index: int, answer: Any, sentence: str | None) -> None:
@@ -453,13 +420,16 @@ class Worker:
         self.env.set_wrapper_attr(*data)
 
     def get_state(self, most: int | None) -> bytes | None:
-        """The environment's state, packed."""
-        return self.env.get_state(most)
+        """The environment's state, packed; None where it is not plain data, or more than `most` values."""
+        try:
+            return pickle.dumps(capture_state(self.env, most))
+        except NotCapturable:
+            return None
 
     def set_state(self, packed: bytes) -> str | None:
         """Go on from a state; says what is wrong with it, if anything."""
         try:
-            self.env.set_state(packed)
+            restore_state(self.env, pickle.loads(packed))
         except ValueError as error:
             return f"environment {self.index}: {error}"
         return None

@@ -1,8 +1,7 @@
 """What stands between one environment and the vector environment that it is part of.
 
-An environment may raise, or return what does not fit its spaces. A vector environment would pass that on as an
-exception without a number, or write it into its arrays as best it can; here it becomes one sentence that names the
-environment and what it did.
+An environment may raise, or return what does not fit its spaces. A vector environment would pass that on without the
+environment's number, or write it into its arrays as best it can; here it becomes one sentence that names both.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
-import pickle
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -22,7 +20,6 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, iterate
 
-from rlcore.envs.state import NotCapturable, capture_state, restore_state
 from rlcore.errors import EnvironmentFault, UsageError, one_line
 
 FAULT_KEY = "rlcore_env_fault"  # in infos: the sentence of a fault whose environment has to be begun anew by a reset
@@ -35,12 +32,8 @@ LARGEST = float(np.finfo(np.float32).max)  # what the buffer can hold
 class Guard(gymnasium.Wrapper):
     """Environment `index` of a vector environment, whose faults are sentences.
 
-    Args:
-        make: makes the environment.
-        index: n, its place among the N.
-        restarts: False raises an EnvironmentFault. True also looks for NaN and infinity in every step, and answers a
-            fault with zeros and an info with the sentence under `FAULT_KEY`; the environment is closed, and the next
-            reset makes another one.
+    A fault raises an EnvironmentFault. With `restarts` NaN and infinity are faults too, and a fault is answered with
+    zeros and an info with the sentence under `FAULT_KEY`; the environment is closed, and the next reset makes another.
     """
 
     transparent = True  # for `rlcore.envs.state`: nothing of the guard is part of the environment's state
@@ -56,11 +49,7 @@ class Guard(gymnasium.Wrapper):
         return self.env.spec
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the environment's own.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
+        """As the environment's own; without restarts, a fault is an EnvironmentFault."""
         answer = None
         try:
             answer = self.env.step(action)
@@ -74,14 +63,17 @@ class Guard(gymnasium.Wrapper):
         obs, reward, terminated, truncated, info = answer
         self._check(obs, info)
         terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
-        return obs, self._number(reward), terminated, truncated, info
+        if type(reward) not in NUMBERS:
+            array = np.asarray(reward)
+            if array.dtype.kind not in "biuf" or array.size != 1:
+                raise _Wrong(f"{_shown(reward)} as its reward, but it must be a number")
+            reward = array.item()
+        if self.restarts and not -LARGEST <= reward <= LARGEST:
+            raise _Wrong(f"{reward} in its reward")
+        return obs, reward, terminated, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's own.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
+        """As the environment's own; without restarts, a fault is an EnvironmentFault."""
         answer = None
         try:
             if self._broken:
@@ -101,24 +93,9 @@ class Guard(gymnasium.Wrapper):
         except (Exception, SystemExit) as error:
             warnings.warn(f"environment {self.index} {describe(error, self.env)} when it was closed", stacklevel=2)
 
-    def get_state(self, most: int | None = None) -> bytes | None:
-        """The environment's state, packed for another process; None where it is not plain data, or more than `most`
-        values."""
-        try:
-            return pickle.dumps(capture_state(self.env, most))
-        except NotCapturable:
-            return None
-
-    def set_state(self, packed: bytes) -> None:
-        """Go on where `get_state` was asked."""
-        restore_state(self.env, pickle.loads(packed))
-
     def failed(self, error: BaseException, method: str, answer: Any) -> tuple[Any, dict[str, str]]:
-        """Observation and info to go on with where a method raised, or its answer does not fit.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
+        """Observation and info to go on with where a method raised or its answer does not fit; without restarts, an
+        EnvironmentFault."""
         if isinstance(error, _Wrong):
             what = f"returned {error}"
         elif answer is None or not isinstance(error, ValueError | TypeError):
@@ -138,34 +115,16 @@ class Guard(gymnasium.Wrapper):
         if not isinstance(info, dict):
             raise _Wrong(f"{_shown(info)} as info, but it must be a dict")
 
-    def _number(self, reward: Any) -> Any:
-        if type(reward) not in NUMBERS:
-            array = np.asarray(reward)
-            if array.dtype.kind not in "biuf" or array.size != 1:
-                raise _Wrong(f"{_shown(reward)} as its reward, but it must be a number")
-            reward = array.item()
-        if self.restarts and not -LARGEST <= reward <= LARGEST:
-            raise _Wrong(f"{reward} in its reward")
-        return reward
-
 
 class GuardedSyncVectorEnv(SyncVectorEnv):
-    """Gymnasium's SyncVectorEnv of guarded environments, in whose steps the guards cost nothing.
-
-    Args:
-        makers: make the environments, see `guarded`.
-        autoreset_mode: as in gymnasium.
-    """
+    """Gymnasium's SyncVectorEnv of environments from `guarded`, in whose steps the guards cost nothing."""
 
     def __init__(self, makers: list[Callable[[], Guard]], autoreset_mode: AutoresetMode = AutoresetMode.DISABLED):
         super().__init__(makers, copy=False, autoreset_mode=autoreset_mode)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Observations `[N, ...]`, rewards, terminated and truncated `[N]`, and infos.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
+        """Observations `[N, ...]`, rewards, terminated and truncated `[N]`, and infos; without restarts, a fault is an
+        EnvironmentFault."""
         if self.autoreset_mode is not AutoresetMode.DISABLED or self.envs[0].restarts:
             return super().step(actions)
         if self._autoreset_envs.any():
@@ -212,38 +171,37 @@ def whom_to_reset(mask: Any, num_envs: int) -> np.ndarray:
     if mask is None:
         return np.arange(num_envs)
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (num_envs,) or not mask.any():
-        raise UsageError(
-            f"options['reset_mask'] is {mask!r}, but must be a numpy array of {num_envs} bool, at least one of them "
-            "True"
-        )
+        wanted = f"a numpy array of {num_envs} bool, at least one of them True"
+        raise UsageError(f"options['reset_mask'] is {mask!r}, but must be {wanted}")
     return np.flatnonzero(mask)
 
 
 def seed_of_each(seed: int | Iterable[int | None] | None, num_envs: int) -> list[int | None]:
     """The seed of each environment: counted on from a number, none from None, or as they are given."""
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, int | np.integer):
-        return [int(seed) + n for n in range(num_envs)]
+    if seed is None or isinstance(seed, int | np.integer):
+        return [None if seed is None else int(seed) + n for n in range(num_envs)]
     seeds = [None if s is None else whole("seed", s) for s in seed]
     if len(seeds) != num_envs:
         raise UsageError(f"seed has {len(seeds)} numbers, but there are {num_envs} environments")
     return seeds
 
 
-def whole(name: str, value: Any) -> int:
-    """A whole number of any type, or a UsageError."""
+def convert(name: str, value: Any, to: Callable, may_be: str) -> Any:
+    """`to(value)`, or a UsageError that says what the value may be."""
     try:
-        return operator.index(value)
-    except TypeError as error:
-        raise UsageError(f"{name} is {value!r}, but must be a whole number") from error
+        return to(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{name} is {value!r}, but {may_be}") from error
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any type."""
+    return convert(name, value, operator.index, "must be a whole number")
 
 
 def check_observation(space: spaces.Space, obs: Any, part: str, finite: bool) -> None:
-    """Refuse an observation that its space, or the space of one of its parts, does not fit.
-
-    A dtype fits where numpy casts it to the space's without changing its kind, so float64 fits float32.
-    """
+    """Refuse an observation that does not fit its space, part by part. A dtype fits where numpy casts it to the space's
+    without changing its kind, so float64 fits float32."""
     if type(obs) is np.ndarray and obs.dtype is space.dtype and obs.shape == space.shape and not finite:
         return  # as it should be, and without the cost of a closer look
     name = f"observation part '{part}'" if part else "observation"
@@ -296,12 +254,8 @@ def _flag(name: str, flag: Any) -> Any:
 
 
 def describe(error: BaseException, env: gymnasium.Env | None = None) -> str:
-    """What was raised and where: "raised ValueError: bad thing (my_env.py, line 30)".
-
-    Args:
-        error: what was raised.
-        env: whose own file is the place to name, where the error went through it.
-    """
+    """What was raised and where: "raised ValueError: bad thing (my_env.py, line 30)"; in the file of `env`, where the
+    error went through it."""
     text = one_line(error)[:300]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == _file_of(env)]

@@ -135,14 +135,8 @@ def _refuse(table: Refusals, asked: SimpleNamespace) -> None:
 
 
 def resolve_backend(spec: EnvSpec, backend: str = "auto", own_seeds: bool = False, restarts: bool = False) -> str:
-    """The backend that "auto" stands for; any other as it is.
-
-    Args:
-        spec: of the environment.
-        backend: what was asked for.
-        own_seeds: whether each environment needs a seed of its own, which gymnasium's vector environments do not take.
-        restarts: whether single environments may have to be made anew, which "sync" and "async" can.
-    """
+    """The backend that "auto" stands for: the environment's own, but not where each copy needs a seed of its own
+    (`own_seeds`), which gymnasium's do not take, or may have to be made anew (`restarts`)."""
     if backend != "auto":
         return backend
     takes_seeds = not own_seeds or spec.id.startswith(GAMES)
@@ -189,7 +183,8 @@ def find_spec(env_id: str) -> EnvSpec:
     Raises:
         UsageError: where that fails, and for an unknown id, with the nearest one.
     """
-    return gymnasium.registry.get(env_id) or _register(env_id)
+    is_known = env_id in gymnasium.registry and not env_id.startswith(GAMES)
+    return gymnasium.spec(env_id) if is_known else _register(env_id)
 
 
 def _register(env_id: str) -> EnvSpec:
@@ -218,11 +213,7 @@ def split_id(env_id: str) -> tuple[str, str]:
 
 
 def import_module(name: str) -> None:
-    """Import a module that registers environments.
-
-    Raises:
-        UsageError: where there is none of that name, or it fails.
-    """
+    """Import a module that registers environments; a UsageError where there is none, or it fails."""
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever foreign code does
@@ -231,12 +222,8 @@ def import_module(name: str) -> None:
 
 
 def check_imported(env_id: str, source: str) -> None:
-    """Refuse an id of the form "module:Name-v0" out of a file, unless its module has been imported already: opening a
-    file must not run code that it names.
-
-    Raises:
-        UsageError: says how to import it oneself.
-    """
+    """Refuse an id of the form "module:Name-v0" out of a file with a UsageError, unless its module has been imported
+    already: opening a file must not run code that it names."""
     module, _ = split_id(env_id)
     if module and module not in sys.modules:
         raise UsageError(
@@ -247,11 +234,7 @@ def check_imported(env_id: str, source: str) -> None:
 
 def check_env_kwargs(kwargs: dict[str, Any], given: dict[str, Any], source: str) -> None:
     """Refuse texts out of a file that look like a path or an import among the arguments of an environment's
-    constructor, unless the user has `given` them too.
-
-    Raises:
-        UsageError: says how to give them.
-    """
+    constructor with a UsageError, unless the user has `given` them too."""
     check_names(kwargs)
     for name, value in kwargs.items():
         text = next((text for text in _texts(value) if any(mark in text for mark in ("/", "\\", ":"))), None)

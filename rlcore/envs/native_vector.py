@@ -15,12 +15,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rlcore.envs.guard import seed_of_each, whole, whom_to_reset
+from rlcore.envs.guard import convert, seed_of_each, whole, whom_to_reset
 from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.errors import UsageError, did_you_mean
 from rlcore.spaces import map_parts
 
 NOT_BEGUN = "step was called before reset"
+ARRAYS = ("state", "elapsed", "pending")  # of a vector environment's state
 
 
 class NativeVectorEnv(VectorEnv):
@@ -52,9 +53,11 @@ class NativeVectorEnv(VectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
         max_episode_steps: int | None = None,
     ):
-        self.task, self.device = _find_task(task), _find_device(device)
+        modes = ", ".join(mode.value for mode in AutoresetMode)
+        self.task = _find_task(task)
+        self.device = convert("device", device, torch.device, "must be one that torch knows, such as cpu or cuda")
         self.num_envs = _at_least_one("num_envs", num_envs)
-        self.autoreset_mode = _find_mode(autoreset_mode)
+        self.autoreset_mode = convert("autoreset_mode", autoreset_mode, AutoresetMode, f"may be one of {modes}")
         limit = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.max_episode_steps = None if limit is None else _at_least_one("max_episode_steps", limit)
         self.metadata = {**_metadata(self.task), "autoreset_mode": self.autoreset_mode}
@@ -78,15 +81,12 @@ class NativeVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | Iterable[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin new episodes.
+        """Begin new episodes; observations `[N, ...]` of all environments, and infos.
 
         Args:
             seed: of environment 0, whose followers count on from it, or one for each environment. An environment
                 without a seed goes on with its generator.
             options: may have "reset_mask", a bool array `[N]` that says who begins anew; the others stay as they are.
-
-        Returns:
-            Observations `[N, ...]` of all environments, and an empty dict.
 
         Raises:
             ResetNeeded: where a mask leaves out an environment that has never begun.
@@ -126,14 +126,13 @@ class NativeVectorEnv(VectorEnv):
             parts = state, rewards, terminated, self.task.observe(state)
         self._state, rewards, terminated, obs = (x.cpu().numpy() for x in parts)
         self._elapsed += 1
-        limit = self.max_episode_steps
-        truncated = np.zeros(self.num_envs, bool) if limit is None else self._elapsed >= limit
+        limit = np.inf if self.max_episode_steps is None else self.max_episode_steps
+        truncated = self._elapsed >= limit
         if dead:
             rewards[pending], terminated[pending], truncated[pending] = 0.0, False, False
             self._renew(obs, np.flatnonzero(pending))
 
-        done = terminated | truncated
-        self._pending = done
+        self._pending = done = terminated | truncated
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and done.any():
             which = np.flatnonzero(done)
@@ -144,14 +143,9 @@ class NativeVectorEnv(VectorEnv):
 
     def get_state(self) -> dict[str, Any]:
         """All that the next steps and resets depend on, as tensors and built-in types; see `set_state`."""
-        return {
-            "state": torch.tensor(self._state),
-            "elapsed": torch.tensor(self._elapsed),
-            "pending": torch.tensor(self._pending),
-            "started": self._started,
-            "generators": [None if g is None else g.bit_generator.state for g in self._generators],
-            "seeds": list(self._seeds),
-        }
+        arrays = {name: torch.tensor(getattr(self, f"_{name}")) for name in ARRAYS}
+        generators = [None if g is None else g.bit_generator.state for g in self._generators]
+        return {**arrays, "started": self._started, "generators": generators, "seeds": list(self._seeds)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on as the environment from which `get_state` came.
@@ -164,7 +158,7 @@ class NativeVectorEnv(VectorEnv):
                 f"the state to set has shape {list(state['state'].shape)}, but {self.num_envs} environments "
                 f"{self.task.id} have {list(self._state.shape)}"
             )
-        for name in ("state", "elapsed", "pending"):
+        for name in ARRAYS:
             setattr(self, f"_{name}", state[name].cpu().numpy().copy())
         self._started = state["started"]
         self._generators = [None if packed is None else _generator(packed) for packed in state["generators"]]
@@ -266,11 +260,10 @@ def _metadata(task: NativeTask) -> dict[str, Any]:
 def register_native(task: NativeTask) -> None:
     """Make a task of one's own known to gymnasium under `task.id`, and as native environments here."""
     NATIVE_TASKS[task.id] = task
-    module = "rlcore.envs.native_vector"
     gymnasium.register(
         task.id,
-        entry_point=f"{module}:NativeEnv",
-        vector_entry_point=f"{module}:NativeVectorEnv",
+        entry_point=f"{__name__}:NativeEnv",
+        vector_entry_point=f"{__name__}:NativeVectorEnv",
         max_episode_steps=task.max_episode_steps,
         kwargs={"task": task.id},
     )
@@ -285,26 +278,10 @@ def _find_task(task: NativeTask | str) -> NativeTask:
     return found
 
 
-def _find_device(device: str | torch.device) -> torch.device:
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device is {device!r}, but must be one that torch knows, such as cpu or cuda") from error
-
-
-def _find_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError as error:
-        modes = ", ".join(mode.value for mode in AutoresetMode)
-        raise UsageError(f"autoreset_mode is {mode!r}, but may be one of {modes}") from error
-
-
 def _at_least_one(name: str, value: int) -> int:
-    value = whole(name, value)
-    if value < 1:
-        raise UsageError(f"{name} is {value}, but must be at least 1")
-    return value
+    if (number := whole(name, value)) < 1:
+        raise UsageError(f"{name} is {number}, but must be at least 1")
+    return number
 
 
 def _generator(packed: dict[str, Any]) -> np.random.Generator:

@@ -1,16 +1,14 @@
 """The state of an environment as plain data, where it is plain data.
 
-An exact resume needs the environments as they were. Gymnasium has no call for that, so this takes the attributes of an
-environment, its wrappers and copies: numbers, arrays, random generators and containers of these. With anything else (a
-physics engine, an emulator, a process) the whole environment counts as not capturable, because half a state restored
-would be a wrong run. Captured states hold only tensors and built-in types, which a file can be read into without
-executing anything.
+Gymnasium has no call for an environment's state, so this takes the attributes of an environment, its wrappers and
+copies: numbers, arrays, random generators and containers of these. With anything else (a physics engine, an emulator, a
+process) the whole environment counts as not capturable, because half a state restored would be a wrong run. Captured
+states hold only tensors and built-in types, which a file can be read into without executing anything.
 
-A file may come from anyone, and an environment's attributes also hold what decides which code runs: specifications,
-classes, names of modules, paths. So a state is compared with what is captured from the environment it is for before
-anything of it is put back: environments, constants, random generators and texts must stand where they stand there,
-under the same names, and texts must be the same. Numbers alone may differ, and single characters (cards, cells of a
-map), in which nothing can hide.
+A file may come from anyone, and attributes also decide which code runs: specifications, classes, names of modules,
+paths. So a state is first compared with what is captured from the environment it is for: environments, constants,
+random generators and texts must stand where they stand there, under the same names, and texts must be the same. Numbers
+alone may differ, and single characters (cards, cells of a map), in which nothing can hide.
 """
 
 from __future__ import annotations
@@ -49,14 +47,10 @@ class Misfit(ValueError):
 
 
 def capture_state(env: Any, most: int | None = MOST_VALUES) -> dict[str, Any]:
-    """The attributes of an environment, its wrappers and copies, as tensors and built-in types.
-
-    Args:
-        env: a single environment or a vector environment.
-        most: number of values from which on this is too much to store; None: any number.
+    """The attributes of a single or vector environment, its wrappers and copies, as tensors and built-in types.
 
     Raises:
-        NotCapturable: where some attribute is not plain data, or all together are too much.
+        NotCapturable: where some attribute is not plain data, or all together are more than `most` values.
     """
     env = _unwrapped(env)
     try:
@@ -66,11 +60,8 @@ def capture_state(env: Any, most: int | None = MOST_VALUES) -> dict[str, Any]:
 
 
 def restore_state(env: Any, state: dict[str, Any]) -> None:
-    """Put back what `capture_state` took from an environment built the same way.
-
-    Args:
-        env: after a reset, since many environments have their attributes only then.
-        state: from anyone; nothing is changed unless all of it fits.
+    """Put back what `capture_state` took from an environment built the same way, or from anyone: nothing is changed
+    unless all of it fits. After a reset, since many environments have their attributes only then.
 
     Raises:
         Misfit: where the state is not one that this environment could have come to by itself.
