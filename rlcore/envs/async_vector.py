@@ -3,9 +3,9 @@
 Gymnasium's AsyncVectorEnv waits for ever for a process that hangs, logs tracebacks, and its processes die of the Ctrl-C
 that is meant for the run. Here both ends of the pipes are our own:
 
-    - a process ignores Ctrl-C, and stands in a process group of its own, so that signals to the group of the run reach
-      the run alone, which then stops in order; when the run dies, so do they
-    - every wait has a limit, and a process that is dead, hangs or reports an error is an EnvironmentFault, or, with
+    - a process ignores Ctrl-C and has a process group of its own, so that signals to the group of the run reach the run
+      alone, which then stops in order; when the run dies, so do they
+    - a wait may have a limit, and a process that is dead, hangs or reports an error is an EnvironmentFault, or, with
       restarts, is replaced by a new one
     - the state of an environment can be taken out of its process and put back, for exact resumes
 """
@@ -34,17 +34,11 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
-from gymnasium.vector.utils import (
-    CloudpickleWrapper,
-    batch_space,
-    clear_mpi_env_vars,
-    create_shared_memory,
-    iterate,
-    read_from_shared_memory,
-    write_to_shared_memory,
-)
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space, clear_mpi_env_vars, iterate
+from gymnasium.vector.utils.shared_memory import create_shared_memory, read_from_shared_memory, write_to_shared_memory
 
-from rlcore.envs.guard import FAULT_KEY, Guard, describe
+from rlcore.envs.guard import FAULT_KEY, Guard, describe, seed_of_each, whom_to_reset
+from rlcore.envs.state import NotCapturable, capture_state, restore_state
 from rlcore.errors import EnvironmentFault
 
 SECONDS_TO_CLOSE = 5.0  # for all environments together; who takes longer is killed
@@ -58,33 +52,21 @@ class Failure(str):
 
 
 class GuardedAsyncVectorEnv(AsyncVectorEnv):
-    """N guarded environments, each in a process of its own; observations come through shared memory.
+    """N environments from `guarded`, each in a process of its own; observations come through shared memory.
 
     Args:
-        makers: make the environments, see `rlcore.envs.guard.guarded`.
-        autoreset_mode: as in gymnasium.
         timeout: seconds that a step, a reset or a call may take in all environments together; None: no limit.
-        restarts: replace a process that died or hangs instead of raising; the environment's step is then all zeros
-            with the sentence in its info, as `Guard` gives it, and a reset has to follow.
-
-    Raises:
-        EnvironmentFault: also from steps, resets and calls, where an environment fails and `restarts` is False.
+        restarts: replace a process that died or hangs, which is an EnvironmentFault otherwise; the environment's step
+            is then all zeros with the sentence in its info, as `Guard` gives it, and a reset has to follow.
     """
 
-    def __init__(
-        self,
-        makers: list[Callable[[], Guard]],
-        autoreset_mode: AutoresetMode = AutoresetMode.DISABLED,
-        timeout: float | None = None,
-        restarts: bool = False,
-    ):
+    def __init__(self, makers: list[Callable[[], Guard]], mode: AutoresetMode, timeout: float | None, restarts: bool):
         # Instead of gymnasium's own constructor, which starts its own workers and keeps their shared memory to itself.
         self.env_fns, self.num_envs = makers, len(makers)
-        self.autoreset_mode, self.timeout, self.restarts = autoreset_mode, timeout, restarts
-        self.shared_memory, self.copy, self.daemon, self.worker = True, False, True, None
-        self.context, self.observation_mode, self.max_concurrency = None, "same", None
+        self.autoreset_mode, self.timeout, self.restarts = mode, timeout, restarts
+        self._time_to_make = None if timeout is None else max(timeout, SECONDS_TO_MAKE)
         dummy = makers[0]()  # in this process, to know its spaces before there is a pipe
-        self.metadata = {**dummy.metadata, "autoreset_mode": autoreset_mode}
+        self.metadata = {**dummy.metadata, "autoreset_mode": mode}
         self.render_mode = dummy.render_mode
         self.single_observation_space, self.single_action_space = dummy.observation_space, dummy.action_space
         dummy.close()
@@ -94,8 +76,7 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
         self._shared = create_shared_memory(self.single_observation_space, self.num_envs, self._context)
         self.observations = read_from_shared_memory(self.single_observation_space, self._shared, self.num_envs)
         self._owner = os.getpid()
-        self._asked: list[int] = []  # whose answers are awaited
-        self._state = AsyncState.DEFAULT
+        self._state, self._asked = AsyncState.DEFAULT, []  # what is under way, and whose answers are awaited
         self.parent_pipes: list[Connection] = []
         self.processes: list[Any] = []
         self._polls: list[Callable[[float | None], Any]] = []
@@ -111,10 +92,6 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
 
     # Processes.
 
-    @property
-    def _time_to_make(self) -> float | None:
-        return None if self.timeout is None else max(self.timeout, SECONDS_TO_MAKE)
-
     def _start(self, n: int) -> None:
         """Start the process of environment n, whose first answer says that the environment has been made."""
         ours, theirs = self._context.Pipe()
@@ -122,13 +99,11 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
         inherited = [pipe for pipe in self.parent_pipes if not pipe.closed] if forks else []
         # Tied to the thread that made it, and threads come and go.
         tied = forks and sys.platform == "linux" and threading.current_thread() is threading.main_thread()
-        spaces_of_first = self.single_observation_space, self.single_action_space
+        spaces_of_first = {"observation": self.single_observation_space, "action": self.single_action_space}
+        of_environment = n, CloudpickleWrapper(self.env_fns[n]), self.autoreset_mode, self._shared, spaces_of_first
+        of_process = theirs, [ours, *inherited], os.getpid() if tied else None
         process = self._context.Process(
-            target=serve,
-            name=f"rlcore-environment-{n}",
-            args=(n, CloudpickleWrapper(self.env_fns[n]), theirs, [ours, *inherited], self._shared)
-            + (self.autoreset_mode, spaces_of_first, os.getpid() if tied else None),
-            daemon=True,
+            target=serve, name=f"rlcore-environment-{n}", args=(*of_environment, *of_process), daemon=True
         )
         with clear_mpi_env_vars(), _stops_held_back():
             process.start()
@@ -146,14 +121,15 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
 
     # Commands and answers.
 
-    def _send(self, messages: dict[int, tuple[str, Any]], state: AsyncState) -> None:
+    def _send(self, command: str, data: dict[int, Any], state: AsyncState = AsyncState.WAITING_CALL) -> None:
+        """Give a command to environments, each with its own data; `state` is what their answers are awaited in."""
         self._assert_is_running()
         if self._state is not AsyncState.DEFAULT:
             raise gymnasium.error.AlreadyPendingCallError(
                 f"a {state.value} was asked for while a {self._state.value} is under way", self._state.value
             )
-        packed = {n: ForkingPickler.dumps(message) for n, message in messages.items()}
-        self._state, self._asked = state, list(messages)
+        packed = {n: ForkingPickler.dumps((command, x)) for n, x in data.items()}
+        self._state, self._asked = state, list(data)
         for n, message in packed.items():
             with contextlib.suppress(OSError):  # a process that is gone is told of where its answer is missing
                 self.parent_pipes[n].send_bytes(message)
@@ -189,62 +165,46 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
                 raise EnvironmentFault(str(answer))
         return answers
 
-    def _settle(self, answers: dict[int, Any], otherwise: tuple) -> dict[int, Any]:
-        """Answers that end with an info; in the place of a failure `otherwise` and the sentence, from a new process."""
-        if not self.restarts:
-            return self._refuse(answers)
-        for n, answer in answers.items():
+    def _settle(self, answers: dict[int, Any], otherwise: tuple) -> tuple[list[tuple], dict[str, Any]]:
+        """Answers without the info that each ends with, and the infos; in the place of a failure `otherwise` and the
+        sentence, from a new process."""
+        settled, infos = [], {}
+        for n, answer in (answers if self.restarts else self._refuse(answers)).items():
             if isinstance(answer, Failure):
                 self._replace(n)
-                answers[n] = (*otherwise, {FAULT_KEY: str(answer)})
-        return answers
+                answer = (*otherwise, {FAULT_KEY: str(answer)})
+            settled.append(answer[:-1])
+            infos = self._add_info(infos, answer[-1], n)
+        return settled, infos
 
     # Gymnasium's interface.
 
     def reset_async(self, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> None:
         """Ask all environments for a reset, or those that `options["reset_mask"]`, a bool array `[N]`, names."""
         options = dict(options or {})
-        mask = options.pop("reset_mask", None)
-        if mask is None:
-            mask = np.ones(self.num_envs, bool)
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] is {mask!r}, but must be a numpy array of {self.num_envs} bool, at least one "
-                "of them True"
-            )
-        seeds = [seed] * self.num_envs if seed is None else seed
-        seeds = [seed + n for n in range(self.num_envs)] if isinstance(seed, int) else list(seeds)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed has {len(seeds)} numbers, but there are {self.num_envs} environments")
-        commands = {n: ("reset", {"seed": seeds[n], "options": options or None}) for n in np.flatnonzero(mask)}
-        self._send(commands, AsyncState.WAITING_RESET)
+        which, seeds = whom_to_reset(options.pop("reset_mask", None), self.num_envs), seed_of_each(seed, self.num_envs)
+        data = {n: {"seed": seeds[n], "options": options or None} for n in which}
+        self._send("reset", data, AsyncState.WAITING_RESET)
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
         """Observations `[N, ...]` of all environments, and the infos of those that were reset."""
-        answers = self._settle(self._wait(AsyncState.WAITING_RESET, timeout), ())
-        infos: dict[str, Any] = {}
-        for n, (info,) in answers.items():
-            infos = self._add_info(infos, info, n)
+        _, infos = self._settle(self._wait(AsyncState.WAITING_RESET, timeout), ())
         return self.observations, infos
 
     def step_async(self, actions: Any) -> None:
         """Ask all environments for a step."""
-        each = iterate(self.action_space, actions)
-        self._send({n: ("step", action) for n, action in enumerate(each)}, AsyncState.WAITING_STEP)
+        self._send("step", dict(enumerate(iterate(self.action_space, actions))), AsyncState.WAITING_STEP)
 
     def step_wait(self, timeout: float | None = None) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Observations `[N, ...]`, rewards, terminated and truncated `[N]`, and infos."""
-        answers = self._settle(self._wait(AsyncState.WAITING_STEP, timeout), (0.0, False, False))
-        rewards, terminated, truncated, each = zip(*answers.values(), strict=True)
-        infos: dict[str, Any] = {}
-        for n, info in enumerate(each):
-            infos = self._add_info(infos, info, n)
+        answers, infos = self._settle(self._wait(AsyncState.WAITING_STEP, timeout), (0.0, False, False))
+        rewards, terminated, truncated = zip(*answers, strict=True)
         flags = np.array(terminated, bool), np.array(truncated, bool)
         return self.observations, np.array(rewards, np.float64), *flags, infos
 
     def call_async(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Ask all environments for a method's result or an attribute."""
-        self._send(dict.fromkeys(range(self.num_envs), ("call", (name, args, kwargs))), AsyncState.WAITING_CALL)
+        self._send("call", dict.fromkeys(range(self.num_envs), (name, args, kwargs)))
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """The results, one for each environment."""
@@ -255,33 +215,23 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
         values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values has {len(values)} of them, but there are {self.num_envs} environments")
-        self._send({n: ("set", (name, value)) for n, value in enumerate(values)}, AsyncState.WAITING_CALL)
+        self._send("set", {n: (name, value) for n, value in enumerate(values)})
         self.call_wait()
 
     def get_states(self, most: int | None = None) -> list[dict[str, Any]] | None:
-        """The state of each environment, as `rlcore.envs.state` captures it; None where one is not plain data, or has
-        more than `most` values.
-
-        Raises:
-            EnvironmentFault: where an environment does not answer, with restarts too.
-        """
-        self._send(dict.fromkeys(range(self.num_envs), ("get_state", most)), AsyncState.WAITING_CALL)
+        """The state of each environment, as `capture_state` takes it; None where it refuses one. Without an answer,
+        with restarts too, it is an EnvironmentFault."""
+        self._send("get_state", dict.fromkeys(range(self.num_envs), most))
         packed = self.call_wait()
         return None if None in packed else [pickle.loads(state) for state in packed]
 
     def set_states(self, states: list[dict[str, Any]]) -> None:
-        """Go on where `get_states` was asked; after a reset.
-
-        Args:
-            states: from anyone; each is checked against its environment, see `rlcore.envs.state.restore_state`.
-
-        Raises:
-            ValueError: where they are not the states of as many such environments.
-        """
+        """Go on where `get_states` was asked; after a reset. The states may come from anyone, see `restore_state`;
+        where they are not those of as many such environments, it is a ValueError."""
         if not isinstance(states, list) or len(states) != self.num_envs:
             found = f"{len(states)} of them" if isinstance(states, list) else f"a {type(states).__name__}"
             raise ValueError(f"the states of environments are {found}, but must be a list of {self.num_envs}")
-        self._send({n: ("set_state", pickle.dumps(s)) for n, s in enumerate(states)}, AsyncState.WAITING_CALL)
+        self._send("set_state", {n: pickle.dumps(state) for n, state in enumerate(states)})
         for problem in self.call_wait():
             if problem is not None:
                 raise ValueError(problem)
@@ -291,10 +241,9 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
         if os.getpid() != self._owner:  # a copy in a process that was forked
             return
         end = time.monotonic() + (0.0 if terminate else SECONDS_TO_CLOSE if timeout is None else timeout)
-        for pipe in self.parent_pipes:
+        for pipe in () if terminate else self.parent_pipes:
             with contextlib.suppress(OSError):
-                if not terminate:
-                    pipe.send(("close", None))
+                pipe.send(("close", None))
         for process in self.processes:
             process.join(max(end - time.monotonic(), 0))
         _kill_all(self.processes, self._owner)
@@ -368,11 +317,11 @@ def _kill(process: Any) -> None:
 def serve(
     index: int,
     maker: Callable[[], Guard],
+    mode: AutoresetMode,
+    shared: Any,
+    expected: dict[str, spaces.Space],
     pipe: Connection,
     not_ours: list[Connection],
-    shared: Any,
-    mode: AutoresetMode,
-    expected: tuple[spaces.Space, spaces.Space],
     parent: int | None,
 ) -> None:
     """Make environment `index` and answer commands with (answer, None) or (None, sentence), until told to close."""
@@ -388,11 +337,13 @@ def serve(
         return
     _answer(pipe, index, None, problem)
     with contextlib.suppress(EOFError, OSError):  # the run is gone
-        while True:
-            command, data = pipe.recv()
-            if command == "close":
-                break
-            _answer(pipe, index, *_outcome(worker, command, data))
+        for command, data in iter(pipe.recv, ("close", None)):
+            try:
+                answer, sentence = getattr(worker, command)(data), None
+            except BaseException as error:
+                told = isinstance(error, EnvironmentFault)
+                answer, sentence = None, str(error) if told else f"environment {index} {describe(error, env)}"
+            _answer(pipe, index, answer, sentence)
     env.close()
 
 
@@ -405,30 +356,18 @@ def _detach(parent: int | None) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if parent is None:
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was too late for that
-        os._exit(1)
+    if parent is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was too late for that
+            os._exit(1)
 
 
-def _other_spaces(env: Guard, index: int, expected: tuple[spaces.Space, spaces.Space]) -> str | None:
-    for name, own, other in zip(
-        ("observation", "action"), (env.observation_space, env.action_space), expected, strict=True
-    ):
-        if own != other:
+def _other_spaces(env: Guard, index: int, expected: dict[str, spaces.Space]) -> str | None:
+    for name, other in expected.items():
+        if (own := getattr(env, f"{name}_space")) != other:
             return f"environment {index} has the {name} space {own}, but environment 0 has {other}"
     return None
-
-
-def _outcome(worker: Worker, command: str, data: Any) -> tuple[Any, str | None]:
-    try:
-        return getattr(worker, command)(data), None
-    except EnvironmentFault as error:
-        return None, str(error)
-    except BaseException as error:
-        return None, f"environment {worker.index} {describe(error, worker.env)}"
 
 
 def _answer(pipe: Connection, index: int, answer: Any, sentence: str | None) -> None:
@@ -444,14 +383,15 @@ class Worker:
     """One environment's side of the commands of `GuardedAsyncVectorEnv`, which are its methods."""
 
     def __init__(self, env: Guard, index: int, shared: Any, mode: AutoresetMode):
-        self.env, self.index, self.shared, self.mode = env, index, shared, mode
-        self.space = env.observation_space
+        self.env, self.index, self.mode = env, index, mode
+        space = env.observation_space  # asked for once: it may be behind many wrappers
+        self.show = lambda obs: write_to_shared_memory(space, index, obs, shared)
         self.over = False  # whether the next step is the reset of a next-step autoreset
 
     def reset(self, arguments: dict[str, Any]) -> tuple[dict[str, Any]]:
         """Info of a new episode; the observation is in the shared memory."""
         obs, info = self.env.reset(**arguments)
-        self._show(obs)
+        self.show(obs)
         self.over = False
         return (info,)
 
@@ -466,11 +406,8 @@ class Worker:
             obs, info = self.env.reset()
             info = {**final, **info}
         self.over = bool(done) and self.mode is AutoresetMode.NEXT_STEP
-        self._show(obs)
+        self.show(obs)
         return reward, terminated, truncated, info
-
-    def _show(self, obs: Any) -> None:
-        write_to_shared_memory(self.space, self.index, obs, self.shared)
 
     def call(self, data: tuple[str, tuple, dict[str, Any]]) -> Any:
         """What a method returns, or an attribute."""
@@ -483,16 +420,16 @@ class Worker:
         self.env.set_wrapper_attr(*data)
 
     def get_state(self, most: int | None) -> bytes | None:
-        """The environment's state, packed."""
-        return self.env.get_state(most)
+        """The environment's state, packed; None where it is not plain data, or more than `most` values."""
+        try:
+            return pickle.dumps(capture_state(self.env, most))
+        except NotCapturable:
+            return None
 
     def set_state(self, packed: bytes) -> str | None:
         """Go on from a state; says what is wrong with it, if anything."""
         try:
-            self.env.set_state(packed)
+            restore_state(self.env, pickle.loads(packed))
         except ValueError as error:
             return f"environment {self.index}: {error}"
         return None
-
-
-__all__ = ["GuardedAsyncVectorEnv", "cause_of_death", "first_dead"]

@@ -21,90 +21,67 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
+from rlcore.envs.envpool import EnvPoolVectorEnv, needed
 from rlcore.envs.guard import FAULT_KEY
 from rlcore.errors import UsageError, did_you_mean
 
-PREFIX = "ALE/"
+PREFIX = "ALE/"  # of the Arcade Learning Environment
 
 
 @dataclass(frozen=True)
 class AtariOptions:
-    """How a game is played; every field may be given to `make_vec` or as `--env-arg NAME=VALUE`.
+    """How a game is played; every field may be given to `make_vec` or as `--env-arg NAME=VALUE`."""
 
-    Attributes:
-        noop_max: most no-ops at the beginning of an episode.
-        fire_reset: press FIRE before them, in games that have the action.
-        frameskip: frames for which an action is held.
-        stack_num: frames in an observation.
-        screen_size: height and width of a frame.
-        episodic_life: for learning, losing a life ends the episode (`terminated`); the game and its return go on.
-        repeat_action_probability: sticky actions; 0.25 in Machado et al. 2018, 0 in Mnih et al. 2015.
-        full_action_space: all 18 actions instead of those the game uses.
-        max_frames: longest game; 108,000 frames are half an hour.
-    """
-
-    noop_max: int = 30
-    fire_reset: bool = True
-    frameskip: int = 4
-    stack_num: int = 4
-    screen_size: int = 84
-    episodic_life: bool = False
-    repeat_action_probability: float = 0.0
-    full_action_space: bool = False
-    max_frames: int = 108_000
-
-    @classmethod
-    def of(cls, env_id: str, kwargs: dict[str, Any]) -> AtariOptions:
-        """Options from keyword arguments; an unknown name is refused with the nearest one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in kwargs:
-            if name not in known:
-                near = did_you_mean(name, known)
-                raise UsageError(f"'{name}' is not an option of {env_id}{near}; there are {', '.join(known)}")
-        return cls(**kwargs)
-
-
-def is_atari(env_id: str) -> bool:
-    """Whether an id is of the Arcade Learning Environment."""
-    return env_id.startswith(PREFIX)
+    noop_max: int = 30  # most no-ops at the beginning of an episode
+    fire_reset: bool = True  # press FIRE before them, in games that have the action
+    frameskip: int = 4  # frames for which an action is held
+    stack_num: int = 4  # frames in an observation
+    screen_size: int = 84  # height and width of a frame
+    episodic_life: bool = False  # for learning, losing a life ends the episode; the game and its return go on
+    repeat_action_probability: float = 0.0  # sticky actions; 0.25 in Machado et al. 2018, 0 in Mnih et al. 2015
+    full_action_space: bool = False  # all 18 actions instead of those the game uses
+    max_frames: int = 108_000  # longest game; this is half an hour
 
 
 def register_games() -> None:
-    """Make ale-py's games known to gymnasium.
-
-    Raises:
-        UsageError: where ale-py is not installed.
-    """
-    try:
-        import ale_py
-    except ImportError as error:
-        raise UsageError("Atari needs the package ale-py: pip install 'rlcore[atari]'") from error
-    gymnasium.register_envs(ale_py)
+    """Make ale-py's games known to gymnasium; a UsageError where it is not installed."""
+    gymnasium.register_envs(needed("ale_py", "Atari", "ale-py", extra="atari"))
 
 
 def make_atari(spec: EnvSpec, num_envs: int, backend: str, vectorize: Any, kwargs: dict[str, Any]) -> VectorEnv:
     """A vector environment of one game; see `make_vec`. `vectorize` makes that of gymnasium's single games."""
-    render_mode = kwargs.pop("render_mode", None)
-    options = AtariOptions.of(spec.id, kwargs)
+    kwargs = dict(kwargs)
+    render_mode, known = kwargs.pop("render_mode", None), [field.name for field in dataclasses.fields(AtariOptions)]
+    for name in kwargs:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"'{name}' is not an option of {spec.id}{near}; there are {', '.join(known)}")
+    options = o = AtariOptions(**kwargs)
+    settings = dict(  # as ale-py and EnvPool both call them
+        stack_num=o.stack_num, noop_max=o.noop_max, use_fire_reset=o.fire_reset, img_height=o.screen_size,
+        img_width=o.screen_size, repeat_action_probability=o.repeat_action_probability,
+        full_action_space=o.full_action_space,
+    )  # fmt: skip
     if backend == "vector":
-        envs = _ale_vector(spec, num_envs, options)
+        envs = _ale_vector(spec, num_envs, options, settings)
     elif backend == "envpool":
-        envs = _envpool(spec, num_envs, options)
+        settings |= dict(frame_skip=o.frameskip, max_episode_steps=o.max_frames // o.frameskip)
+        task = f"{spec.name.removeprefix(PREFIX)}-v5"
+        envs = EnvPoolVectorEnv(
+            task, num_envs, spec, frame_stack=o.stack_num, episodic_life=False, reward_clip=False, **settings
+        )
     else:
         envs = vectorize(lambda: make_game(spec, options, render_mode))
-        envs.spec = spec
     return LifeLoss(envs) if options.episodic_life else envs
 
 
-def _ale_vector(spec: EnvSpec, num_envs: int, o: AtariOptions) -> VectorEnv:
+def _ale_vector(spec: EnvSpec, num_envs: int, o: AtariOptions, settings: dict[str, Any]) -> VectorEnv:
     from ale_py.vector_env import AtariVectorEnv
 
     # Its own episodic_life begins a new game at each lost life, and its mode DISABLED is refused by 0.12.1.
     envs = AtariVectorEnv(
         spec.kwargs["game"], num_envs, autoreset_mode=AutoresetMode.SAME_STEP, max_num_frames_per_episode=o.max_frames,
-        repeat_action_probability=o.repeat_action_probability, full_action_space=o.full_action_space,
-        img_height=o.screen_size, img_width=o.screen_size, stack_num=o.stack_num, frameskip=o.frameskip,
-        noop_max=o.noop_max, use_fire_reset=o.fire_reset, reward_clipping=False,
+        frameskip=o.frameskip, reward_clipping=False, **settings,
     )  # fmt: skip
     # The metadata is an attribute of the class, which the next instance with another mode would change.
     envs.metadata = {**envs.metadata, "frame_stack": o.stack_num}
@@ -112,27 +89,9 @@ def _ale_vector(spec: EnvSpec, num_envs: int, o: AtariOptions) -> VectorEnv:
     return envs
 
 
-def _envpool(spec: EnvSpec, num_envs: int, o: AtariOptions) -> VectorEnv:
-    from rlcore.envs.envpool import EnvPoolVectorEnv
-
-    name = spec.name.removeprefix(PREFIX)
-    settings = dict(
-        max_episode_steps=o.max_frames // o.frameskip, stack_num=o.stack_num, frame_skip=o.frameskip,
-        noop_max=o.noop_max, use_fire_reset=o.fire_reset, img_height=o.screen_size, img_width=o.screen_size,
-        full_action_space=o.full_action_space, repeat_action_probability=o.repeat_action_probability,
-        episodic_life=False, reward_clip=False,
-    )  # fmt: skip
-    return EnvPoolVectorEnv(f"{name}-v5", num_envs, spec, frame_stack=o.stack_num, **settings)
-
-
 def make_game(spec: EnvSpec, o: AtariOptions, render_mode: str | None = None) -> gymnasium.Env:
     """One game behind gymnasium's wrappers."""
-    try:
-        import cv2  # noqa: F401  which gymnasium's preprocessing takes
-    except ImportError as error:
-        raise UsageError(
-            "Atari behind gymnasium's wrappers needs the package opencv: pip install 'rlcore[atari]'"
-        ) from error
+    needed("cv2", "Atari behind gymnasium's wrappers", "opencv", extra="atari")  # gymnasium's preprocessing takes it
     from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 
     env = gymnasium.make(
@@ -165,18 +124,12 @@ class AtariReset(gymnasium.Wrapper):
             game.ale.setInt("random_seed", seed)
             game.load_game()
             game.ale.reset_game()
-        actions = ([] if self.fire is None else [self.fire]) + [0] * self._draw_noops()
-        for action in actions:
+        drawn = int(self.random.randint(0, 2**32, dtype=np.uint32)) * self.noop_max >> 32 if self.noop_max else 0
+        for action in [0] * drawn if self.fire is None else [self.fire] + [0] * (drawn - 1):
             obs, _, terminated, truncated, info = self.env.step(action)
             if terminated or truncated:
                 obs, info = self.env.reset()
         return obs, info
-
-    def _draw_noops(self) -> int:
-        if not self.noop_max:
-            return 0
-        drawn = int(self.random.randint(0, 2**32, dtype=np.uint32)) * self.noop_max >> 32
-        return drawn if self.fire is None else max(drawn - 1, 0)
 
 
 class LifeLoss(VectorWrapper):

@@ -7,6 +7,8 @@ every row of a rollout is a real transition.
 
 from __future__ import annotations
 
+import importlib
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -21,22 +23,18 @@ FOOTBALL = "gfootball/"
 
 
 class EnvPoolVectorEnv(VectorEnv):
-    """N environments of an EnvPool task.
+    """N environments of an EnvPool task, with EnvPool's further settings of it.
 
-    Args:
-        task: EnvPool's name of it.
-        num_envs: N.
-        spec: gymnasium's specification of the same environment.
-        frame_stack: number of stacked frames in an observation, 0 where it is no stack. Frames before an episode's
-            first are then set to zero; EnvPool repeats the first.
-        settings: further settings of the task.
+    Where an observation is a stack of `frame_stack` frames, those before an episode's first are zeros; EnvPool repeats
+    the first.
     """
 
     def __init__(self, task: str, num_envs: int, spec: EnvSpec | None = None, frame_stack: int = 0, **settings: Any):
         envpool = import_envpool()
         if task not in envpool.list_all_envs():
             raise UsageError(f"EnvPool has no environment '{task}'")
-        self.task, self.num_envs, self.spec, self.settings = task, num_envs, spec, settings
+        self.num_envs, self.spec = num_envs, spec
+        self.make_pool = partial(envpool.make_gymnasium, task, num_envs=num_envs, **settings)
         description = envpool.make_spec(task, **settings)
         self.single_observation_space = description.gymnasium_observation_space
         self.single_action_space = description.gymnasium_action_space
@@ -52,7 +50,11 @@ class EnvPoolVectorEnv(VectorEnv):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         mask = (options or {}).get("reset_mask")
         if seed is not None or self.pool is None:
-            self.pool = self._new_pool(seed)
+            if seed is None:
+                seed = np.random.SeedSequence().generate_state(self.num_envs) % 2**31
+            elif isinstance(seed, int | np.integer):
+                seed = (int(seed) + np.arange(self.num_envs)) % 2**31
+            self.pool = self.make_pool(seed=[int(s) for s in seed])
         if mask is None or self.obs is None:
             self.obs, infos = self.pool.reset()
             which = np.arange(self.num_envs)
@@ -65,14 +67,6 @@ class EnvPoolVectorEnv(VectorEnv):
         self.ages[which] = 0
         self._blank_earlier_frames()
         return self.obs, infos
-
-    def _new_pool(self, seed: int | list[int] | np.ndarray | None) -> Any:
-        if seed is None:
-            seed = np.random.SeedSequence().generate_state(self.num_envs) % 2**31
-        elif isinstance(seed, int | np.integer):
-            seed = (int(seed) + np.arange(self.num_envs)) % 2**31
-        seeds = [int(s) for s in seed]
-        return import_envpool().make_gymnasium(self.task, num_envs=self.num_envs, seed=seeds, **self.settings)
 
     def _spread(self, rows: np.ndarray, which: np.ndarray) -> np.ndarray:
         """The rows of some environments in an array of all."""
@@ -96,21 +90,19 @@ class EnvPoolVectorEnv(VectorEnv):
             self.pool = None
 
 
-def import_envpool() -> Any:
-    """The package, or a UsageError that names the extra."""
+def needed(module: str, what: str, package: str, extra: str) -> Any:
+    """A module of an optional package, or a UsageError that says what needs it and how to install it."""
     try:
-        import envpool
+        return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError("this environment needs the package envpool: pip install 'rlcore[envpool]'") from error
-    return envpool
+        raise UsageError(f"{what} needs the package {package}: pip install 'rlcore[{extra}]'") from error
+
+
+import_envpool = partial(needed, "envpool", "this environment", "envpool", extra="envpool")
 
 
 def register_football() -> None:
-    """Make the academies and matches of Google Football known to gymnasium.
-
-    Raises:
-        UsageError: where EnvPool is not installed.
-    """
+    """Make the academies and matches of Google Football known to gymnasium; a UsageError without EnvPool."""
     for task in import_envpool().list_all_envs():
         if task.startswith(FOOTBALL) and task not in gymnasium.registry:
             gymnasium.register(task, vector_entry_point="rlcore.envs.envpool:make_football")

@@ -6,6 +6,7 @@ together when it is read, which takes 1/S of the memory.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class FrameStacks:
         staged: whether frames go through host memory of their own; by default, where the device is not the host.
     """
 
+    dtype = torch.uint8
+
     def __init__(
         self,
         num_steps: int,
@@ -39,22 +42,15 @@ class FrameStacks:
         count = (num_steps + self.depth - 1) * num_envs
         # The S − 1 rows before row 0 stand first, then a row per step; last comes a frame of zeros.
         self.frames = torch.zeros(count + 1, *shape[1:], dtype=torch.uint8, device=device)
+        self.device = self.frames.device
         self.blank = count
         newest = torch.arange(num_steps * num_envs).view(num_steps, num_envs, 1)
         self._whole = (newest + torch.arange(self.depth) * num_envs).numpy()  # [T, N, S], oldest first
         self.table = torch.from_numpy(self._whole.copy()).to(device)  # [T, N, S] where to find each frame
         self._ages = np.zeros(num_envs, dtype=np.int64)  # frames of the same episode before the newest, at most S − 1
-        staged = self.frames.device.type != "cpu" if staged is None else staged
+        staged = self.device.type != "cpu" if staged is None else staged
         size = (num_steps, num_envs, *shape[1:])
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available()) if staged else None
-
-    @property
-    def device(self) -> torch.device:
-        return self.frames.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.frames.dtype
 
     @property
     def shape(self) -> torch.Size:
@@ -95,23 +91,22 @@ class FrameStacks:
 
     def __getitem__(self, index: Any) -> Tensor | FrameStacks:
         table = self.table[index]
-        return self._view(table) if isinstance(index, slice) else self._read(table)
+        if isinstance(index, slice):
+            return self._view(table)
+        frames = self.frames.index_select(0, table.reshape(-1))
+        return frames.view(*table.shape, *self.frames.shape[1:])
 
     def flatten(self, start: int, end: int) -> FrameStacks:
-        """`[T, N, S, H, W]` as `[T · N, S, H, W]`, with 0 and 1 as the only choice of dimensions."""
+        """`[T, N, S, H, W]` as `[T · N, S, H, W]`; dimensions 0 and 1 are the only choice, else a ValueError."""
         if (start, end) != (0, 1):
             raise ValueError(f"frame stacks flatten over dimensions 0 and 1 alone, not {start} to {end}")
         return self._view(self.table.flatten(0, 1))
 
     def unbind(self) -> tuple[Tensor, ...]:
         """The rows, each put together."""
-        return tuple(self[t] for t in range(len(self.table)))
+        return tuple(self[t] for t in range(len(self)))
 
     def _view(self, table: Tensor) -> FrameStacks:
-        view = object.__new__(FrameStacks)
-        view.frames, view.table, view.depth = self.frames, table, self.depth
+        view = copy.copy(self)
+        view.table = table
         return view
-
-    def _read(self, table: Tensor) -> Tensor:
-        frames = self.frames.index_select(0, table.reshape(-1))
-        return frames.view(*table.shape, *self.frames.shape[1:])

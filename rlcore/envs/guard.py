@@ -1,18 +1,17 @@
 """What stands between one environment and the vector environment that it is part of.
 
-An environment may raise, or return what does not fit its spaces. A vector environment would pass that on as an
-exception without a number, or write it into its arrays as best it can; here it becomes one sentence that names the
-environment and what it did.
+An environment may raise, or return what does not fit its spaces. A vector environment would pass that on without the
+environment's number, or write it into its arrays as best it can; here it becomes one sentence that names both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import pickle
+import operator
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium
@@ -21,24 +20,20 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, iterate
 
-from rlcore.envs.state import NotCapturable, capture_state, restore_state
-from rlcore.errors import EnvironmentFault, one_line
+from rlcore.errors import EnvironmentFault, UsageError, one_line
 
 FAULT_KEY = "rlcore_env_fault"  # in infos: the sentence of a fault whose environment has to be begun anew by a reset
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64, np.int32})
 FLAGS = frozenset({bool, np.bool_})
+PARTS = {"step": "observation, reward, terminated, truncated and info", "reset": "observation and info"}
 LARGEST = float(np.finfo(np.float32).max)  # what the buffer can hold
 
 
 class Guard(gymnasium.Wrapper):
     """Environment `index` of a vector environment, whose faults are sentences.
 
-    Args:
-        make: makes the environment.
-        index: n, its place among the N.
-        restarts: False raises an EnvironmentFault. True also looks for NaN and infinity in every step, and answers a
-            fault with a step of zeros whose info has the sentence under `FAULT_KEY`; the environment is closed, and the
-            next reset makes another one.
+    A fault raises an EnvironmentFault. With `restarts` NaN and infinity are faults too, and a fault is answered with
+    zeros and an info with the sentence under `FAULT_KEY`; the environment is closed, and the next reset makes another.
     """
 
     transparent = True  # for `rlcore.envs.state`: nothing of the guard is part of the environment's state
@@ -54,103 +49,20 @@ class Guard(gymnasium.Wrapper):
         return self.env.spec
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the environment's own.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
+        """As the environment's own; without restarts, a fault is an EnvironmentFault."""
         answer = None
         try:
             answer = self.env.step(action)
             return self.checked(answer)
         except (Exception, SystemExit) as error:  # an environment that calls sys.exit must not end the run with code 0
-            return self.failed(error, answer)
+            obs, info = self.failed(error, "step", answer)
+            return obs, 0.0, False, False, info
 
     def checked(self, answer: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """What a step returned, if it fits; raises what `failed` makes a sentence of."""
         obs, reward, terminated, truncated, info = answer
-        self._check_observation(obs)
-        self._check_info(info)
-        if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
-            terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
-        return obs, self._number(reward), terminated, truncated, info
-
-    def failed(self, error: BaseException, answer: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The step to answer with where one went wrong.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
-        parts = "observation, reward, terminated, truncated and info"
-        return _zeros(self._space), 0.0, False, False, self._fault(error, "step", answer, parts)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's own.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
-        answer = None
-        try:
-            if self._broken:
-                self.env, self._broken = self._make(), False
-            answer = self.env.reset(seed=seed, options=options)
-            obs, info = answer
-            self._check_observation(obs)
-            self._check_info(info)
-            return obs, info
-        except (Exception, SystemExit) as error:
-            fault = self._fault(error, "reset", answer, "observation and info")
-            return _zeros(self._space), fault
-
-    def close(self) -> None:
-        """Close the environment; an error on the way is told and does no harm."""
-        if self._broken:
-            return
-        try:
-            self.env.close()
-        except (Exception, SystemExit) as error:
-            warnings.warn(f"environment {self.index} {describe(error, self.env)} when it was closed", stacklevel=2)
-
-    def get_state(self, most: int | None = None) -> bytes | None:
-        """The environment's state, packed for another process; None where it is not plain data, or more than `most`
-        values."""
-        try:
-            return pickle.dumps(capture_state(self.env, most))
-        except NotCapturable:
-            return None
-
-    def set_state(self, packed: bytes) -> None:
-        """Go on where `get_state` was asked."""
-        restore_state(self.env, pickle.loads(packed))
-
-    # What is wrong with an answer.
-
-    def _sentence(self, error: BaseException, method: str, answer: Any, parts: str) -> str:
-        if isinstance(error, _Wrong):
-            return f"environment {self.index} returned {error}"
-        if answer is None or not isinstance(error, ValueError | TypeError):
-            return f"environment {self.index} {describe(error, self.env)}"
-        return f"environment {self.index} returned {_shown(answer)} from its {method}, but must return {parts}"
-
-    def _fault(self, error: BaseException, method: str, answer: Any, parts: str) -> dict[str, str]:
-        sentence = self._sentence(error, method, answer, parts)
-        if not self.restarts:
-            raise EnvironmentFault(sentence) from error
-        if not self._broken:
-            with contextlib.suppress(Exception, SystemExit):  # it is broken already, and that is being told
-                self.env.close()
-            self._broken = True
-        return {FAULT_KEY: sentence}
-
-    def _check_observation(self, obs: Any) -> None:
-        check_observation(self._space, obs, "", finite=self.restarts)
-
-    def _check_info(self, info: Any) -> None:
-        if not isinstance(info, dict):
-            raise _Wrong(f"{_shown(info)} as info, but it must be a dict")
-
-    def _number(self, reward: Any) -> Any:
+        self._check(obs, info)
+        terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
         if type(reward) not in NUMBERS:
             array = np.asarray(reward)
             if array.dtype.kind not in "biuf" or array.size != 1:
@@ -158,26 +70,61 @@ class Guard(gymnasium.Wrapper):
             reward = array.item()
         if self.restarts and not -LARGEST <= reward <= LARGEST:
             raise _Wrong(f"{reward} in its reward")
-        return reward
+        return obs, reward, terminated, truncated, info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the environment's own; without restarts, a fault is an EnvironmentFault."""
+        answer = None
+        try:
+            if self._broken:
+                self.env, self._broken = self._make(), False
+            answer = self.env.reset(seed=seed, options=options)
+            obs, info = answer
+            self._check(obs, info)
+            return obs, info
+        except (Exception, SystemExit) as error:
+            return self.failed(error, "reset", answer)
+
+    def close(self) -> None:
+        """Close the environment; an error on the way is told and does no harm."""
+        try:
+            if not self._broken:
+                self.env.close()
+        except (Exception, SystemExit) as error:
+            warnings.warn(f"environment {self.index} {describe(error, self.env)} when it was closed", stacklevel=2)
+
+    def failed(self, error: BaseException, method: str, answer: Any) -> tuple[Any, dict[str, str]]:
+        """Observation and info to go on with where a method raised or its answer does not fit; without restarts, an
+        EnvironmentFault."""
+        if isinstance(error, _Wrong):
+            what = f"returned {error}"
+        elif answer is None or not isinstance(error, ValueError | TypeError):
+            what = describe(error, self.env)
+        else:
+            what = f"returned {_shown(answer)} from its {method}, but must return {PARTS[method]}"
+        if not self.restarts:
+            raise EnvironmentFault(f"environment {self.index} {what}") from error
+        if not self._broken:
+            with contextlib.suppress(Exception, SystemExit):  # it is broken already, and that is being told
+                self.env.close()
+            self._broken = True
+        return _zeros(self._space), {FAULT_KEY: f"environment {self.index} {what}"}
+
+    def _check(self, obs: Any, info: Any) -> None:
+        check_observation(self._space, obs, "", finite=self.restarts)
+        if not isinstance(info, dict):
+            raise _Wrong(f"{_shown(info)} as info, but it must be a dict")
 
 
 class GuardedSyncVectorEnv(SyncVectorEnv):
-    """Gymnasium's SyncVectorEnv of guarded environments, in whose steps the guards cost nothing.
-
-    Args:
-        makers: make the environments, see `guarded`.
-        autoreset_mode: as in gymnasium.
-    """
+    """Gymnasium's SyncVectorEnv of environments from `guarded`, in whose steps the guards cost nothing."""
 
     def __init__(self, makers: list[Callable[[], Guard]], autoreset_mode: AutoresetMode = AutoresetMode.DISABLED):
         super().__init__(makers, copy=False, autoreset_mode=autoreset_mode)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Observations `[N, ...]`, rewards, terminated and truncated `[N]`, and infos.
-
-        Raises:
-            EnvironmentFault: without restarts.
-        """
+        """Observations `[N, ...]`, rewards, terminated and truncated `[N]`, and infos; without restarts, a fault is an
+        EnvironmentFault."""
         if self.autoreset_mode is not AutoresetMode.DISABLED or self.envs[0].restarts:
             return super().step(actions)
         if self._autoreset_envs.any():
@@ -196,7 +143,7 @@ class GuardedSyncVectorEnv(SyncVectorEnv):
                 if not (ordinary and type(obs) is np.ndarray and obs.shape == shape and obs.dtype is dtype):
                     obs, reward, end, cut, info = guard.checked(answer)
             except (Exception, SystemExit) as error:
-                guard.failed(error, answer)
+                guard.failed(error, "step", answer)
             self._env_obs[n] = obs
             rewards.append(reward)
             terminated.append(end)
@@ -216,18 +163,45 @@ class _Wrong(Exception):
 
 def guarded(make: Callable[[], gymnasium.Env], num_envs: int, restarts: bool) -> list[Callable[[], Guard]]:
     """Makers of `num_envs` guarded environments, numbered from 0."""
+    return [lambda index=n: Guard(make, index, restarts) for n in range(num_envs)]
 
-    def numbered(index: int) -> Callable[[], Guard]:
-        return lambda: Guard(make, index, restarts)
 
-    return [numbered(n) for n in range(num_envs)]
+def whom_to_reset(mask: Any, num_envs: int) -> np.ndarray:
+    """The indices of the environments that `options["reset_mask"]` names; of all without a mask."""
+    if mask is None:
+        return np.arange(num_envs)
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (num_envs,) or not mask.any():
+        wanted = f"a numpy array of {num_envs} bool, at least one of them True"
+        raise UsageError(f"options['reset_mask'] is {mask!r}, but must be {wanted}")
+    return np.flatnonzero(mask)
+
+
+def seed_of_each(seed: int | Iterable[int | None] | None, num_envs: int) -> list[int | None]:
+    """The seed of each environment: counted on from a number, none from None, or as they are given."""
+    if seed is None or isinstance(seed, int | np.integer):
+        return [None if seed is None else int(seed) + n for n in range(num_envs)]
+    seeds = [None if s is None else whole("seed", s) for s in seed]
+    if len(seeds) != num_envs:
+        raise UsageError(f"seed has {len(seeds)} numbers, but there are {num_envs} environments")
+    return seeds
+
+
+def convert(name: str, value: Any, to: Callable, may_be: str) -> Any:
+    """`to(value)`, or a UsageError that says what the value may be."""
+    try:
+        return to(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{name} is {value!r}, but {may_be}") from error
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any type."""
+    return convert(name, value, operator.index, "must be a whole number")
 
 
 def check_observation(space: spaces.Space, obs: Any, part: str, finite: bool) -> None:
-    """Refuse an observation that its space, or the space of one of its parts, does not fit.
-
-    A dtype fits where numpy casts it to the space's without changing its kind, so float64 fits float32.
-    """
+    """Refuse an observation that does not fit its space, part by part. A dtype fits where numpy casts it to the space's
+    without changing its kind, so float64 fits float32."""
     if type(obs) is np.ndarray and obs.dtype is space.dtype and obs.shape == space.shape and not finite:
         return  # as it should be, and without the cost of a closer look
     name = f"observation part '{part}'" if part else "observation"
@@ -280,12 +254,8 @@ def _flag(name: str, flag: Any) -> Any:
 
 
 def describe(error: BaseException, env: gymnasium.Env | None = None) -> str:
-    """What was raised and where: "raised ValueError: bad thing (my_env.py, line 30)".
-
-    Args:
-        error: what was raised.
-        env: whose own file is the place to name, where the error went through it.
-    """
+    """What was raised and where: "raised ValueError: bad thing (my_env.py, line 30)"; in the file of `env`, where the
+    error went through it."""
     text = one_line(error)[:300]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == _file_of(env)]
@@ -304,6 +274,3 @@ def _file_of(env: gymnasium.Env | None) -> str | None:
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-__all__ = ["FAULT_KEY", "Guard", "GuardedSyncVectorEnv", "check_observation", "describe", "guarded"]

@@ -7,9 +7,12 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlcore.envs import atari, envpool
@@ -20,8 +23,54 @@ from rlcore.envs.native_vector import NativeVectorEnv
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, one_line
 
 BACKENDS = ("auto", "native", "sync", "async", "vector", "envpool")
-ON_ENV_ERROR = ("stop", "restart")
-MOST_ENVS = {"sync": 2**16, "async": 2**10}  # objects and processes; of all others 2**24
+MOST_ENVS = dict.fromkeys(BACKENDS, 2**24) | {"sync": 2**16, "async": 2**10}  # objects and processes
+GAMES = (atari.PREFIX, envpool.FOOTBALL)  # families that have makers of their own
+
+Refusals = dict[str, Callable[[SimpleNamespace], Any]]
+"""Sentences, with names in braces, and on what condition each is told; of several the first is."""
+
+WRONG_ARGUMENTS: Refusals = {
+    "num_envs is {num_envs!r}, but must be a whole number of at least 1": (
+        lambda asked: not isinstance(asked.num_envs, int) or asked.num_envs < 1
+    ),
+    "on_env_error is {on_env_error!r}, but may be one of stop, restart": (
+        lambda asked: asked.on_env_error not in ("stop", "restart")
+    ),
+    "env_timeout is {env_timeout!r}, but must be more than 0, or none": (
+        lambda asked: asked.env_timeout is not None and not asked.env_timeout > 0
+    ),
+    "backend is '{backend}', but may be one of {backends}{near}": lambda asked: asked.backend not in BACKENDS,
+}
+WRONG_FOR_ENVIRONMENT: Refusals = {
+    "on_env_error is 'restart', which is for backends sync and async, but backend is '{backend}'": (
+        lambda asked: asked.restarts and asked.backend not in ("sync", "async")
+    ),
+    "on_env_error is 'restart', which is for backends sync and async, but {spec.id} comes as a vector environment "
+    "alone; it may be stop": lambda asked: asked.restarts and asked.spec.entry_point is None,
+    "backend envpool is for Atari and Google Football; {spec.id} may take auto, sync or async": (
+        lambda asked: asked.backend == "envpool" and not asked.spec.id.startswith(GAMES)
+    ),
+    "{spec.id} comes as a vector environment alone; backend may be auto or envpool": (
+        lambda asked: asked.spec.entry_point is None and asked.backend not in ("vector", "envpool")
+    ),
+    "{spec.id} has no vector implementation of its own; backend may be auto, sync or async": (
+        lambda asked: asked.backend == "vector" and not asked.spec.vector_entry_point
+    ),
+    "{spec.id} has no native implementation; backend native is for {natives}": (
+        lambda asked: asked.backend == "native" and find_native(asked.spec.id) is None
+    ),
+    "{spec.id} as it is registered here has no native implementation; backend native is for {natives}": (
+        lambda asked: asked.backend == "native" and native_twin(asked.spec) is None
+    ),
+    "num_envs is {num_envs:,}, but backend {backend} takes at most {most:,}": (
+        lambda asked: asked.num_envs > MOST_ENVS[asked.backend]
+    ),
+    "autoreset_mode is for backends native, sync and async; the vector environment of {env_id} has its own": (
+        lambda asked: asked.backend == "vector" and asked.autoreset_mode is not None
+    ),
+    "{env_id} got {env_kwargs}, but native environments take no constructor arguments; backend may be auto, sync or "
+    "async": lambda asked: asked.backend == "native" and asked.env_kwargs,
+}
 
 
 def make_vec(
@@ -41,9 +90,8 @@ def make_vec(
         env_id: a registered id such as "CartPole-v1" or "module:Name-v0".
         num_envs: N, at least 1.
         backend: "sync" steps the copies one after the other, "async" each in a process of its own, "vector" takes the
-            environment's own vector implementation, "envpool" EnvPool's (Atari, Google Football); "auto" takes the
-            environment's own where there is one and "sync" where not. "native" takes rlcore's implementation in
-            tensors, which some environments have (`rlcore.envs.native`).
+            environment's own vector implementation, "envpool" EnvPool's (Atari, Google Football), "native" rlcore's in
+            tensors (`rlcore.envs.native`); "auto" takes the environment's own where there is one and "sync" where not.
         seed: where given, the environments are reset with it once, so that a later reset without a seed is determined.
         autoreset_mode: of "native", "sync" and "async"; None takes DISABLED, with which every row of a rollout is a
             real transition and the final observation of an episode is known without searching for it.
@@ -58,44 +106,104 @@ def make_vec(
         UsageError: for an unknown id (with the nearest one), backend, number or constructor argument, and where the
             environment needs a package that is not installed.
     """
-    if not isinstance(num_envs, int) or num_envs < 1:
-        raise UsageError(f"num_envs is {num_envs!r}, but must be a whole number of at least 1")
-    if on_env_error not in ON_ENV_ERROR:
-        raise UsageError(f"on_env_error is {on_env_error!r}, but may be one of {', '.join(ON_ENV_ERROR)}")
-    if env_timeout is not None and not env_timeout > 0:
-        raise UsageError(f"env_timeout is {env_timeout!r}, but must be more than 0, or none")
-    if backend not in BACKENDS:
-        raise UsageError(
-            f"backend is '{backend}', but may be one of {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}"
-        )
-    spec = find_spec(env_id)
-    backend = resolve_backend(spec, backend, restarts=on_env_error == "restart")
-    if num_envs > (most := MOST_ENVS.get(backend, 2**24)):
-        raise UsageError(f"num_envs is {num_envs:,}, but backend {backend} takes at most {most:,}")
-    if backend == "vector" and autoreset_mode is not None:
-        raise UsageError(
-            f"autoreset_mode is for backends native, sync and async; the vector environment of {env_id} has its own"
-        )
-    if backend == "native" and env_kwargs:
-        raise UsageError(
-            f"{env_id} got {env_kwargs}, but native environments take no constructor arguments; "
-            "backend may be auto, sync or async"
-        )
-    mode = AutoresetMode.DISABLED if autoreset_mode is None else AutoresetMode(autoreset_mode)
-    vectorize = _vectorizer(num_envs, backend, mode, env_timeout, on_env_error == "restart")
+    asked = SimpleNamespace(
+        env_id=env_id, num_envs=num_envs, backend=backend, autoreset_mode=autoreset_mode, env_timeout=env_timeout,
+        on_env_error=on_env_error, restarts=on_env_error == "restart", env_kwargs=env_kwargs,
+    )  # fmt: skip
+    _refuse(WRONG_ARGUMENTS, asked)
+    asked.spec = copy.deepcopy(find_spec(env_id))
+    asked.backend = resolve_backend(asked.spec, backend, restarts=asked.restarts)
+    _refuse(WRONG_FOR_ENVIRONMENT, asked)
+    asked.mode = AutoresetMode.DISABLED if autoreset_mode is None else AutoresetMode(autoreset_mode)
     try:
-        envs = _make(copy.deepcopy(spec), num_envs, backend, mode, vectorize, env_kwargs)
+        envs = _make(asked)
     except RlcoreError:
         raise
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UsageError(f"{env_id} needs a package that is not installed: {one_line(error)}") from error
     except Exception as error:
-        known = isinstance(error, gymnasium.error.Error | TypeError | ValueError) and str(error)
-        what = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
-        raise UsageError(f"{env_id} cannot be made with {env_kwargs or 'its defaults'}: {what}") from error
+        raise _not_made(env_id, env_kwargs, error) from error
     if seed is not None:
         envs.reset(seed=seed)
     return envs
+
+
+def _refuse(table: Refusals, asked: SimpleNamespace) -> None:
+    for sentence, is_so in table.items():
+        if is_so(asked):
+            lists = {"backends": ", ".join(BACKENDS), "natives": ", ".join(NATIVE_TASKS)}
+            near, most = did_you_mean(str(asked.backend), BACKENDS), MOST_ENVS.get(asked.backend)
+            raise UsageError(sentence.format(**vars(asked), **lists, near=near, most=most))
+
+
+def resolve_backend(spec: EnvSpec, backend: str = "auto", own_seeds: bool = False, restarts: bool = False) -> str:
+    """The backend that "auto" stands for: the environment's own, but not where each copy needs a seed of its own
+    (`own_seeds`), which gymnasium's do not take, or may have to be made anew (`restarts`)."""
+    if backend != "auto":
+        return backend
+    takes_seeds = not own_seeds or spec.id.startswith(GAMES)
+    return "vector" if spec.vector_entry_point and takes_seeds and not restarts else "sync"
+
+
+def _make(asked: SimpleNamespace) -> VectorEnv:
+    spec, num_envs, kwargs = asked.spec, asked.num_envs, asked.env_kwargs
+    if spec.id.startswith(atari.PREFIX):
+        return atari.make_atari(spec, num_envs, asked.backend, partial(_vectorize, asked), kwargs)
+    if spec.id.startswith(envpool.FOOTBALL):
+        return envpool.make_football(num_envs, spec, **kwargs)
+    if asked.backend == "native":
+        return NativeVectorEnv(spec.id, num_envs, autoreset_mode=asked.mode, max_episode_steps=spec.max_episode_steps)
+    if asked.backend == "vector":
+        return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    # The passive checker looks at every step; tests of an environment want it, a million training steps do not.
+    return _vectorize(asked, lambda: gymnasium.make(spec, disable_env_checker=True, **kwargs))
+
+
+def _vectorize(asked: SimpleNamespace, one: Callable[[], gymnasium.Env]) -> VectorEnv:
+    """Copies of the environment that `one` makes, for backends sync and async."""
+    makers = guarded(one, asked.num_envs, asked.restarts)
+    if asked.backend == "async":
+        envs = GuardedAsyncVectorEnv(makers, asked.mode, asked.env_timeout, asked.restarts)
+    else:
+        envs = GuardedSyncVectorEnv(makers, asked.mode)
+    envs.spec = asked.spec
+    return envs
+
+
+def _not_made(env_id: str, env_kwargs: dict[str, Any], error: Exception) -> UsageError:
+    """What to raise in place of an error on the way to an environment."""
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        return UsageError(f"{env_id} needs a package that is not installed: {one_line(error)}")
+    known = isinstance(error, gymnasium.error.Error | TypeError | ValueError) and str(error)
+    what = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
+    return UsageError(f"{env_id} cannot be made with {env_kwargs or 'its defaults'}: {what}")
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The registered specification of `env_id`; of "module:Name-v0" the module, which registers it, is imported first.
+
+    Raises:
+        UsageError: where that fails, and for an unknown id, with the nearest one.
+    """
+    is_known = env_id in gymnasium.registry and not env_id.startswith(GAMES)
+    return gymnasium.spec(env_id) if is_known else _register(env_id)
+
+
+def _register(env_id: str) -> EnvSpec:
+    """Have an environment registered by its module, or its family."""
+    module, name = split_id(env_id)
+    try:
+        if module:
+            import_module(module)
+    except UsageError as error:
+        raise UsageError(f"environment '{env_id}' is not registered with gymnasium: {error}") from error
+    if name.startswith(atari.PREFIX):
+        atari.register_games()
+    elif name.startswith(envpool.FOOTBALL):
+        envpool.register_football()
+    try:
+        return gymnasium.spec(name)
+    except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
+        near = did_you_mean(name, gymnasium.registry) or f": {one_line(error)}"
+        raise UsageError(f"environment '{env_id}' is not registered with gymnasium{near}") from error
 
 
 def split_id(env_id: str) -> tuple[str, str]:
@@ -104,52 +212,18 @@ def split_id(env_id: str) -> tuple[str, str]:
     return (module, name) if module and env_id not in gymnasium.registry else ("", env_id)
 
 
-def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registered specification of `env_id`; of "module:Name-v0" the module, which registers it, is imported first.
-
-    Raises:
-        UsageError: where that fails, and for an unknown id, with the nearest one.
-    """
-    module, name = split_id(env_id)
-    if module:
-        try:
-            import_module(module)
-        except UsageError as error:
-            raise UsageError(f"environment '{env_id}' is not registered with gymnasium: {error}") from error
-    if atari.is_atari(name):
-        atari.register_games()
-    elif name.startswith(envpool.FOOTBALL):
-        envpool.register_football()
-    try:
-        return gymnasium.spec(name)
-    except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
-        near = did_you_mean(name, gymnasium.registry)
-        raise UsageError(
-            f"environment '{env_id}' is not registered with gymnasium{near or f': {one_line(error)}'}"
-        ) from error
-
-
 def import_module(name: str) -> None:
-    """Import a module that registers environments.
-
-    Raises:
-        UsageError: where there is none of that name, or it fails.
-    """
+    """Import a module that registers environments; a UsageError where there is none, or it fails."""
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever foreign code does
-        raise UsageError(
-            f"the module '{name}' cannot be imported: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(f"the module '{name}' cannot be imported: {what}") from error
 
 
 def check_imported(env_id: str, source: str) -> None:
-    """Refuse an id of the form "module:Name-v0" out of a file, unless its module has been imported already: opening a
-    file must not run code that it names.
-
-    Raises:
-        UsageError: says how to import it oneself.
-    """
+    """Refuse an id of the form "module:Name-v0" out of a file with a UsageError, unless its module has been imported
+    already: opening a file must not run code that it names."""
     module, _ = split_id(env_id)
     if module and module not in sys.modules:
         raise UsageError(
@@ -160,11 +234,7 @@ def check_imported(env_id: str, source: str) -> None:
 
 def check_env_kwargs(kwargs: dict[str, Any], given: dict[str, Any], source: str) -> None:
     """Refuse texts out of a file that look like a path or an import among the arguments of an environment's
-    constructor, unless the user has `given` them too.
-
-    Raises:
-        UsageError: says how to give them.
-    """
+    constructor with a UsageError, unless the user has `given` them too."""
     check_names(kwargs)
     for name, value in kwargs.items():
         text = next((text for text in _texts(value) if any(mark in text for mark in ("/", "\\", ":"))), None)
@@ -199,48 +269,7 @@ def _texts(value: Any) -> Iterator[str]:
             parts += [*part, *part.values()] if isinstance(part, dict) else part
 
 
-def resolve_backend(
-    spec: gymnasium.envs.registration.EnvSpec, backend: str = "auto", own_seeds: bool = False, restarts: bool = False
-) -> str:
-    """The backend that "auto" stands for; refuses what the environment does not have.
-
-    Args:
-        spec: of the environment.
-        backend: what was asked for.
-        own_seeds: whether each environment needs a seed of its own, which gymnasium's vector environments do not take.
-        restarts: whether single environments may have to be made anew, which "sync" and "async" can.
-    """
-    if restarts:
-        return _backend_that_restarts(spec, backend)
-    if backend == "auto":
-        takes_seeds = _is_game(spec.id) or not own_seeds
-        return "vector" if spec.vector_entry_point and takes_seeds else "sync"
-    if backend == "envpool" and not _is_game(spec.id):
-        raise UsageError(f"backend envpool is for Atari and Google Football; {spec.id} may take auto, sync or async")
-    if spec.entry_point is None and backend not in ("vector", "envpool"):
-        raise UsageError(f"{spec.id} comes as a vector environment alone; backend may be auto or envpool")
-    if backend == "vector" and not spec.vector_entry_point:
-        raise UsageError(f"{spec.id} has no vector implementation of its own; backend may be auto, sync or async")
-    if backend == "native" and native_twin(spec) is None:
-        changed = " as it is registered here" if find_native(spec.id) else ""
-        raise UsageError(
-            f"{spec.id}{changed} has no native implementation; backend native is for {', '.join(NATIVE_TASKS)}"
-        )
-    return backend
-
-
-def _backend_that_restarts(spec, backend: str) -> str:
-    if backend not in ("auto", "sync", "async"):
-        raise UsageError(f"on_env_error is 'restart', which is for backends sync and async, but backend is '{backend}'")
-    if spec.entry_point is None:
-        raise UsageError(
-            f"on_env_error is 'restart', which is for backends sync and async, but {spec.id} comes as a vector "
-            "environment alone; it may be stop"
-        )
-    return "sync" if backend == "auto" else backend
-
-
-def native_twin(spec: gymnasium.envs.registration.EnvSpec) -> NativeTask | None:
+def native_twin(spec: EnvSpec) -> NativeTask | None:
     """The same environment as tensor functions, or None. An id that was registered anew stands for another one."""
     task = find_native(spec.id)
     if task is None:
@@ -248,45 +277,3 @@ def native_twin(spec: gymnasium.envs.registration.EnvSpec) -> NativeTask | None:
     own = str(spec.entry_point).startswith(("gymnasium.envs.classic_control.", "rlcore.envs."))
     plain = spec.kwargs in ({}, {"task": spec.id}) and not spec.additional_wrappers
     return task if own and plain and spec.max_episode_steps == task.max_episode_steps else None
-
-
-def _is_game(env_id: str) -> bool:
-    """Whether an environment is of the families that have makers of their own."""
-    return atari.is_atari(env_id) or env_id.startswith(envpool.FOOTBALL)
-
-
-Vectorize = Callable[[Callable[[], gymnasium.Env]], VectorEnv]
-"""Makes the vector environment of the copies that a maker makes."""
-
-
-def _vectorizer(num_envs: int, backend: str, mode: AutoresetMode, timeout: float | None, restarts: bool) -> Vectorize:
-    """For backends sync and async."""
-
-    def vectorize(one: Callable[[], gymnasium.Env]) -> VectorEnv:
-        makers = guarded(one, num_envs, restarts)
-        if backend == "async":
-            return GuardedAsyncVectorEnv(makers, mode, timeout, restarts)
-        return GuardedSyncVectorEnv(makers, mode)
-
-    return vectorize
-
-
-def _make(
-    spec, num_envs: int, backend: str, mode: AutoresetMode, vectorize: Vectorize, env_kwargs: dict[str, Any]
-) -> VectorEnv:
-    if atari.is_atari(spec.id):
-        return atari.make_atari(spec, num_envs, backend, vectorize, dict(env_kwargs))
-    if spec.id.startswith(envpool.FOOTBALL):
-        return envpool.make_football(num_envs, spec, **env_kwargs)
-    if backend == "native":
-        return NativeVectorEnv(spec.id, num_envs, autoreset_mode=mode, max_episode_steps=spec.max_episode_steps)
-    if backend == "vector":
-        return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
-
-    def one() -> gymnasium.Env:
-        # The passive checker looks at every step; tests of an environment want it, a million training steps do not.
-        return gymnasium.make(spec, disable_env_checker=True, **env_kwargs)
-
-    envs = vectorize(one)
-    envs.spec = spec
-    return envs

@@ -4,9 +4,9 @@ A task is three functions, `initial`, `observe` and `step`, and remembers nothin
 tensor `[N, S]` that the caller holds. Randomness comes in from outside (`uniform`), shapes are fixed, nothing branches
 on data. So the same lines run on any device, one step at a time, compiled, or inside a whole rollout.
 
-Time limits and resets are the caller's: `step` knows neither. The state's dtype is the caller's choice too: in float64
-the classic control tasks follow gymnasium's own arithmetic operation by operation and differ from it by the rounding of
-sine and cosine; float32 is for speed. `rlcore.envs.native_vector` makes a gymnasium vector environment of a task.
+Time limits, resets and the state's dtype are the caller's. In float64 the classic control tasks follow gymnasium's own
+arithmetic operation by operation and differ from it by the rounding of sine and cosine; float32 is for speed.
+`rlcore.envs.native_vector` makes a gymnasium vector environment of a task.
 """
 
 from __future__ import annotations
@@ -45,23 +45,16 @@ class NativeTask:
         raise NotImplementedError
 
     def observe(self, state: Tensor) -> Tensor:
-        """Observations `[N, ...]` at `state [N, S]`, in the dtype of `observation_space`."""
-        raise NotImplementedError
+        """Observations `[N, ...]` at `state [N, S]`, in the dtype of `observation_space`; by default the state."""
+        return state.float()
 
     def extras(self, state: Tensor) -> dict[str, Tensor]:
         """What `fields` name, at `state [N, S]`, `[N, ...]` each."""
         return {}
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One transition.
-
-        Args:
-            state: `[N, S]` float.
-            action: `[N]` int64 of a Discrete space, `[N, d]` float32 of a Box.
-
-        Returns:
-            The next state `[N, S]` in the dtype of `state`, rewards `[N]` float32 and terminated `[N]` bool.
-        """
+        """The next state `[N, S]` in the dtype of `state [N, S]`, rewards `[N]` float32 and terminated `[N]` bool; the
+        `action` is `[N]` int64 of a Discrete space, `[N, d]` float32 of a Box."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -94,9 +87,6 @@ class CartPole(NativeTask):
 
     def initial(self, uniform: Tensor) -> Tensor:
         return _between(-0.05, 0.05, uniform)
-
-    def observe(self, state: Tensor) -> Tensor:
-        return _float32(state)
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _, x_dot, theta, theta_dot = state.unbind(1)
@@ -134,11 +124,11 @@ class Acrobot(NativeTask):
     action_space = spaces.Discrete(3)
 
     def initial(self, uniform: Tensor) -> Tensor:
-        return _through_float32(_between(-0.1, 0.1, uniform))
+        return _between(-0.1, 0.1, uniform).float().to(uniform.dtype)
 
     def observe(self, state: Tensor) -> Tensor:
         theta1, theta2, dtheta1, dtheta2 = state.unbind(1)
-        return _float32(torch.stack((theta1.cos(), theta1.sin(), theta2.cos(), theta2.sin(), dtheta1, dtheta2), 1))
+        return torch.stack((theta1.cos(), theta1.sin(), theta2.cos(), theta2.sin(), dtheta1, dtheta2), 1).float()
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torque = action.to(state.dtype) - 1
@@ -152,7 +142,7 @@ class Acrobot(NativeTask):
         dtheta1 = dtheta1.clamp(-self.MAX_VEL_1, self.MAX_VEL_1)
         dtheta2 = dtheta2.clamp(-self.MAX_VEL_2, self.MAX_VEL_2)
         terminated = -theta1.cos() - (theta2 + theta1).cos() > 1.0
-        return torch.stack((theta1, theta2, dtheta1, dtheta2), 1), _float32(terminated) - 1, terminated
+        return torch.stack((theta1, theta2, dtheta1, dtheta2), 1), terminated.float() - 1, terminated
 
     def _derivative(self, state: Tensor, torque: Tensor) -> Tensor:
         theta1, theta2, dtheta1, dtheta2 = state.unbind(1)
@@ -198,9 +188,6 @@ class MountainCar(NativeTask):
         position = _between(-0.6, -0.4, uniform)
         return torch.cat((position, torch.zeros_like(position)), 1)
 
-    def observe(self, state: Tensor) -> Tensor:
-        return _float32(state)
-
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         position, velocity = state.unbind(1)
         push = (action.to(state.dtype) - 1) * self.FORCE + (3 * position).cos() * -self.GRAVITY
@@ -231,12 +218,12 @@ class MountainCarContinuous(MountainCar):
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        position, velocity = _float32(state).unbind(1)
+        position, velocity = state.float().unbind(1)
         action = action.squeeze(1)
         slope = (3 * position).to(state.dtype).cos()
-        push = action.clamp(-1.0, 1.0) * self.FORCE - _float32(self.GRAVITY * slope)
+        push = action.clamp(-1.0, 1.0) * self.FORCE - (self.GRAVITY * slope).float()
         position, velocity, terminated = self._move(position, velocity + push)
-        reward = 100.0 * _float32(terminated) - action.square() * 0.1
+        reward = 100.0 * terminated.float() - action.square() * 0.1
         return torch.stack((position, velocity), 1).to(state.dtype), reward, terminated
 
 
@@ -262,7 +249,7 @@ class Pendulum(NativeTask):
 
     def observe(self, state: Tensor) -> Tensor:
         theta, theta_dot = state.unbind(1)
-        return _float32(torch.stack((theta.cos(), theta.sin(), theta_dot), 1))
+        return torch.stack((theta.cos(), theta.sin(), theta_dot), 1).float()
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         theta, theta_dot = state.unbind(1)
@@ -272,16 +259,16 @@ class Pendulum(NativeTask):
         theta_dot = theta_dot + (1.5 * self.GRAVITY * theta.sin() + 3.0 * torque) * self.DT
         theta_dot = theta_dot.clamp(-self.MAX_SPEED, self.MAX_SPEED)
         theta = theta + theta_dot * self.DT
-        return torch.stack((theta, theta_dot), 1), _float32(-cost), torch.zeros_like(theta, dtype=torch.bool)
+        return torch.stack((theta, theta_dot), 1), (-cost).float(), torch.zeros_like(theta, dtype=torch.bool)
 
 
 class Catch(NativeTask):
     """A ball falls one row a step from a random column of the top row; a paddle on the bottom row has to be under it.
 
-    Actions move the paddle left, not, right. When the ball reaches the last row the episode ends with reward 1 where
-    the paddle is under it and -1 where not; all other rewards are 0. The state is (ball's column, ball's row, paddle's
-    column). The game of Osband et al., Behaviour suite for reinforcement learning (2020), on a square board, with one
-    channel of pixels: 255 where ball or paddle is, else 0.
+    Actions move the paddle left, not, right. When the ball reaches the last row the episode ends, with reward 1 where
+    the paddle is under it and -1 where not, else 0. The state is (ball's column, ball's row, paddle's column). The game
+    of Osband et al., Behaviour suite for reinforcement learning (2020), on a square board; pixels are 255 where ball or
+    paddle is, else 0.
 
     Args:
         id: its gymnasium id.
@@ -314,7 +301,7 @@ class Catch(NativeTask):
         paddle = (paddle + action.to(state.dtype) - 1).clamp(0, self.cells - 1)
         ball_y = ball_y + 1
         terminated = ball_y >= self.cells - 1
-        reward = 2 * _float32(terminated & (paddle == ball_x)) - _float32(terminated)
+        reward = 2 * (terminated & (paddle == ball_x)).float() - terminated.float()
         return torch.stack((ball_x, ball_y, paddle), 1), reward, terminated
 
 
@@ -326,14 +313,6 @@ def _between(low: float, high: float, uniform: Tensor) -> Tensor:
 def _wrap(angle: Tensor) -> Tensor:
     """The angle in [-pi, pi]; one that lies there already comes back as it was."""
     return angle - 2 * math.pi * (angle / (2 * math.pi)).round()
-
-
-def _float32(x: Tensor) -> Tensor:
-    return x.to(torch.float32)
-
-
-def _through_float32(x: Tensor) -> Tensor:
-    return _float32(x).to(x.dtype)
 
 
 NATIVE_TASKS: dict[str, NativeTask] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,14 +10,18 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from rlcore.envs.guard import convert, seed_of_each, whole, whom_to_reset
 from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.errors import UsageError, did_you_mean
+from rlcore.spaces import map_parts
+
+NOT_BEGUN = "step was called before reset"
+ARRAYS = ("state", "elapsed", "pending")  # of a vector environment's state
 
 
 class NativeVectorEnv(VectorEnv):
@@ -50,14 +53,18 @@ class NativeVectorEnv(VectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
         max_episode_steps: int | None = None,
     ):
-        self.task, self.device = _find_task(task), _find_device(device)
+        modes = ", ".join(mode.value for mode in AutoresetMode)
+        self.task = _find_task(task)
+        self.device = convert("device", device, torch.device, "must be one that torch knows, such as cpu or cuda")
         self.num_envs = _at_least_one("num_envs", num_envs)
-        self.autoreset_mode = _find_mode(autoreset_mode)
+        self.autoreset_mode = convert("autoreset_mode", autoreset_mode, AutoresetMode, f"may be one of {modes}")
         limit = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.max_episode_steps = None if limit is None else _at_least_one("max_episode_steps", limit)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode, **_fields_of(self.task)}
+        self.metadata = {**_metadata(self.task), "autoreset_mode": self.autoreset_mode}
         self.render_mode = None
-        self.spec = _spec(self.task, self.max_episode_steps)
+        self.spec = copy.deepcopy(gymnasium.registry.get(self.task.id))
+        if self.spec is not None:
+            self.spec.max_episode_steps = self.max_episode_steps
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -74,29 +81,30 @@ class NativeVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | Iterable[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin new episodes.
+        """Begin new episodes; observations `[N, ...]` of all environments, and infos.
 
         Args:
             seed: of environment 0, whose followers count on from it, or one for each environment. An environment
                 without a seed goes on with its generator.
             options: may have "reset_mask", a bool array `[N]` that says who begins anew; the others stay as they are.
 
-        Returns:
-            Observations `[N, ...]` of all environments, and an empty dict.
-
         Raises:
             ResetNeeded: where a mask leaves out an environment that has never begun.
         """
-        which = np.flatnonzero(self._mask(options))
+        options = options or {}
+        unknown = sorted(options.keys() - {"reset_mask"})
+        if unknown:
+            raise UsageError(f"reset got option '{unknown[0]}', but native environments know 'reset_mask' alone")
+        which = whom_to_reset(options.get("reset_mask"), self.num_envs)
         if not self._started and len(which) < self.num_envs:
             raise gymnasium.error.ResetNeeded("the first reset has to be of all environments, without a reset_mask")
-        seeds = self._one_seed_each(seed)
+        seeds = seed_of_each(seed, self.num_envs)
         for n in which:
             if seeds[n] is not None:
                 self._generators[n], self._seeds[n] = seeding.np_random(seeds[n])
         self._begin(which)
         self._started = True
-        return self._observe(self._state), self._extras()
+        return self._apply(self.task.observe, self._state), self._apply(self.task.extras, self._state)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take `actions [N]` or `[N, d]`; observations, rewards, terminated, truncated `[N]`, and infos.
@@ -105,47 +113,39 @@ class NativeVectorEnv(VectorEnv):
             ResetNeeded: where an episode is over or has never begun, unless the autoreset mode is NEXT_STEP.
         """
         actions = self._checked(actions)
+        if not self._started:
+            raise gymnasium.error.ResetNeeded(NOT_BEGUN)
         pending = self._pending
         dead = pending.any()
-        if not self._started or (dead and self.autoreset_mode is not AutoresetMode.NEXT_STEP):
-            raise gymnasium.error.ResetNeeded(_reset_needed(self._started, pending))
+        if dead and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+            over = f"the episodes of environments {np.flatnonzero(pending).tolist()} are over"
+            raise gymnasium.error.ResetNeeded(f"{over}; reset these before the next step")
 
-        state, rewards, terminated, obs = self._transition(actions)
-        self._state = state
+        with torch.inference_mode():
+            state, rewards, terminated = self.task.step(self._tensor(self._state), self._tensor(actions))
+            parts = state, rewards, terminated, self.task.observe(state)
+        self._state, rewards, terminated, obs = (x.cpu().numpy() for x in parts)
         self._elapsed += 1
-        if self.max_episode_steps is None:
-            truncated = np.zeros(self.num_envs, bool)
-        else:
-            truncated = self._elapsed >= self.max_episode_steps
+        limit = np.inf if self.max_episode_steps is None else self.max_episode_steps
+        truncated = self._elapsed >= limit
         if dead:
             rewards[pending], terminated[pending], truncated[pending] = 0.0, False, False
             self._renew(obs, np.flatnonzero(pending))
 
-        done = terminated | truncated
-        self._pending = done
+        self._pending = done = terminated | truncated
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and done.any():
             which = np.flatnonzero(done)
             for n in which:
                 infos = self._add_info(infos, {"final_obs": obs[n].copy(), "final_info": {}}, n)
             self._renew(obs, which)
-        return obs, rewards, terminated, truncated, {**infos, **self._extras()}
-
-    def _extras(self) -> dict[str, np.ndarray]:
-        """What the task tells beside its observations."""
-        with torch.inference_mode():
-            return {name: x.cpu().numpy() for name, x in self.task.extras(self._tensor(self._state)).items()}
+        return obs, rewards, terminated, truncated, {**infos, **self._apply(self.task.extras, self._state)}
 
     def get_state(self) -> dict[str, Any]:
         """All that the next steps and resets depend on, as tensors and built-in types; see `set_state`."""
-        return {
-            "state": torch.tensor(self._state),
-            "elapsed": torch.tensor(self._elapsed),
-            "pending": torch.tensor(self._pending),
-            "started": self._started,
-            "generators": [None if g is None else g.bit_generator.state for g in self._generators],
-            "seeds": list(self._seeds),
-        }
+        arrays = {name: torch.tensor(getattr(self, f"_{name}")) for name in ARRAYS}
+        generators = [None if g is None else g.bit_generator.state for g in self._generators]
+        return {**arrays, "started": self._started, "generators": generators, "seeds": list(self._seeds)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on as the environment from which `get_state` came.
@@ -158,10 +158,10 @@ class NativeVectorEnv(VectorEnv):
                 f"the state to set has shape {list(state['state'].shape)}, but {self.num_envs} environments "
                 f"{self.task.id} have {list(self._state.shape)}"
             )
-        for name in ("state", "elapsed", "pending"):
+        for name in ARRAYS:
             setattr(self, f"_{name}", state[name].cpu().numpy().copy())
         self._started = state["started"]
-        self._generators = [_generator(packed) for packed in state["generators"]]
+        self._generators = [None if packed is None else _generator(packed) for packed in state["generators"]]
         self._seeds = list(state["seeds"])
 
     @property
@@ -175,19 +175,10 @@ class NativeVectorEnv(VectorEnv):
         self.np_random  # noqa: B018 - seeds who has no generator yet
         return tuple(self._seeds)
 
-    def _transition(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Next state, rewards, terminated and observations, as arrays of their own."""
+    def _apply(self, function: Callable[[Tensor], Any], array: np.ndarray) -> Any:
+        """What a function of tensors gives, as an array or several by name."""
         with torch.inference_mode():
-            state, rewards, terminated = self.task.step(self._tensor(self._state), self._tensor(actions))
-            obs = self.task.observe(state)
-        return tuple(x.cpu().numpy() for x in (state, rewards, terminated, obs))
-
-    def _observe(self, state: np.ndarray) -> np.ndarray:
-        return self._apply(self.task.observe, state)
-
-    def _apply(self, function: Callable[[Tensor], Tensor], array: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return function(self._tensor(array)).cpu().numpy()
+            return map_parts(lambda x: x.cpu().numpy(), function(self._tensor(array)))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -201,36 +192,12 @@ class NativeVectorEnv(VectorEnv):
     def _renew(self, obs: np.ndarray, which: np.ndarray) -> None:
         """Begin new episodes in `which`, on the way of a step, and put their observations into `obs [N, ...]`."""
         self._begin(which)
-        obs[which] = self._observe(self._state[which])
+        obs[which] = self._apply(self.task.observe, self._state[which])
 
     def _generator(self, n: int) -> np.random.Generator:
         if self._generators[n] is None:
             self._generators[n], self._seeds[n] = seeding.np_random()
         return self._generators[n]
-
-    def _one_seed_each(self, seed: int | Iterable[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + n for n in range(self.num_envs)]
-        seeds = [None if s is None else _whole("seed", s) for s in seed]
-        if len(seeds) != self.num_envs:
-            raise UsageError(f"seed has {len(seeds)} numbers, but there are {self.num_envs} environments")
-        return seeds
-
-    def _mask(self, options: dict[str, Any] | None) -> np.ndarray:
-        unknown = sorted(set(options or ()) - {"reset_mask"})
-        if unknown:
-            raise UsageError(f"reset got option '{unknown[0]}', but native environments know 'reset_mask' alone")
-        mask = (options or {}).get("reset_mask")
-        if mask is None:
-            return np.ones(self.num_envs, bool)
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
-            raise UsageError(
-                f"options['reset_mask'] is {mask!r}, but must be a numpy array of {self.num_envs} bool, at least one "
-                "of them True"
-            )
-        return mask
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         """A copy of the actions in the dtype the task takes; numbers out of range would give a wrong physics."""
@@ -258,7 +225,7 @@ class NativeEnv(gymnasium.Env):
     def __init__(self, task: NativeTask | str):
         self.task = _find_task(task)
         if self.task.fields:
-            self.metadata = {**self.metadata, **_fields_of(self.task)}
+            self.metadata = _metadata(self.task)
         self.observation_space, self.action_space = self.task.observation_space, self.task.action_space
         self._state: np.ndarray | None = None  # [1, S] float64
 
@@ -274,7 +241,7 @@ class NativeEnv(gymnasium.Env):
     def step(self, action: int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated (never), and an empty dict."""
         if self._state is None:
-            raise gymnasium.error.ResetNeeded(_reset_needed(False, None))
+            raise gymnasium.error.ResetNeeded(NOT_BEGUN)
         if not self.action_space.contains(action):
             raise UsageError(f"action is {action!r}, but must be one of {self.action_space}")
         actions = torch.from_numpy(np.array(action, self.action_space.dtype)[None])
@@ -286,18 +253,17 @@ class NativeEnv(gymnasium.Env):
         return {name: x.numpy()[0] for name, x in self.task.extras(state).items()}
 
 
-def _fields_of(task: NativeTask) -> dict[str, Any]:
-    return {"fields": list(task.fields)} if task.fields else {}
+def _metadata(task: NativeTask) -> dict[str, Any]:
+    return {"render_modes": [], **({"fields": list(task.fields)} if task.fields else {})}
 
 
 def register_native(task: NativeTask) -> None:
     """Make a task of one's own known to gymnasium under `task.id`, and as native environments here."""
     NATIVE_TASKS[task.id] = task
-    module = "rlcore.envs.native_vector"
     gymnasium.register(
         task.id,
-        entry_point=f"{module}:NativeEnv",
-        vector_entry_point=f"{module}:NativeVectorEnv",
+        entry_point=f"{__name__}:NativeEnv",
+        vector_entry_point=f"{__name__}:NativeVectorEnv",
         max_episode_steps=task.max_episode_steps,
         kwargs={"task": task.id},
     )
@@ -312,52 +278,13 @@ def _find_task(task: NativeTask | str) -> NativeTask:
     return found
 
 
-def _find_device(device: str | torch.device) -> torch.device:
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device is {device!r}, but must be one that torch knows, such as cpu or cuda") from error
-
-
-def _find_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError as error:
-        modes = ", ".join(mode.value for mode in AutoresetMode)
-        raise UsageError(f"autoreset_mode is {mode!r}, but may be one of {modes}") from error
-
-
 def _at_least_one(name: str, value: int) -> int:
-    value = _whole(name, value)
-    if value < 1:
-        raise UsageError(f"{name} is {value}, but must be at least 1")
-    return value
+    if (number := whole(name, value)) < 1:
+        raise UsageError(f"{name} is {number}, but must be at least 1")
+    return number
 
 
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise UsageError(f"{name} is {value!r}, but must be a whole number") from error
-
-
-def _spec(task: NativeTask, max_episode_steps: int | None) -> EnvSpec | None:
-    """What gymnasium knows under the task's id, with this time limit."""
-    spec = copy.deepcopy(gymnasium.registry.get(task.id))
-    if spec is not None:
-        spec.max_episode_steps = max_episode_steps
-    return spec
-
-
-def _generator(packed: dict[str, Any] | None) -> np.random.Generator | None:
-    if packed is None:
-        return None
+def _generator(packed: dict[str, Any]) -> np.random.Generator:
     generator = np.random.Generator(np.random.PCG64())
     generator.bit_generator.state = packed
     return generator
-
-
-def _reset_needed(started: bool, pending: np.ndarray | None) -> str:
-    if not started:
-        return "step was called before reset"
-    return f"the episodes of environments {np.flatnonzero(pending).tolist()} are over; reset these before the next step"

@@ -1,16 +1,14 @@
 """The state of an environment as plain data, where it is plain data.
 
-An exact resume needs the environments as they were. Gymnasium has no call for that, so this walks an environment, its
-wrappers and copies, and takes their attributes: numbers, arrays, random generators and containers of these. Where
-anything else is met (a physics engine, an emulator, a process) the whole environment counts as not capturable, because
-half a state restored would be a wrong run. Captured states hold only tensors and built-in types, so that they can be
-stored in a file that is read without executing anything.
+Gymnasium has no call for an environment's state, so this takes the attributes of an environment, its wrappers and
+copies: numbers, arrays, random generators and containers of these. With anything else (a physics engine, an emulator, a
+process) the whole environment counts as not capturable, because half a state restored would be a wrong run. Captured
+states hold only tensors and built-in types, which a file can be read into without executing anything.
 
-A file may come from anyone, and an environment's attributes also hold what decides which code runs: specifications,
-classes, names of modules, paths. So a state is compared with what the same capture takes from the environment it is
-for before anything of it is put back: environments, constants, random generators and texts must stand where they stand
-there, under the same names, and texts must be the same. Numbers alone may differ, and single characters (cards, cells
-of a map), in which nothing can hide.
+A file may come from anyone, and attributes also decide which code runs: specifications, classes, names of modules,
+paths. So a state is first compared with what is captured from the environment it is for: environments, constants,
+random generators and texts must stand where they stand there, under the same names, and texts must be the same. Numbers
+alone may differ, and single characters (cards, cells of a map), in which nothing can hide.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlcore.spaces import Field
 
+ENVIRONMENT = (gymnasium.Env, gymnasium.vector.VectorEnv)
 CONSTANT = (gymnasium.Space, EnvSpec, enum.Enum, type, np.dtype, Field)
 NUMBER = (bool, int, float, type(None))
 PLAIN = (*NUMBER, str, bytes)
@@ -48,28 +47,21 @@ class Misfit(ValueError):
 
 
 def capture_state(env: Any, most: int | None = MOST_VALUES) -> dict[str, Any]:
-    """The attributes of an environment, its wrappers and copies, as tensors and built-in types.
-
-    Args:
-        env: a single environment or a vector environment.
-        most: number of values from which on this is too much to store; None: any number.
+    """The attributes of a single or vector environment, its wrappers and copies, as tensors and built-in types.
 
     Raises:
-        NotCapturable: where some attribute is not plain data, or all together are too much.
+        NotCapturable: where some attribute is not plain data, or all together are more than `most` values.
     """
     env = _unwrapped(env)
     try:
-        return _capture_object(env, type(env).__name__, _Budget(most))
+        return _Capture(math.inf if most is None else most).attributes(env, type(env).__name__)
     except RecursionError as error:
         raise NotCapturable(f"{type(env).__name__} contains itself") from error
 
 
 def restore_state(env: Any, state: dict[str, Any]) -> None:
-    """Put back what `capture_state` took from an environment built the same way.
-
-    Args:
-        env: after a reset, since many environments have their attributes only then.
-        state: from anyone; nothing is changed unless all of it fits.
+    """Put back what `capture_state` took from an environment built the same way, or from anyone: nothing is changed
+    unless all of it fits. After a reset, since many environments have their attributes only then.
 
     Raises:
         Misfit: where the state is not one that this environment could have come to by itself.
@@ -82,16 +74,12 @@ def restore_state(env: Any, state: dict[str, Any]) -> None:
     _restore_object(_unwrapped(env), state)
 
 
-def check_fits(state: Any, fresh: dict[str, Any]) -> None:
+def check_fits(state: Any, fresh: dict[str, Any], path: str = "the environment") -> None:
     """Refuse a captured state that differs in more than numbers from that of a `fresh` environment of its kind.
 
     Raises:
         Misfit: names the first part that does.
     """
-    _check_names(state, fresh, "the environment")
-
-
-def _check_names(state: Any, fresh: dict[str, Any], path: str) -> None:
     if not isinstance(state, dict) or state.keys() != fresh.keys():
         raise Misfit(f"{path} has other attributes than stored")
     for name, packed in state.items():
@@ -104,13 +92,9 @@ def _check_names(state: Any, fresh: dict[str, Any], path: str) -> None:
 def _check(packed: Any, fresh: Any, path: str) -> None:
     (kind, content), (fresh_kind, fresh_content) = _unpack(packed, path), _unpack(fresh, path)
     if kind == fresh_kind == "env":
-        _check_names(content, fresh_content, path)
+        check_fits(content, fresh_content, path)
     elif kind == "generator" and fresh_kind in ("generator", "none"):
         _check_generator(content, fresh_content, path)
-    elif kind == "constant" and fresh_kind in ("constant", "none"):
-        pass  # what is there stays
-    elif kind == fresh_kind == "text" and packed == fresh:
-        pass
     elif kind == fresh_kind == "dict":
         pairs, known = _by_key(content, path), _by_key(fresh_content, path)
         if pairs.keys() != known.keys():
@@ -120,7 +104,9 @@ def _check(packed: Any, fresh: Any, path: str) -> None:
     elif kind == fresh_kind and kind in CONTAINERS and len(content) == len(fresh_content):
         for i, (value, known) in enumerate(zip(content, fresh_content, strict=True)):
             _check(value, known, f"{path}[{i}]")
-    else:
+    elif kind == "constant" and fresh_kind in ("constant", "none"):
+        pass  # what is there stays
+    elif not (kind == fresh_kind == "text" and packed == fresh):
         _check_free(packed, fresh, path)
 
 
@@ -136,7 +122,9 @@ def _is_free(packed: Any) -> bool:
         return all(_is_free(key) and _is_free(value) for key, value in content)
     if kind in CONTAINERS:
         return all(map(_is_free, content))
-    return kind in ("none", "number") or (kind == "text" and _longest(content) <= 1)
+    if kind == "text":  # of an array, whose dtype tells the most characters in an element, or a single one
+        return (int(content[0][2:]) if isinstance(content, list) else len(content)) <= 1
+    return kind in ("none", "number")
 
 
 def _unpack(packed: Any, path: str) -> tuple[str, Any]:
@@ -149,25 +137,26 @@ def _unpack(packed: Any, path: str) -> tuple[str, Any]:
     if isinstance(packed, str | bytes):
         return "text", packed
     kind, content = next(iter(packed.items())) if isinstance(packed, dict) and len(packed) == 1 else (None, None)
-    pairs = isinstance(content, list) and all(isinstance(part, tuple) and len(part) == 2 for part in content)
+    is_dict, is_list = isinstance(content, dict), isinstance(content, list)
+    is_array = isinstance(content, torch.Tensor) and content.dtype in NUMERIC
     right = {
-        "env": isinstance(content, dict),
+        "env": is_dict,
         "constant": content is None,
-        "generator": isinstance(content, dict),
-        "scalar": isinstance(content, torch.Tensor) and content.dtype in NUMERIC and not content.ndim,
-        "array": isinstance(content, torch.Tensor) and content.dtype in NUMERIC,
-        "text": _is_text(content),
-        "dict": pairs,
-        **dict.fromkeys(CONTAINERS, isinstance(content, list)),
+        "generator": is_dict,
+        "scalar": is_array and not content.ndim,
+        "array": is_array,
+        "text": is_list and _is_text(content),
+        "dict": is_list and all(isinstance(part, tuple) and len(part) == 2 for part in content),
+        **dict.fromkeys(CONTAINERS, is_list),
     }
     if not isinstance(kind, str) or not right.get(kind, False):
         raise Misfit(f"{path} is stored in a form that no environment's state has")
-    return {"scalar": "number", "array": "number"}.get(kind, kind), content
+    return "number" if kind in ("scalar", "array") else kind, content
 
 
-def _is_text(content: Any) -> bool:
+def _is_text(content: list) -> bool:
     """Whether this is dtype, shape and bytes of an array of text."""
-    if not (isinstance(content, list) and len(content) == 3):
+    if len(content) != 3:
         return False
     dtype, shape, data = content
     match = re.fullmatch(r"([<>|])([SU])(\d{1,6})", dtype) if isinstance(dtype, str) else None
@@ -177,11 +166,6 @@ def _is_text(content: Any) -> bool:
     if not isinstance(data, bytes) or len(data) != size or not size > 0:
         return False
     return match[2] == "S" or not (np.frombuffer(data, f"{match[1]}u4") > sys.maxunicode).any()
-
-
-def _longest(text: Any) -> int:
-    """The most characters in a text, or in an element of an array of texts."""
-    return len(text) if isinstance(text, str | bytes) else int(text[0][2:])
 
 
 def _by_key(pairs: list, path: str) -> dict[Any, Any]:
@@ -215,10 +199,6 @@ def _check_generator(content: Any, fresh: Any, path: str) -> None:
         raise Misfit(f"{path} is stored as a random generator in a state that none can have") from error
 
 
-def _is_env(value: Any) -> bool:
-    return isinstance(value, gymnasium.Env | gymnasium.vector.VectorEnv)
-
-
 def _unwrapped(env: Any) -> Any:
     """The environment inside wrappers of ours that have no state of their own."""
     while getattr(type(env), "transparent", False):
@@ -239,60 +219,51 @@ def _is_frozen(value: Any) -> bool:
     return isinstance(value, PLAIN) or _is_constant(value)
 
 
-class _Budget:
-    """Counts the values of a state while it is taken."""
+class _Capture:
+    """Makes plain data of values, of at most so many."""
 
-    def __init__(self, most: int | None):
+    def __init__(self, most: float):
         self.most, self.taken = most, 0
 
-    def spend(self, path: str) -> None:
+    def attributes(self, env: Any, path: str) -> dict[str, Any]:
+        return {name: self.value(value, f"{path}.{name}") for name, value in vars(env).items()}
+
+    def value(self, value: Any, path: str) -> Any:
         self.taken += 1
-        if self.most is not None and self.taken > self.most:
+        if self.taken > self.most:
             raise NotCapturable(f"at {path}, more than {self.most:,} values are reached")
-
-
-def _capture_object(env: Any, path: str, budget: _Budget) -> dict[str, Any]:
-    return {name: _capture(value, f"{path}.{name}", budget) for name, value in vars(env).items()}
-
-
-def _capture(value: Any, path: str, budget: _Budget) -> Any:
-    budget.spend(path)
-    if _is_env(value):
-        return {"env": _capture_object(_unwrapped(value), path, budget)}
-    if _is_constant(value):
-        return {"constant": None}
-    if type(value) in PLAIN:  # not isinstance: np.float64 is a float
-        return value
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-        return {"scalar": torch.from_numpy(np.array(value))}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return {"array": torch.from_numpy(value.copy())}
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "SU" and value.nbytes:
-        value = np.asarray(value)
-        return {"text": [value.dtype.str, list(value.shape), value.tobytes()]}
-    if isinstance(value, np.random.Generator):
-        return {"generator": _capture(value.bit_generator.state, path, budget)}
-    if isinstance(value, dict):
-        parts = ((_capture(k, path, budget), _capture(v, f"{path}[{k!r}]", budget)) for k, v in value.items())
-        return {"dict": list(parts)}
-    for name, kind in CONTAINERS.items():
-        if type(value) is kind:
-            return {name: [_capture(v, f"{path}[{i}]", budget) for i, v in enumerate(value)]}
-    raise NotCapturable(f"{path} is {type(value).__name__}")
+        if isinstance(value, ENVIRONMENT):
+            return {"env": self.attributes(_unwrapped(value), path)}
+        if _is_constant(value):
+            return {"constant": None}
+        if type(value) in PLAIN:  # not isinstance: np.float64 is a float
+            return value
+        if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+            return {"scalar": torch.from_numpy(np.array(value))}
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            return {"array": torch.from_numpy(value.copy())}
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "SU" and value.nbytes:
+            value = np.asarray(value)
+            return {"text": [value.dtype.str, list(value.shape), value.tobytes()]}
+        if isinstance(value, np.random.Generator):
+            return {"generator": self.value(value.bit_generator.state, path)}
+        if isinstance(value, dict):
+            return {"dict": [(self.value(k, path), self.value(v, f"{path}[{k!r}]")) for k, v in value.items()]}
+        for name, kind in CONTAINERS.items():
+            if type(value) is kind:
+                return {name: [self.value(v, f"{path}[{i}]") for i, v in enumerate(value)]}
+        raise NotCapturable(f"{path} is {type(value).__name__}")
 
 
 def _restore_object(env: Any, state: dict[str, Any]) -> None:
     for name, packed in state.items():
         current = vars(env).get(name)
         value = _restore(packed, current)
-        if _same_layout(current, value):
+        both_arrays = isinstance(current, np.ndarray) and isinstance(value, np.ndarray)
+        if both_arrays and current.shape == value.shape and current.dtype == value.dtype:
             np.copyto(current, value)  # in place: others may hold a view of it
         elif value is not current:
             setattr(env, name, value)
-
-
-def _same_layout(a: Any, b: Any) -> bool:
-    return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape and a.dtype == b.dtype
 
 
 def _restore(packed: Any, current: Any) -> Any:
@@ -318,10 +289,7 @@ def _restore(packed: Any, current: Any) -> Any:
         old = current if isinstance(current, dict) else {}
         pairs = ((_restore(k, None), v) for k, v in content)
         return {key: _restore(v, old.get(key)) for key, v in pairs}
-    old = (
-        list(current)
-        if isinstance(current, list | tuple | deque) and len(current) == len(content)
-        else [None] * len(content)
-    )
+    is_alike = isinstance(current, list | tuple | deque) and len(current) == len(content)
+    old = current if is_alike else [None] * len(content)
     values = [_restore(v, o) for v, o in zip(content, old, strict=True)]
     return deque(values, getattr(current, "maxlen", None)) if kind == "deque" else CONTAINERS[kind](values)
