@@ -72,7 +72,7 @@ class TRPO(Agent):
         cfg, parameters = self.config, self.network.policy_parameters()
         before = self.surrogate(batch)
         gradient = flat(torch.autograd.grad(before, parameters))
-        # Conjugate gradient is no `loop`: its products share one graph of derivatives, which every turn would make anew.
+        # Conjugate gradient is no `loop`: its products share a graph of derivatives, which each turn would make anew.
         fisher = self.fisher_product(batch)
         direction = conjugate_gradient(lambda v: fisher(v) + cfg.cg_damping * v, gradient, cfg.cg_iterations)
         curvature = direction @ fisher(direction)
