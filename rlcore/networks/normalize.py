@@ -1,7 +1,8 @@
 """Running normalisation of observations and rewards.
 
-Statistics change once per iteration, from all real transitions of all environments together, and never in evaluation.
-They are module buffers, so they are saved with the weights.
+Statistics change once per iteration, after learning, from all real transitions of all environments together: the
+behaviour policy and the policy being trained see the same numbers. Evaluation never changes them. They are module
+buffers, so they are saved with the weights.
 """
 
 from __future__ import annotations
@@ -16,12 +17,7 @@ from rlcore.tracing import reduce
 
 
 class RunningNorm(nn.Module):
-    """Centres and scales observations by running statistics; changes only when `update` is called.
-
-    An agent updates it once per iteration, after learning, with all real transitions of all environments at once, so
-    that the behaviour policy and the policy being trained see the same numbers. Evaluation never updates it. Its state
-    travels in the network's state_dict.
-    """
+    """Centres and scales observations `x [..., *shape]` by running statistics, which only `update` changes."""
 
     def __init__(self, shape: tuple[int, ...], clip: float = 10.0):
         super().__init__()
