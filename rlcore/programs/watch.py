@@ -31,7 +31,7 @@ class Watch:
             sources.append((name, lambda name=name: plain(getattr(owner, name, None))))
         for kind in type(owner).__mro__:
             for function in vars(kind).values():
-                if isinstance(function, types.FunctionType) and not _is_ours(function.__module__):
+                if isinstance(function, types.FunctionType) and not is_ours(function.__module__):
                     sources += _of_function(function)
         self.found = [(name, source, value) for name, source in sources if (value := source()) is not None]
 
@@ -62,13 +62,14 @@ def plain(value: Any, depth: int = 3) -> Any:
     if isinstance(value, list | tuple):
         return [plain(x, depth - 1) for x in value]
     if not isinstance(value, dict):
-        if _is_ours(type(value).__module__) or not hasattr(value, "__dict__"):
+        if is_ours(type(value).__module__) or not hasattr(value, "__dict__"):
             return None
         value = vars(value)
     return [(str(key), plain(x, depth - 1)) for key, x in value.items()]
 
 
-def _is_ours(module: str | None) -> bool:
+def is_ours(module: str | None) -> bool:
+    """Whether a module is of this package or of those below it, which are no code of a user."""
     return (module or "").partition(".")[0] in OURS
 
 
