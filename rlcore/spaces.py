@@ -97,7 +97,7 @@ def _start(space: spaces.MultiDiscrete) -> Any:
 
 
 def split_observation(space: spaces.Space, obs: Any) -> Any:
-    """An observation as gymnasium gives it (nested tuples and dicts) as one array or a flat dict of named arrays."""
+    """An observation as gymnasium gives it, as one array or a flat dict of named arrays."""
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return obs
     return {name: functools.reduce(operator.getitem, path, obs) for name, path, _ in _leaves(space)}
@@ -157,9 +157,9 @@ class ActionSpec:
             actions = space.low.ravel() + (space.high - space.low).ravel() * (np.tanh(actions) + 1) / 2
         actions = actions.reshape(-1, *space.shape)
         if isinstance(space, spaces.Box):
-            return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
-        if isinstance(space, spaces.MultiDiscrete):
-            return (actions + _start(space)).astype(space.dtype, copy=False)
+            actions = np.clip(actions, space.low, space.high)
+        elif isinstance(space, spaces.MultiDiscrete):
+            actions = actions + _start(space)
         return actions.astype(space.dtype, copy=False)
 
     @functools.cached_property
@@ -190,8 +190,7 @@ def action_spec(space: spaces.Space, squash: bool = False) -> ActionSpec:
     if squash and not (isinstance(space, spaces.Box) and space.is_bounded("both")):
         raise UsageError(f"squash maps onto the bounds of a finite Box, but the action space is {space}")
     if isinstance(space, spaces.Discrete):
-        n = int(space.n)
-        return ActionSpec("categorical", (), torch.int64, n, (n,), space)
+        return ActionSpec("categorical", (), torch.int64, int(space.n), (int(space.n),), space)
     if isinstance(space, spaces.MultiDiscrete):
         nvec = tuple(int(n) for n in space.nvec.flat)
         return ActionSpec("multi_categorical", (len(nvec),), torch.int64, sum(nvec), nvec, space)
@@ -200,8 +199,7 @@ def action_spec(space: spaces.Space, squash: bool = False) -> ActionSpec:
         return ActionSpec("bernoulli", (size,), torch.int64, size, (), space)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         size = int(np.prod(space.shape))
-        kind = "tanh_gaussian" if squash else "gaussian"
-        return ActionSpec(kind, (size,), torch.float32, 2 * size, (), space)
+        return ActionSpec("tanh_gaussian" if squash else "gaussian", (size,), torch.float32, 2 * size, (), space)
     raise UsageError(
         f"the action space is {space}, which has no policy here; "
         "supported are Discrete, MultiDiscrete, MultiBinary and Box of floats"

@@ -194,8 +194,8 @@ class Engine:
         agent = self.agent
         config = {name: getattr(agent.config, name) for name in enters_programs(type(agent.config))}
         spaces = str(agent.envs.single_observation_space), str(agent.envs.single_action_space)
-        kind = type(agent).__qualname__
-        return {"part": part, "algo": kind, "env": agent.env_id, "spaces": spaces, "config": config}
+        algorithm = type(agent).__qualname__
+        return {"part": part, "algo": algorithm, "env": agent.env_id, "spaces": spaces, "config": config}
 
     def _is_cached(self) -> bool:
         """Whether the disk cache has every program of this agent."""

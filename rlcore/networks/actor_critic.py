@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from rlcore.errors import UsageError
 from rlcore.networks.distributions import Distribution, make_distribution
 from rlcore.networks.normalize import RunningNorm
-from rlcore.networks.torsos import (
-    ACTIVATIONS,
-    TorsoName,
-    check_torso,
-    is_channels_last,
-    is_image,
-    make_torso,
-    orthogonal,
-)
+from rlcore.networks.torsos import ACTIVATIONS, check_torso, is_channels_last, is_image, make_torso, orthogonal
 from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
 
 
@@ -99,7 +91,7 @@ Torso = nn.Module | Callable[[tuple[int, ...]], nn.Module]
 class ActorCritic(nn.Module):
     """Policy and value function over one observation.
 
-    Observations are one tensor or a dict of parts with any number of leading dimensions, `[B, ...]` or `[T, N, ...]`.
+    Observations are one tensor or a dict of parts, with any number of leading dimensions.
 
     Args:
         observation_space, action_space: of a single environment; `action_space` may be an ActionSpec.
@@ -107,8 +99,8 @@ class ActorCritic(nn.Module):
         activation: of the MLP torso: tanh, relu, elu, gelu or silu.
         shared: one torso for actor and critic instead of one each.
         torso: mlp, nature or impala (convolutions, for image parts), or auto: nature for images, mlp for all else; a
-            module of your own, then used by actor and critic both; or a function `shape -> module`, called for each
-            observation part and each of actor and critic (once where `shared`).
+            module of your own, for actor and critic both; or a function `shape -> module`, called for each observation
+            part and each of actor and critic (once where `shared`).
         log_std_init: initial log standard deviation of a Gaussian policy.
         state_dependent_std: log standard deviation from a head of the network instead of free parameters.
         norm_obs: running normalisation of the real-valued observation parts.
@@ -125,7 +117,7 @@ class ActorCritic(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
         shared: bool = False,
-        torso: Torso | TorsoName = "auto",
+        torso: Torso | str = "auto",
         log_std_init: float = 0.0,
         state_dependent_std: bool = False,
         norm_obs: bool = False,
@@ -144,8 +136,7 @@ class ActorCritic(nn.Module):
                 f"torso is one module, but the observation has {len(parts)} parts ({', '.join(self.parts)}); "
                 "pass a function that makes a module from a part's shape"
             )
-        if isinstance(torso, str):
-            check_torso(torso, parts)
+        check_torso(torso, parts)
         # One Preprocess per part, whoever reads it: actor and critic share their statistics.
         self.preprocess = nn.ModuleList(Preprocess(part, norm_obs) for part in parts)
         self.actor = self._trunk(torso, hidden_sizes, activation, precision)
@@ -163,7 +154,7 @@ class ActorCritic(nn.Module):
         elif self.state_dependent_std:
             nn.init.constant_(self.policy_head.bias[head_size // 2 :], log_std_init)
 
-    def _trunk(self, torso: Torso | TorsoName, hidden_sizes: Sequence[int], activation: str, precision: str) -> Trunk:
+    def _trunk(self, torso: Torso | str, hidden_sizes: Sequence[int], activation: str, precision: str) -> Trunk:
         if isinstance(torso, str):
             torsos = [make_torso(torso, pre.part, pre.out_shape, hidden_sizes, activation) for pre in self.preprocess]
         else:
@@ -225,7 +216,7 @@ class ActorCritic(nn.Module):
         return [*self.critic.torsos.parameters(), *self.value_head.parameters()]
 
     def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
-        """Merge the real observations of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
+        """Merge the real rows of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
         for pre, x in zip(self.preprocess, obs.values() if isinstance(obs, dict) else [obs], strict=True):
             if pre.norm is not None:
                 pre.norm.update(x, mask)

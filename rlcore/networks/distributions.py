@@ -152,16 +152,16 @@ class Gaussian:
 
 
 class TanhGaussian(Gaussian):
-    """A Gaussian squashed into finite bounds by a = low + (high − low)(tanh(u) + 1)/2.
+    """A Gaussian squashed into finite bounds by a = low + (high − low)(tanh(u) + 1)/2, of `params [..., P]`.
 
     The buffer keeps u, where nothing is lost to rounding near the bounds; `log_prob` takes u and gives the log-density
-    of a, the change of variables included (Haarnoja et al. 2018, appendix C). KL needs no correction: it does not
-    change under a bijection. `mode` is that of u. `params [..., P]` are its own; `half_range [P/2]`.
+    of a, the change of variables included (Haarnoja et al. 2018, appendix C). KL does not change under a bijection.
+    `mode` is that of u. `half_range [P/2]` is (high − low)/2.
     """
 
     def __init__(self, params: Tensor, half_range: Tensor):
         super().__init__(params)
-        self.half_range = half_range  # (high − low)/2, [P/2]
+        self.half_range = half_range
 
     def _log_slope(self, u: Tensor) -> Tensor:
         """log(1 − tanh²u), written so that it does not underflow for large |u|; log da/du but for the half range."""

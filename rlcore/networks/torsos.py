@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -132,8 +132,8 @@ def make_torso(name: TorsoName, part: Part, shape: Sequence[int], hidden_sizes: 
     return ImpalaCNN(shape) if name == "impala" else NatureCNN(shape)
 
 
-def check_torso(name: TorsoName, parts: Sequence[Part]) -> None:
-    """Refuse convolutions where no part of the observation is an image."""
+def check_torso(name: Any, parts: Sequence[Part]) -> None:
+    """Refuse our convolutions where no part of the observation is an image; a torso of one's own passes."""
     if name in ("nature", "impala") and not any(map(is_image, parts)):
         shapes = ", ".join(f"{str(part.dtype).removeprefix('torch.')} of shape {list(part.shape)}" for part in parts)
         raise UsageError(

@@ -64,9 +64,6 @@ class Program:
         self.function, self.find_places, self.arguments = function, places, list(arguments)
         self.owner, self.free, self.options = owner, free or {}, options or {}
         self.run: Callable[[list[Tensor]], Sequence[Tensor]] | None = None
-        self._structure: dict[str, Any] = {}
-        self._inputs: list[Place] = []
-        self._changed: list[Place] = []
 
     def __call__(self, *arguments: Tree) -> Tree:
         """Run it: reads the places and writes those that it changes; returns what the function returns."""
@@ -76,8 +73,8 @@ class Program:
         return in_places(self._structure["result"], outputs[len(self._changed) :])
 
     def bind(self) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-        """The program for many calls in a row between which nothing moves in its places, which are read now: from the
-        arguments' tensors, flat, to those of the result, flat."""
+        """The program for many calls between which nothing moves in its places: from the arguments' tensors, flat, to
+        those of the result, flat."""
         fixed, run = [place.tensor(self.device) for place in self._inputs], self.run
         return lambda leaves: run(fixed + leaves)
 
@@ -105,8 +102,8 @@ class Program:
         return self.recorded.reads if "recorded" in vars(self) else set()
 
     def is_cached(self, key: Any) -> bool:
-        """Whether the disk cache has this program; `key` is all that it depends on beside its places. None: that is
-        told by what was recorded."""
+        """Whether the disk cache has this program; `key` is all that it depends on beside its places, None where what
+        was recorded tells that."""
         return _is_whole(self._folder(key))
 
     def prepare(self, key: Any, compiled: bool) -> None:
@@ -121,7 +118,7 @@ class Program:
             self._take_from_disk(self._folder(key))
         else:
             self._structure = self.recorded.describe()
-        self._inputs, self._changed = (self.places(self._structure[part]) for part in ("inputs", "changed"))
+        self._inputs, self._changed = map(self.places, (self._structure["inputs"], self._structure["changed"]))
         if not on_disk:
             self._prepare_graph(compiled)
 
@@ -247,9 +244,8 @@ class Captured:
 
 def cache_folder() -> Path:
     """Where built programs are kept: RLCORE_CACHE, or rlcore in the user's cache folder."""
-    named = os.environ.get("RLCORE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "rlcore"
+    return Path(os.environ.get("RLCORE_CACHE") or Path(base) / "rlcore")
 
 
 def fingerprint(key: Any) -> str:
@@ -264,13 +260,6 @@ def _sources() -> str:
     """A hash over the sources a program is made from; tens of small files, a few milliseconds."""
     files = sorted(file for file in Path(__file__).parent.parent.rglob("*") if file.suffix in (".py", ".h"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _has_vector_instructions() -> bool:
-    """Whether inductor, which tries them out in a process of its own, agrees with torch that there are some."""
-    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-
-    return bool(valid_vec_isa_list()) or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX")
 
 
 def _is_whole(folder: Path) -> bool:
@@ -310,8 +299,9 @@ def _remove(path: Path) -> None:
 def build(program: Program, folder: Path) -> None:
     """Record, export and compile into `folder`, which appears whole or not at all."""
     import torch._inductor as inductor
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # those that work in a process of its own
 
-    if not _has_vector_instructions():
+    if not valid_vec_isa_list() and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX"):
         warnings.warn(
             "torch's compiler found no vector instructions on this processor, though torch itself uses them; programs "
             "will be several times slower. A file named like a standard module beside the script may be in its way",
@@ -334,13 +324,10 @@ def build(program: Program, folder: Path) -> None:
             inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
         (scratch / "structure.json").write_text(json.dumps(recorded.describe()))
         (scratch / "checksum").write_text(_checksum(scratch))
-    except BaseException:
+        with suppress(OSError):  # another process was quicker, where there are no locks
+            scratch.rename(folder)
+    finally:
         _remove(scratch)
-        raise
-    try:
-        scratch.rename(folder)
-    except OSError:  # another process was quicker, where there are no locks
-        shutil.rmtree(scratch)
 
 
 def for_compiler_whole(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:

@@ -89,8 +89,7 @@ def record(
 
 class _Recorder:
     def __init__(self, places: list[Place], owner: Any, free: dict[str, Any]):
-        self.places, self.owner, self.free = places, owner, free
-        self.loops = 0
+        self.places, self.owner, self.free, self.loops = places, owner, free, 0
         self.mode: Any = nullcontext()  # fake tensors, where sizes are free
 
     def record(self, function: Callable[..., Tree], arguments: list[Tree], reads: set[str]) -> Recorded:
@@ -98,26 +97,25 @@ class _Recorder:
         tensors = [place.tensor(device) for place in self.places]
         if self.free:
             tensors, arguments = self._of_free_sizes(tensors, arguments)
-        structure = numbered(arguments)
-        leaves = [*tensors, *(x.detach() for x in leaves_of(arguments))]
-        count = len(tensors)
+        others = [x.detach() for x in leaves_of(arguments)]
+        count, structure = len(tensors), numbered(arguments)
 
         def body(*inputs: Tensor) -> Tree:
             return function(*in_places(structure, inputs))
 
         with recording(self), torch.enable_grad(), _Guard():
             try:
-                piece = self._trace(body, leaves[:count], leaves[count:])
+                piece = self._trace(body, tensors, others)
                 self._refuse_unknown(piece.graph)
             except _Unknown as unknown:  # once more, to find the line
                 (tensor,) = unknown.args
                 with _Finder(tensor) as finder, suppress(NotRecordable, _Unknown):
-                    self._trace(body, leaves[:count], leaves[count:])
+                    self._trace(body, tensors, others)
                 raise NotRecordable(_undeclared(_name_of(tensor, self.owner), finder.line)) from None
-        used = [node for node in piece.inputs[:count] if node.users]
-        names = [self.places[piece.inputs.index(node)].name for node in used]
-        arrange(piece.graph, [*used, *piece.inputs[count:]])
-        return Recorded(piece.graph, names, [self.places[i].name for i in piece.changed], piece.structure, reads)
+        used = [i for i in range(count) if piece.inputs[i].users]
+        arrange(piece.graph, [piece.inputs[i] for i in [*used, *range(count, len(piece.inputs))]])
+        inputs, changed = ([self.places[i].name for i in which] for which in (used, piece.changed))
+        return Recorded(piece.graph, inputs, changed, piece.structure, reads)
 
     def _of_free_sizes(self, tensors: list[Tensor], arguments: list[Tree]) -> tuple[list[Tensor], list[Tree]]:
         """The inputs as fake tensors, with symbols for sizes that are free."""
@@ -199,17 +197,17 @@ class _Recorder:
         def turn(*leaves: Tensor) -> Tree:
             flag, mine, x = leaves[: len(going)], leaves[len(going) : len(start)], leaves[len(start) :]
             state = [place.get() for place in self.places]
-            versions = [s._version for s in state]
+            versions = [x._version for x in state]
             after, y = body(in_places(carry_form, mine), None if counted else in_places(x_form, x))
             packing.structure = form = numbered(y)
             packed = packing.pack(leaves_of(y), leaves_of([form[name] for name in apart if name in form]))
             leaves_after = leaves_of(after)
             if flag:
-                self._keep_unless(flag[0], state, versions)
-                leaves_after = [torch.where(flag[0], new, old) for new, old in zip(leaves_after, mine, strict=True)]
-                packed = [torch.where(flag[0], p, torch.zeros_like(p)) for p in packed]
-                packed.append(flag[0].float())
-                flag = [flag[0] & ~until(after)]
+                (goes_on,) = flag
+                self._keep_unless(goes_on, state, versions)
+                leaves_after = [torch.where(goes_on, new, old) for new, old in zip(leaves_after, mine, strict=True)]
+                packed = [*(torch.where(goes_on, p, torch.zeros_like(p)) for p in packed), goes_on.float()]
+                flag = [goes_on & ~until(after)]
             return [*flag, *leaves_after, *packed]
 
         with self.paused(), self.mode:
@@ -232,18 +230,8 @@ class _Recorder:
                 place.put(torch.where(going, now, old))
 
     def _as_node(self, tracer: Any, piece: _Piece, outer: list[Tensor], carried: int, unroll: int) -> list[Tensor]:
-        """Put a loop over a recorded body into the graph around it.
-
-        Args:
-            tracer: of what is around the loop.
-            piece: the body, from (state, carry, row) to (changed state, carry, ys).
-            outer: the tensors around the loop that its inputs begin with: state, carry, rows.
-            carried: how many of them are carry.
-            unroll: turns per step of a scan.
-
-        Returns:
-            The last carry, and the ys of all turns.
-        """
+        """A loop in the graph around it, which begins with the `outer` state, carry and rows; gives the last carry and
+        the ys of all turns."""
         from torch.fx.experimental.proxy_tensor import get_proxy_slot, track_tensor_tree
 
         count, changed = len(self.places), piece.changed
@@ -324,18 +312,16 @@ class _Piece:
 
     graph: GraphModule
     inputs: list[Node]
-    changed: list[int]  # places
+    changed: list[int]  # numbers of places
     outputs: list[Tensor]
-    structure: Any
+    structure: Any  # of the result
 
 
 class Loop(nn.Module):
     """A recorded body and how often to run it: Python's `for` over its operations, or a scan where it is compiled.
 
     Args:
-        graph: from (carry, row, fixed) to (carry, ys).
-        carried: how many tensors one turn hands to the next.
-        rows: how many are gone through.
+        graph: from (carry, row, fixed) to (carry, ys), of which the first two are `carried` and `rows` tensors.
         unroll: turns per step of a scan.
     """
 
@@ -346,7 +332,7 @@ class Loop(nn.Module):
         self.as_scan = False
 
     def hoist(self) -> None:
-        """Compute what no turn changes once."""
+        """Compute once what no turn changes."""
         self.before, self.body = hoisted(self.body, self.carried + self.rows)
 
     def forward(self, *leaves: Tensor) -> list[Tensor]:
@@ -397,10 +383,9 @@ def run_loop(loop: Loop, *leaves: Tensor) -> list[Tensor]:
 class _Packing:
     """Small tensors side by side as one float row: each thing that a loop hands on costs microseconds a turn."""
 
-    def __init__(self) -> None:
-        self.structure: Any = None
-        self.forms: list[tuple[torch.Size, torch.dtype]] = []
-        self.groups: dict[Any, list[int]] = {}  # numbers of the tensors that are packed together
+    structure: Any
+    forms: list[tuple[torch.Size, torch.dtype]]
+    groups: dict[Any, list[int]]  # numbers of the tensors that are packed together
 
     def pack(self, leaves: list[Tensor], apart: list[int]) -> list[Tensor]:
         self.forms = [(x.shape, x.dtype) for x in leaves]
