@@ -69,8 +69,7 @@ def reward_to_go(
     """Discounted sum of the rewards from each step to the end of its episode (Sutton & Barto 2018, eq. 3.8).
 
     Args:
-        rewards, terminated, truncated, mask: `[T, N]`, as in `gae`.
-        gamma: discount γ in [0, 1].
+        rewards, terminated, truncated, gamma, mask: as in `gae`, `[T, N]` the tensors.
         next_values: `[T, N]`; where given, an episode that was cut (truncated, or still running at the end of the
             buffer) goes on with V of the true successor. Where None, it counts as over.
 
@@ -93,15 +92,12 @@ def reward_to_go(
 
 
 def total_return(rewards: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
-    """Discounted return of a whole episode, the same at each of its steps (Williams 1992).
+    """Discounted return Σ_t γ^t r_t of a whole episode, `[T, N]`: the same at each of its steps, 0 where
+    masked (Williams 1992).
 
     Args:
         rewards: `[T, N]` of one episode per environment, from row 0 on.
-        gamma: discount γ in [0, 1].
-        mask: `[T, N]` of bool, False for padding; None where every slot is a transition.
-
-    Returns:
-        Σ_t γ^t r_t `[T, N]`, 0 where masked.
+        gamma, mask: as in `gae`; `mask [T, N]`.
     """
     rewards = rewards if mask is None else torch.where(mask, rewards, 0.0)
     powers = gamma ** torch.arange(len(rewards), device=rewards.device, dtype=rewards.dtype).unsqueeze(-1)  # [T, 1]

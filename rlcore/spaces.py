@@ -25,7 +25,7 @@ Obs = Tensor | dict[str, Tensor]
 
 
 def map_parts(function: Callable, obs: Any, *others: Any) -> Any:
-    """Apply `function` to an observation, part by part where it has parts."""
+    """`function` of an observation, part by part where it has parts."""
     if isinstance(obs, dict):
         return {name: function(part, *(other[name] for other in others)) for name, part in obs.items()}
     return function(obs, *others)

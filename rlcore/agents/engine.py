@@ -222,9 +222,9 @@ class Engine:
 
     def _learning(self) -> Program:
         """What learns from a rollout; recorded at most once."""
-        agent = self.agent
         if "learn" in self._made:
             return self._made["learn"]
+        agent = self.agent
 
         def places() -> list[Place]:
             if not agent.draws:

@@ -28,9 +28,7 @@ class Preprocess(nn.Module):
     def __init__(self, part: Part, norm: bool):
         super().__init__()
         self.part = part
-        self.out_shape = (
-            (sum(part.categories),) if part.categories else part.shape or (1,)
-        )  # a number is a vector of one
+        self.out_shape = (sum(part.categories),) if part.categories else part.shape or (1,)  # 1 for a lone number
         self.norm = RunningNorm(part.shape) if norm and part.floating else None
         # Convolutions are faster with the channels innermost, and reordering is cheap while the dtype changes anyway.
         reorder = is_image(part) and not is_channels_last(part.shape)
@@ -142,9 +140,9 @@ class ActorCritic(nn.Module):
         self.actor = self._trunk(torso, hidden_sizes, activation, precision)
         self.critic = self.actor if self.shared else self._trunk(torso, hidden_sizes, activation, precision)
 
-        gaussian = spec.kind in ("gaussian", "tanh_gaussian")
-        self.state_dependent_std = gaussian and state_dependent_std
-        self.free_std = gaussian and not state_dependent_std
+        is_gaussian = spec.kind in ("gaussian", "tanh_gaussian")
+        self.state_dependent_std = is_gaussian and state_dependent_std
+        self.free_std = is_gaussian and not state_dependent_std
         head_size = spec.num_params // 2 if self.free_std else spec.num_params
         # A small last layer makes the first policy nearly uniform (Andrychowicz et al. 2021, section 3.2).
         self.policy_head = orthogonal(nn.Linear(self.actor.features, head_size), 0.01)

@@ -48,16 +48,10 @@ def for_python(recorded: GraphModule) -> GraphModule:
 
 
 def hoisted(body: GraphModule, count: int) -> tuple[GraphModule, GraphModule]:
-    """A loop's body as two functions: what depends on nothing that changes from turn to turn, and the rest.
+    """A loop's body, whose first `count` inputs change from turn to turn, as two functions: from the fixed inputs to
+    what the rest takes of them, each in memory of its own; and the rest.
 
     Layers of a handful of rows read their weights column by column; transposes taken out of a loop lay them out so.
-
-    Args:
-        body: of a loop.
-        count: how many of its inputs change from turn to turn; these stand first.
-
-    Returns:
-        From the fixed inputs to what the rest takes of them, each in memory of its own; and the rest.
     """
     inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
     order, fixed = inputs[:count], set(inputs[count:])

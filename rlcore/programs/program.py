@@ -107,12 +107,8 @@ class Program:
         return _is_whole(self._folder(key))
 
     def prepare(self, key: Any, compiled: bool) -> None:
-        """Make it run: compiled, or taken from the disk cache; on CUDA captured; or as recorded operations.
-
-        Args:
-            key: as for `is_cached`.
-            compiled: False takes the recorded operations.
-        """
+        """Make it run: `compiled`, which the disk cache has by its `key` (see `is_cached`) from then on, or on CUDA
+        captured; or as recorded operations."""
         on_disk = compiled and self.device.type == "cpu"
         if on_disk:
             self._take_from_disk(self._folder(key))
@@ -279,7 +275,7 @@ def _lock_of(folder: Path) -> FolderLock:
 
 
 def _remove_dead_scratch(folder: Path, lock: FolderLock) -> None:
-    """Remove what processes left that died while they built: whoever builds holds the lock of that name."""
+    """Remove what processes left that died while they built; whoever builds holds the lock of that name."""
     for other in folder.parent.iterdir() if lock.held else ():
         match = SCRATCH.fullmatch(other.name)
         if match is None:
@@ -311,9 +307,8 @@ def build(program: Program, folder: Path) -> None:
     graph = for_compiler_whole(recorded.graph)
     inputs = [place.tensor(program.device) for place in program.places(recorded.inputs)]
     inputs = tuple(x.clone() for x in [*inputs, *arguments])  # no two of them parts of one
-    free = []
-    for name in [*recorded.inputs, *("" for _ in arguments)]:
-        free.append({i: torch.export.Dim(re.sub(r"\W", "_", name)) for i in program.free.get(name, ())} or None)
+    names = [*recorded.inputs, *("" for _ in arguments)]
+    free = [{i: torch.export.Dim(re.sub(r"\W", "_", x)) for i in program.free.get(x, ())} or None for x in names]
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))
     try:
         options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.options}

@@ -283,7 +283,7 @@ def _undeclared(name: str | None, line: str) -> str:
 
 
 def _left_in(place: Place, mine: Tensor) -> Tensor:
-    """What stands in a place where `mine` was put before a function was run."""
+    """What a function left in a place where `mine` was put for it."""
     x = place.get()
     if isinstance(x, int | float):  # set to a number, the same at every call
         x = torch.full_like(mine, x)

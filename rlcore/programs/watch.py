@@ -19,8 +19,7 @@ class Watch:
     """Remembers what Python gave to a recording that no place tells of.
 
     Args:
-        owner: whose methods were recorded.
-        reads: names of its attributes that they read.
+        owner: whose methods were recorded, which read its attributes `reads`.
         modules: that took part.
         declared: names of attributes that are state, which programs follow.
     """
