@@ -69,8 +69,7 @@ def reward_to_go(
     """Discounted sum of the rewards from each step to the end of its episode (Sutton & Barto 2018, eq. 3.8).
 
     Args:
-        rewards, terminated, truncated, mask: `[T, N]`, as in `gae`.
-        gamma: discount γ in [0, 1].
+        rewards, terminated, truncated, gamma, mask: as in `gae`, `[T, N]` the tensors.
         next_values: `[T, N]`; where given, an episode that was cut (truncated, or still running at the end of the
             buffer) goes on with V of the true successor. Where None, it counts as over.
 
@@ -93,33 +92,21 @@ def reward_to_go(
 
 
 def total_return(rewards: Tensor, gamma: float, mask: Tensor | None = None) -> Tensor:
-    """Discounted return of a whole episode, the same at each of its steps (Williams 1992).
+    """Discounted return Σ_t γ^t r_t of a whole episode, `[T, N]`: the same at each of its steps, 0 where
+    masked (Williams 1992).
 
     Args:
         rewards: `[T, N]` of one episode per environment, from row 0 on.
-        gamma: discount γ in [0, 1].
-        mask: `[T, N]` of bool, False for padding; None where every slot is a transition.
-
-    Returns:
-        Σ_t γ^t r_t `[T, N]`, 0 where masked.
+        gamma, mask: as in `gae`; `mask [T, N]`.
     """
     rewards = rewards if mask is None else torch.where(mask, rewards, 0.0)
-    total = (rewards * _powers(gamma, rewards)).sum(0).expand_as(rewards)
+    powers = gamma ** torch.arange(len(rewards), device=rewards.device, dtype=rewards.dtype).unsqueeze(-1)  # [T, 1]
+    total = (rewards * powers).sum(0).expand_as(rewards)
     return total.clone() if mask is None else torch.where(mask, total, 0.0)
 
 
-def _powers(gamma: float, like: Tensor) -> Tensor:
-    """γ^t as a column [T, 1]."""
-    return gamma ** torch.arange(len(like), device=like.device, dtype=like.dtype).unsqueeze(-1)
-
-
 def group_outcome_advantages(
-    rewards: Tensor,
-    mask: Tensor,
-    group_size: int,
-    gamma: float = 1.0,
-    scale: bool = True,
-    leave_one_out: bool = False,
+    rewards: Tensor, mask: Tensor, group_size: int, gamma: float = 1.0, scale: bool = True, leave_one_out: bool = False
 ) -> Tensor:
     """Outcome supervision of GRPO (Shao et al. 2024, section 4.1.2): Â = (R − mean_group) / std_group at every step.
 
@@ -153,9 +140,9 @@ def group_process_advantages(
 ) -> Tensor:
     """Process supervision of GRPO (Shao et al. 2024, section 4.1.3), or its step-aligned form.
 
-    The paper's form normalises each step reward over all steps of all members, then sums: Â_t = Σ_{j ≥ t} r̃_j. Where
-    every step pays the same, as in CartPole, that is 0 throughout. The aligned form instead compares like with like: at
-    each step t, the reward-to-go of the members that are still playing at t, normalised over them.
+    The paper's form normalises each step reward over all steps of all members, then sums: Â_t = Σ_{j ≥ t} r̃_j, which is
+    0 where every step pays the same, as in CartPole. The aligned form normalises the reward-to-go at each step t over
+    the members that are still playing at t.
 
     Args:
         rewards, mask: `[T, N]`, as in `group_outcome_advantages`.
@@ -182,10 +169,8 @@ def group_process_advantages(
 
 
 def groups_with_spread(advantages: Tensor, group_size: int) -> Tensor:
-    """Whether each environment's group compares anything: `[N]` bool, False where all its `advantages [T, N]` are 0.
-
-    DAPO samples others in place of groups without spread (Yu et al. 2025, section 3.2, "dynamic sampling").
-    """
+    """Whether each environment's group compares anything: `[N]` bool, False where all its `advantages [T, N]` are 0; in
+    DAPO's "dynamic sampling" others take the place of such groups (Yu et al. 2025, section 3.2)."""
     groups = _by_group((advantages != 0).any(0), group_size).any(-1)
     return groups.repeat_interleave(group_size)
 
@@ -221,10 +206,8 @@ def _by_group(x: Tensor, group_size: int) -> Tensor:
 
 
 def _centred(x: Tensor, real: Tensor) -> Tensor:
-    """x minus its mean over the last axis, both over real entries; exactly 0 where these are equal up to rounding.
-
-    Rounding would leave equal scores a tiny spread, which dividing by it would blow up.
-    """
+    """x minus its mean over the last axis, both over real entries; exactly 0 where these are equal up to rounding,
+    since a division would blow up that tiny spread."""
     count = real.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(real, x, 0.0).sum(-1, keepdim=True) / count
     highest = torch.where(real, x, -torch.inf).amax(-1, keepdim=True)
@@ -246,10 +229,8 @@ def linear_scan(x: Tensor, decay: Tensor) -> Tensor:
 
 
 def _scan_by_doubling(x: Tensor, decay: Tensor) -> Tensor:
-    """The same in log₂ T whole-tensor steps instead of T (Hillis & Steele 1986): a program of 9 steps for T = 500.
-
-    After k steps, x_t is the sum over the next 2^k terms and decay_t the product of their decays.
-    """
+    """The same in log₂ T whole-tensor steps, 9 for T = 500: after k of them, x_t is the sum over the next 2^k terms and
+    decay_t the product of their decays."""
     reach = 1
     while reach < len(x):
         beyond = torch.zeros_like(x[:reach])

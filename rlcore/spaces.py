@@ -1,13 +1,13 @@
 """Gymnasium spaces as tensors: what an observation or an action looks like in the buffer.
 
-A single observation space (Box, Discrete, MultiDiscrete, MultiBinary) is one tensor. Tuple and Dict spaces, nested or
-not, become a flat dict of named parts (`"camera"`, `"robot/joints"`, `"0"`), and everything that handles observations
-goes through `map_parts`, which treats both alike.
+A single observation space (Box, Discrete, MultiDiscrete, MultiBinary) is one tensor; Tuple and Dict spaces, nested or
+not, become a flat dict of named parts (`"camera"`, `"robot/joints"`, `"0"`). `map_parts` treats both alike.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +25,7 @@ Obs = Tensor | dict[str, Tensor]
 
 
 def map_parts(function: Callable, obs: Any, *others: Any) -> Any:
-    """Apply `function` to an observation, part by part where it has parts."""
+    """`function` of an observation, part by part where it has parts."""
     if isinstance(obs, dict):
         return {name: function(part, *(other[name] for other in others)) for name, part in obs.items()}
     return function(obs, *others)
@@ -40,7 +40,7 @@ class Part:
         dtype: dtype in the buffer: float32, uint8 (images, bits) or int64 (indices).
         categories: numbers of categories of an index part, () otherwise; shape (1,) for Discrete.
         start: first index of each category, subtracted on the way in.
-        floating: whether the values are real numbers, that is, whether running normalisation makes sense.
+        floating: whether the values are real numbers, for which running normalisation makes sense.
         image: whether the values are bytes from 0 to 255, which the network scales to [0, 1].
     """
 
@@ -58,22 +58,19 @@ def observation_parts(space: spaces.Space) -> Part | dict[str, Part]:
     Raises:
         UsageError: where the space, or one inside it, has no fixed-size tensor form.
     """
-    leaves = dict(_leaves(space, ""))
-    if not leaves:
+    parts = {name: _leaf(leaf, name) for name, _, leaf in _leaves(space)}
+    if not parts:
         raise UsageError(f"the observation space {space} is empty; it needs at least one part")
-    return leaves.get("", leaves)
+    return parts.get("", parts)
 
 
-def _leaves(space: spaces.Space, name: str) -> Iterator[tuple[str, Part]]:
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        for key, child in _children(space):
-            yield from _leaves(child, f"{name}/{key}" if name else str(key))
-    else:
-        yield name, _leaf(space, name)
-
-
-def _children(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
-    return list(space.spaces.items()) if isinstance(space, spaces.Dict) else list(enumerate(space.spaces))
+def _leaves(space: spaces.Space, name: str = "", path: tuple = ()) -> Iterator[tuple[str, tuple, spaces.Space]]:
+    """Name, keys on the way there, and space of each part; a space without parts is one of no name."""
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        yield name, path, space
+        return
+    for key, child in space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+        yield from _leaves(child, f"{name}/{key}" if name else str(key), (*path, key))
 
 
 def _leaf(space: spaces.Space, name: str) -> Part:
@@ -100,18 +97,10 @@ def _start(space: spaces.MultiDiscrete) -> Any:
 
 
 def split_observation(space: spaces.Space, obs: Any) -> Any:
-    """An observation as gymnasium gives it (nested tuples and dicts) as one array or a flat dict of named arrays."""
+    """An observation as gymnasium gives it, as one array or a flat dict of named arrays."""
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return obs
-    return dict(_split(space, obs, ""))
-
-
-def _split(space: spaces.Space, obs: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        for key, child in _children(space):
-            yield from _split(child, obs[key], f"{name}/{key}" if name else str(key))
-    else:
-        yield name, obs
+    return {name: functools.reduce(operator.getitem, path, obs) for name, path, _ in _leaves(space)}
 
 
 @dataclass(frozen=True)
@@ -122,8 +111,7 @@ class Field:
         name: under which buffer and batch have it.
         shape: of one transition's.
         dtype: of its numbers.
-        source: who fills it: the environment, at each step; the policy, when it acts; or the agent, from the whole
-            rollout.
+        source: who fills it: the environment at each step, the policy when it acts, or the agent after a rollout.
     """
 
     name: str
@@ -137,8 +125,7 @@ class ActionSpec:
     """How the actions of a space are stored, distributed and handed to the environment.
 
     Attributes:
-        kind: the distribution over raw network outputs: categorical, multi_categorical, bernoulli, gaussian or
-            tanh_gaussian.
+        kind: the distribution: categorical, multi_categorical, bernoulli, gaussian or tanh_gaussian.
         shape: shape of one action in the buffer, without the [T, N] in front.
         dtype: dtype in the buffer: int64 for choices, float32 for Box.
         num_params: number P of raw network outputs that parametrise the distribution.
@@ -170,15 +157,14 @@ class ActionSpec:
             actions = space.low.ravel() + (space.high - space.low).ravel() * (np.tanh(actions) + 1) / 2
         actions = actions.reshape(-1, *space.shape)
         if isinstance(space, spaces.Box):
-            return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
-        if isinstance(space, spaces.MultiDiscrete):
-            return (actions + _start(space)).astype(space.dtype, copy=False)
+            actions = np.clip(actions, space.low, space.high)
+        elif isinstance(space, spaces.MultiDiscrete):
+            actions = actions + _start(space)
         return actions.astype(space.dtype, copy=False)
 
     @functools.cached_property
     def _bounds(self) -> tuple[Constant, Constant]:
-        low, high = (Constant(torch.from_numpy(bound.ravel())) for bound in (self.space.low, self.space.high))
-        return low, high
+        return tuple(Constant(torch.from_numpy(bound.ravel())) for bound in (self.space.low, self.space.high))
 
     def to_env_tensor(self, actions: Tensor) -> Tensor:
         """`to_env` of `actions [N, ...]` for tensor environments; choices are handed over as counted here, from 0."""
@@ -204,8 +190,7 @@ def action_spec(space: spaces.Space, squash: bool = False) -> ActionSpec:
     if squash and not (isinstance(space, spaces.Box) and space.is_bounded("both")):
         raise UsageError(f"squash maps onto the bounds of a finite Box, but the action space is {space}")
     if isinstance(space, spaces.Discrete):
-        n = int(space.n)
-        return ActionSpec("categorical", (), torch.int64, n, (n,), space)
+        return ActionSpec("categorical", (), torch.int64, int(space.n), (int(space.n),), space)
     if isinstance(space, spaces.MultiDiscrete):
         nvec = tuple(int(n) for n in space.nvec.flat)
         return ActionSpec("multi_categorical", (len(nvec),), torch.int64, sum(nvec), nvec, space)
@@ -214,8 +199,7 @@ def action_spec(space: spaces.Space, squash: bool = False) -> ActionSpec:
         return ActionSpec("bernoulli", (size,), torch.int64, size, (), space)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         size = int(np.prod(space.shape))
-        kind = "tanh_gaussian" if squash else "gaussian"
-        return ActionSpec(kind, (size,), torch.float32, 2 * size, (), space)
+        return ActionSpec("tanh_gaussian" if squash else "gaussian", (size,), torch.float32, 2 * size, (), space)
     raise UsageError(
         f"the action space is {space}, which has no policy here; "
         "supported are Discrete, MultiDiscrete, MultiBinary and Box of floats"

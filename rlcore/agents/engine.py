@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlcore.agents.config import choice_word, enters_programs
+from rlcore.agents.config import enters_programs
 from rlcore.agents.setup import make_collector
 from rlcore.collect import Collector, NativeCollector
 from rlcore.envs.make import find_spec, native_twin
-from rlcore.errors import UsageError, one_line
+from rlcore.errors import UsageError
 from rlcore.networks.torsos import is_image
 from rlcore.programs.program import Program
 from rlcore.programs.recording import NotRecordable, ParametersPlace
-from rlcore.programs.watch import Watch
+from rlcore.programs.watch import Watch, is_ours
 from rlcore.spaces import map_parts
 from rlcore.state import Place, module_places
+from rlcore.tracing import leaves_of
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
@@ -53,8 +54,7 @@ class Engine:
 
     def __init__(self, agent: Agent):
         self.agent = agent
-        self.how: str | None
-        self.how, self.reason = (None, "") if agent.config.compile is not False else ("python", "asked for")
+        self.how, self.reason = ("python", "asked for") if agent.config.compile is False else (None, "")
         self.seconds = 0.0
         self.forget()
 
@@ -63,11 +63,8 @@ class Engine:
         self._ready = False
         self.program: Program | None = None
         self._watch: Any = None
-        self._was_cached: bool | None = None
-        self._learns: Program | None = None
-        self._collects: dict[Collector, Program] = {}
-        if hasattr(self.agent, "collector"):
-            self.agent.collector.program = None
+        self._made: dict[Any, Program] = {}
+        self.agent.collector.program = None
 
     def go_on(self, how: str | None) -> None:
         """Run as a stored run did; None chooses anew."""
@@ -75,7 +72,7 @@ class Engine:
         self.how, self.reason = how, "as the run began"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_ready": False, "program": None, "_watch": None, "_learns": None, "_collects": {}}
+        return {**vars(self), "_ready": False, "program": None, "_watch": None, "_made": {}}
 
     def learn(self) -> dict[str, Tensor]:
         """As `Agent.learn_from_buffer`."""
@@ -127,7 +124,7 @@ class Engine:
         try:
             self._build()
         except Exception as error:  # the compiler's errors are of many kinds, and all mean the same
-            what = one_line(error) if isinstance(error, UsageError) else _first_line(error)
+            what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             problem = f"this agent could not be {self.how} ({what[:300]})"
             if agent.config.compile != "auto":
                 raise UsageError(f"{problem}; compile may be false") from error
@@ -145,20 +142,21 @@ class Engine:
         return asked and native_twin(find_spec(agent.env_id)) is not None
 
     def _choose(self, total_steps: int) -> tuple[str, str]:
-        asked, seconds = self.agent.config.compile, self._python_seconds(total_steps - self.agent.global_step)
-        if asked is False:
-            return "python", "asked for"
-        if asked == "auto":
-            return self._choose_fastest(seconds)
-        how = "recorded" if asked == "record" else "compiled"
+        config = self.agent.config
+        if config.compile == "auto":
+            per_iteration = config.num_steps * SECONDS_PER_ROW
+            per_iteration += config.update_epochs * config.num_minibatches * SECONDS_PER_STEP
+            iterations = (total_steps - self.agent.global_step) / (config.num_steps * config.num_envs)
+            return self._choose_fastest(iterations * per_iteration)
+        how = {False: "python", "record": "recorded", True: "compiled"}[config.compile]
         obstacle = self._obstacle_to_compiling() if how == "compiled" else ""
         if obstacle:
-            raise UsageError(f"compile is {choice_word(asked)}, but {obstacle}; it may be auto or false")
+            raise UsageError(f"compile is true, but {obstacle}; it may be auto or false")
         return how, "asked for"
 
     def _choose_fastest(self, seconds: float) -> tuple[str, str]:
         """The choice for a run that would take so many `seconds` as Python."""
-        if any(map(is_image, self._parts())):
+        if any(map(is_image, leaves_of(self.agent.adapter.parts))):
             return "python", "convolutions take the time, and they gain nothing"
         obstacle, worth_recording = self._obstacle_to_compiling(), seconds > WORTH * SECONDS_TO_RECORD
         if not obstacle and seconds > WORTH * SECONDS_TO_COMPILE:
@@ -178,17 +176,6 @@ class Engine:
             return "there is no C++ compiler (g++)"
         return ""
 
-    def _parts(self) -> list[Any]:
-        parts = self.agent.adapter.parts
-        return list(parts.values()) if isinstance(parts, dict) else [parts]
-
-    def _python_seconds(self, steps: int) -> float:
-        """What the rest of the run would take without compiling."""
-        config = self.agent.config
-        per_iteration = config.num_steps * SECONDS_PER_ROW
-        per_iteration += config.update_epochs * config.num_minibatches * SECONDS_PER_STEP
-        return steps / (config.num_steps * config.num_envs) * per_iteration
-
     # Programs.
 
     def _has_own_code(self) -> bool:
@@ -196,8 +183,8 @@ class Engine:
         next."""
         agent = self.agent
         modules = [m for module in agent.state.modules().values() for m in module.modules()]
-        classes = [type(agent), *map(type, modules), type(getattr(agent.collector, "task", agent))]
-        foreign = any(base.__module__.partition(".")[0] not in OURS for kind in classes for base in kind.__mro__[:-1])
+        kinds = {type(x) for x in (agent, *modules, getattr(agent.collector, "task", agent))}
+        foreign = not all(is_ours(base.__module__) for kind in kinds for base in kind.__mro__)
         return foreign or any(callable(value) and hasattr(type(agent), name) for name, value in vars(agent).items())
 
     def _key(self, part: str) -> dict[str, Any] | None:
@@ -207,44 +194,36 @@ class Engine:
         agent = self.agent
         config = {name: getattr(agent.config, name) for name in enters_programs(type(agent.config))}
         spaces = str(agent.envs.single_observation_space), str(agent.envs.single_action_space)
-        kind = type(agent).__qualname__
-        return {"part": part, "algo": kind, "env": agent.env_id, "spaces": spaces, "config": config}
+        algorithm = type(agent).__qualname__
+        return {"part": part, "algo": algorithm, "env": agent.env_id, "spaces": spaces, "config": config}
 
     def _is_cached(self) -> bool:
-        """Whether the disk cache has every program of this agent, as first asked, which is before any is built."""
-        if self._was_cached is None:
-            agent = self.agent
-            try:
-                leaves_host = self.may_go_native and agent.backend != "native"
-                collector = make_collector(agent, "native") if leaves_host else agent.collector
-                self._was_cached = agent.device.type == "cpu" and (
-                    self._learning().is_cached(self._key("learn"))
-                    and self._collecting(collector).is_cached(self._key("collect"))
-                )
-            except NotRecordable:
-                self._was_cached = False
-        return self._was_cached
+        """Whether the disk cache has every program of this agent."""
+        agent = self.agent
+        if agent.device.type != "cpu":
+            return False
+        leaves_host = self.may_go_native and agent.backend != "native"
+        try:
+            learning = self._learning().is_cached(self._key("learn"))
+            collector = make_collector(agent, "native") if leaves_host else agent.collector
+            return learning and self._collecting(collector).is_cached(self._key("collect"))
+        except NotRecordable:
+            return False
 
     def _build(self) -> None:
-        compiled = self.how == "compiled"
+        agent, compiled = self.agent, self.how == "compiled"
         was_cached, start = compiled and self._is_cached(), time.perf_counter()
-        learning, collecting = self._learning(), self._collecting(self.agent.collector)
+        learning, collecting = self._learning(), self._collecting(agent.collector)
         learning.prepare(self._key("learn"), compiled)
         collecting.prepare(self._key("collect"), compiled)
-        self.program = learning
-        self.agent.collector.program = collecting
-        self._watch = self._watch_of(learning)
+        self.program, agent.collector.program = learning, collecting
+        self._watch = Watch(agent, learning.reads, agent.state.modules(), {*agent.state.names, "draws"})
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
-
-    def _watch_of(self, program: Program) -> Watch:
-        agent, reads = self.agent, program.reads
-        return Watch(agent, reads, agent.state.modules(), {*agent.state.names, "draws"})
 
     def _learning(self) -> Program:
         """What learns from a rollout; recorded at most once."""
-        if self._learns is not None:
-            return self._learns
-
+        if "learn" in self._made:
+            return self._made["learn"]
         agent = self.agent
 
         def places() -> list[Place]:
@@ -254,15 +233,15 @@ class Engine:
             return [*self._state(), *agent.buffer.places(), *draws]
 
         free = {f"draws.{name}": dims for name, dims in agent.sampler.free_sizes().items()}
-        self._learns = Program(agent.learn_from_buffer, places, owner=agent, free=free)
-        return self._learns
+        self._made["learn"] = Program(agent.learn_from_buffer, places, owner=agent, free=free)
+        return self._made["learn"]
 
     def _collecting(self, collector: Collector) -> Program:
         """What collects a rollout: all of it from native environments, one action at a time from others; recorded at
         most once."""
-        if collector not in self._collects:
-            self._collects[collector] = self._make_collecting(collector)
-        return self._collects[collector]
+        if collector not in self._made:
+            self._made[collector] = self._make_collecting(collector)
+        return self._made[collector]
 
     def _make_collecting(self, collector: Collector) -> Program:
         agent = self.agent
@@ -291,17 +270,7 @@ class Engine:
 
     def describe(self) -> str:
         """One line for the run's first lines."""
-        if self.how == "python":
-            return f"iterations run as Python: {self.reason}"
-        if self.how == "recorded":
-            return f"iterations are recorded operations, run one by one: {self.reason}"
-        return f"iterations are compiled programs: {self.reason}" + (
-            f"; built in {self.seconds:.0f} s, kept for the next run" if self.seconds else ""
-        )
-
-
-OURS = ("rlcore", "torch", "builtins")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        ways = {"python": "run as Python", "recorded": "are recorded operations, run one by one"}
+        told = f"iterations {ways.get(self.how, 'are compiled programs')}: {self.reason}"
+        is_built = self.how == "compiled" and self.seconds
+        return f"{told}; built in {self.seconds:.0f} s, kept for the next run" if is_built else told

@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from rlcore.errors import UsageError
 from rlcore.networks.distributions import Distribution, make_distribution
 from rlcore.networks.normalize import RunningNorm
-from rlcore.networks.torsos import (
-    ACTIVATIONS,
-    TorsoName,
-    check_torso,
-    is_channels_last,
-    is_image,
-    make_torso,
-    orthogonal,
-)
+from rlcore.networks.torsos import ACTIVATIONS, check_torso, is_channels_last, is_image, make_torso, orthogonal
 from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
 
 
@@ -36,6 +28,7 @@ class Preprocess(nn.Module):
     def __init__(self, part: Part, norm: bool):
         super().__init__()
         self.part = part
+        self.out_shape = (sum(part.categories),) if part.categories else part.shape or (1,)  # 1 for a lone number
         self.norm = RunningNorm(part.shape) if norm and part.floating else None
         # Convolutions are faster with the channels innermost, and reordering is cheap while the dtype changes anyway.
         reorder = is_image(part) and not is_channels_last(part.shape)
@@ -44,22 +37,14 @@ class Preprocess(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         part = self.part
         if part.categories:
-            columns = x.reshape(x.shape[0], -1).split(1, 1)
-            return torch.cat([_one_hot(c, n) for c, n in zip(columns, part.categories, strict=True)], 1)
+            columns = zip(x.reshape(x.shape[0], -1).split(1, 1), part.categories, strict=True)
+            # torch's own one-hot looks at the data, which a recording cannot.
+            return torch.cat([(c == torch.arange(n, device=x.device)).float() for c, n in columns], 1)
         if part.image:
             x = x.to(torch.float32, memory_format=self.layout).mul_(1 / 255)  # bytes, so `to` has made a copy
         x = x if x.is_floating_point() else x.float()
         x = x if self.norm is None else self.norm(x)
         return x if part.shape else x.unsqueeze(-1)
-
-    def out_shape(self) -> tuple[int, ...]:
-        """Shape of one preprocessed observation; a lone number counts as a vector of one."""
-        return (sum(self.part.categories),) if self.part.categories else self.part.shape or (1,)
-
-
-def _one_hot(x: Tensor, categories: int) -> Tensor:
-    """`x [B, 1]` as `[B, categories]`; torch's own looks at the data, which a recording cannot."""
-    return (x == torch.arange(categories, device=x.device)).float()
 
 
 class Trunk(nn.Module):
@@ -69,22 +54,22 @@ class Trunk(nn.Module):
         super().__init__()
         self.preprocess, self.torsos = preprocess, nn.ModuleList(torsos)
         self._branches = list(zip(preprocess, torsos, strict=True))  # a plain list is faster to go through
-        self.features = sum(_features(torso, pre.out_shape()) for pre, torso in zip(preprocess, torsos, strict=True))
-        self.bfloat16 = False  # whether the torsos work in bfloat16; features are float32 either way
+        self.features = sum(_features(torso, pre.out_shape) for pre, torso in self._branches)
 
     def forward(self, obs: Obs) -> Tensor:
-        if not self.bfloat16:
-            return self._forward(obs)
-        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
-            features = self._forward(obs)
-        return features.float()
-
-    def _forward(self, obs: Obs) -> Tensor:
         if not isinstance(obs, dict):
             ((preprocess, torso),) = self._branches
             return torso(preprocess(obs))
         branches = zip(self._branches, obs.values(), strict=True)
         return torch.cat([torso(preprocess(x)) for (preprocess, torso), x in branches], -1)
+
+
+class BFloat16Trunk(Trunk):
+    """One whose torsos work in bfloat16; features are float32 all the same."""
+
+    def forward(self, obs: Obs) -> Tensor:
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
+            return super().forward(obs).float()
 
 
 @torch.no_grad()
@@ -104,7 +89,7 @@ Torso = nn.Module | Callable[[tuple[int, ...]], nn.Module]
 class ActorCritic(nn.Module):
     """Policy and value function over one observation.
 
-    Observations are one tensor or a dict of parts with any number of leading dimensions, `[B, ...]` or `[T, N, ...]`.
+    Observations are one tensor or a dict of parts, with any number of leading dimensions.
 
     Args:
         observation_space, action_space: of a single environment; `action_space` may be an ActionSpec.
@@ -112,8 +97,8 @@ class ActorCritic(nn.Module):
         activation: of the MLP torso: tanh, relu, elu, gelu or silu.
         shared: one torso for actor and critic instead of one each.
         torso: mlp, nature or impala (convolutions, for image parts), or auto: nature for images, mlp for all else; a
-            module of your own, then used by actor and critic both; or a function `shape -> module`, called for each
-            observation part and each of actor and critic (once where `shared`).
+            module of your own, for actor and critic both; or a function `shape -> module`, called for each observation
+            part and each of actor and critic (once where `shared`).
         log_std_init: initial log standard deviation of a Gaussian policy.
         state_dependent_std: log standard deviation from a head of the network instead of free parameters.
         norm_obs: running normalisation of the real-valued observation parts.
@@ -130,7 +115,7 @@ class ActorCritic(nn.Module):
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
         shared: bool = False,
-        torso: Torso | TorsoName = "auto",
+        torso: Torso | str = "auto",
         log_std_init: float = 0.0,
         state_dependent_std: bool = False,
         norm_obs: bool = False,
@@ -149,32 +134,30 @@ class ActorCritic(nn.Module):
                 f"torso is one module, but the observation has {len(parts)} parts ({', '.join(self.parts)}); "
                 "pass a function that makes a module from a part's shape"
             )
+        check_torso(torso, parts)
         # One Preprocess per part, whoever reads it: actor and critic share their statistics.
         self.preprocess = nn.ModuleList(Preprocess(part, norm_obs) for part in parts)
-        if isinstance(torso, str):
-            check_torso(torso, parts)
-        self.actor = self._trunk(torso, hidden_sizes, activation)
-        self.critic = self.actor if self.shared else self._trunk(torso, hidden_sizes, activation)
-        self.actor.bfloat16 = self.critic.bfloat16 = precision == "bfloat16"
+        self.actor = self._trunk(torso, hidden_sizes, activation, precision)
+        self.critic = self.actor if self.shared else self._trunk(torso, hidden_sizes, activation, precision)
 
+        is_gaussian = spec.kind in ("gaussian", "tanh_gaussian")
+        self.state_dependent_std = is_gaussian and state_dependent_std
+        self.free_std = is_gaussian and not state_dependent_std
+        head_size = spec.num_params // 2 if self.free_std else spec.num_params
         # A small last layer makes the first policy nearly uniform (Andrychowicz et al. 2021, section 3.2).
-        self.gaussian = spec.kind in ("gaussian", "tanh_gaussian")
-        self.state_dependent_std = self.gaussian and state_dependent_std
-        head_size = spec.num_params // 2 if self.gaussian and not state_dependent_std else spec.num_params
         self.policy_head = orthogonal(nn.Linear(self.actor.features, head_size), 0.01)
         self.value_head = orthogonal(nn.Linear(self.critic.features, 1), 1.0)
-        if self.state_dependent_std:
-            nn.init.constant_(self.policy_head.bias[head_size // 2 :], log_std_init)
-        elif self.gaussian:
+        if self.free_std:
             self.log_std = nn.Parameter(torch.full((head_size,), float(log_std_init)))
+        elif self.state_dependent_std:
+            nn.init.constant_(self.policy_head.bias[head_size // 2 :], log_std_init)
 
-    def _trunk(self, torso: Torso | TorsoName, hidden_sizes: Sequence[int], activation: str) -> Trunk:
-        def make(pre: Preprocess) -> nn.Module:
-            if isinstance(torso, str):
-                return make_torso(torso, pre.part, pre.out_shape(), hidden_sizes, activation)
-            return torso if isinstance(torso, nn.Module) else torso(pre.out_shape())
-
-        return Trunk(self.preprocess, [make(pre) for pre in self.preprocess])
+    def _trunk(self, torso: Torso | str, hidden_sizes: Sequence[int], activation: str, precision: str) -> Trunk:
+        if isinstance(torso, str):
+            torsos = [make_torso(torso, pre.part, pre.out_shape, hidden_sizes, activation) for pre in self.preprocess]
+        else:
+            torsos = [torso if isinstance(torso, nn.Module) else torso(pre.out_shape) for pre in self.preprocess]
+        return (BFloat16Trunk if precision == "bfloat16" else Trunk)(self.preprocess, torsos)
 
     def forward(self, obs: Obs) -> tuple[Distribution, Tensor]:
         """The policy and the value `[...]` at `obs [..., *shape]`; a shared torso runs once."""
@@ -198,8 +181,7 @@ class ActorCritic(nn.Module):
         return []
 
     def initial_carry(self, num_envs: int) -> dict[str, Tensor]:
-        """What acting hands from one row to the next, `[N, ...]` each, at the beginning; a policy without memory has
-        none."""
+        """What acting hands from one row to the next, `[N, ...]` each, at the beginning; nothing without memory."""
         return {}
 
     def act(
@@ -213,11 +195,9 @@ class ActorCritic(nn.Module):
             first: `[N]` bool, whose row begins an episode after another; may be None where there is no carry.
             with_values: whether values are wanted, where these come for free from a shared torso.
         """
-        if with_values and self.shared:
-            policy, values = self(obs)
-            return {"actions": policy.sample(noise), "dist_params": policy.params, "values": values}, carry
-        policy = self.policy(obs)
-        return {"actions": policy.sample(noise), "dist_params": policy.params}, carry
+        policy, values = self(obs) if with_values and self.shared else (self.policy(obs), None)
+        row = {"actions": policy.sample(noise), "dist_params": policy.params}
+        return row if values is None else {**row, "values": values}, carry
 
     def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of `actions`, entropies and values, each `[...]`, at `obs [..., *shape]`."""
@@ -226,7 +206,7 @@ class ActorCritic(nn.Module):
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """The parameters that `policy` depends on."""
-        free_std = [self.log_std] if self.gaussian and not self.state_dependent_std else []
+        free_std = [self.log_std] if self.free_std else []
         return [*self.actor.torsos.parameters(), *self.policy_head.parameters(), *free_std]
 
     def critic_parameters(self) -> list[nn.Parameter]:
@@ -234,29 +214,28 @@ class ActorCritic(nn.Module):
         return [*self.critic.torsos.parameters(), *self.value_head.parameters()]
 
     def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
-        """Merge the real observations of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
+        """Merge the real rows of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
         for pre, x in zip(self.preprocess, obs.values() if isinstance(obs, dict) else [obs], strict=True):
             if pre.norm is not None:
                 pre.norm.update(x, mask)
 
     def _flatten(self, obs: Obs) -> tuple[Obs, torch.Size]:
         """Observations as [B, ...] and the leading dimensions they had."""
-        if isinstance(obs, dict):
-            name, part = next(iter(self.parts.items()))
-            lead = obs[name].shape[: obs[name].ndim - len(part.shape)]
-        else:
-            lead = obs.shape[: obs.ndim - len(self.parts.shape)]
+        first, part = obs, self.parts
+        if isinstance(obs, dict):  # any part will do
+            first, part = next(iter(obs.values())), next(iter(part.values()))
+        lead = first.shape[: first.ndim - len(part.shape)]
         if len(lead) == 1:
             return obs, lead
         return map_parts(lambda x: x.reshape(-1, *x.shape[len(lead) :]), obs), lead
 
     def _distribution(self, features: Tensor, lead: torch.Size) -> Distribution:
         params = self.policy_head(features)
-        if self.state_dependent_std:
+        if self.free_std:
+            params = torch.cat([params, self.log_std.expand_as(params)], -1)
+        elif self.state_dependent_std:
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(-20, 2)], -1)
-        elif self.gaussian:
-            params = torch.cat([params, self.log_std.expand_as(params)], -1)
         return self.distribution(params if len(lead) == 1 else params.reshape(*lead, -1))
 
     def _values(self, features: Tensor, lead: torch.Size) -> Tensor:

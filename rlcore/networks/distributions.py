@@ -16,6 +16,7 @@ own noise.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -40,16 +41,13 @@ class Categorical:
 
     def __init__(self, params: Tensor):
         self.params = self.logits = params
-        self._log_p: Tensor | None = None
 
     noise_ = staticmethod(gumbel_noise)
 
-    @property
+    @functools.cached_property
     def log_p(self) -> Tensor:
-        """Normalised log-probabilities [..., P]; computed once, and not at all where only a sample is wanted."""
-        if self._log_p is None:
-            self._log_p = F.log_softmax(self.logits, -1)
-        return self._log_p
+        """Normalised log-probabilities [..., P]; not computed where only a sample is wanted."""
+        return F.log_softmax(self.logits, -1)
 
     def sample(self, noise: Tensor) -> Tensor:
         return (self.logits + noise).argmax(-1)
@@ -111,16 +109,16 @@ class Bernoulli:
         return (self.logits > 0).long()
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(self.logits, actions.to(self.logits.dtype), reduction="none").sum(-1)
+        return -self._cross_entropy(actions.to(self.logits.dtype))
 
     def entropy(self) -> Tensor:
-        p = self.logits.sigmoid()
-        return F.binary_cross_entropy_with_logits(self.logits, p, reduction="none").sum(-1)
+        return self._cross_entropy(self.logits.sigmoid())
 
     def kl(self, other: Bernoulli) -> Tensor:
-        p = self.logits.sigmoid()
-        cross = F.binary_cross_entropy_with_logits(other.logits, p, reduction="none")
-        return cross.sum(-1) - self.entropy()
+        return other._cross_entropy(self.logits.sigmoid()) - self.entropy()
+
+    def _cross_entropy(self, p: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(self.logits, p, reduction="none").sum(-1)
 
 
 class Gaussian:
@@ -154,39 +152,33 @@ class Gaussian:
 
 
 class TanhGaussian(Gaussian):
-    """A Gaussian squashed into finite bounds by a = low + (high − low)(tanh(u) + 1)/2.
+    """A Gaussian squashed into finite bounds by a = low + (high − low)(tanh(u) + 1)/2, of `params [..., P]`.
 
     The buffer keeps u, where nothing is lost to rounding near the bounds; `log_prob` takes u and gives the log-density
-    of a, the change of variables included (Haarnoja et al. 2018, appendix C). KL needs no correction: it does not
-    change under a bijection. `mode` is that of u. `params [..., P]` are its own; `half_range [P/2]`.
+    of a, the change of variables included (Haarnoja et al. 2018, appendix C). KL does not change under a bijection.
+    `mode` is that of u. `half_range [P/2]` is (high − low)/2.
     """
 
     def __init__(self, params: Tensor, half_range: Tensor):
         super().__init__(params)
-        self.half_range = half_range  # (high − low)/2, [P/2]
+        self.half_range = half_range
 
     def _log_slope(self, u: Tensor) -> Tensor:
-        """log da/du; log(1 − tanh²u) written so that it does not underflow for large |u|."""
-        return 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
+        """log(1 − tanh²u), written so that it does not underflow for large |u|; log da/du but for the half range."""
+        return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        return super().log_prob(actions) - self._log_slope(actions).sum(-1)
+        return super().log_prob(actions) - (self._log_slope(actions) + self.half_range.log()).sum(-1)
 
     def entropy(self) -> Tensor:
         """H(u) + E[log da/du], the expectation by Gauss-Hermite quadrature: deterministic, with exact gradients."""
         nodes, weights = (constant.like(self.mean) for constant in _GAUSS_HERMITE)
         u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes
-        slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
-        return super().entropy() + ((slope * weights).sum(-1) + self.half_range.log()).sum(-1)
+        return super().entropy() + ((self._log_slope(u) * weights).sum(-1) + self.half_range.log()).sum(-1)
 
 
-def _gauss_hermite(degree: int) -> tuple[Constant, Constant]:
-    """Nodes and weights with Σ w f(x) ≈ E[f(x)] for x ~ N(0, 1)."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(degree)
-    return Constant(torch.from_numpy(nodes)), Constant(torch.from_numpy(weights / weights.sum()))
-
-
-_GAUSS_HERMITE = _gauss_hermite(32)
+_nodes, _weights = np.polynomial.hermite_e.hermegauss(32)  # Σ w f(x) / Σ w ≈ E[f(x)] for x ~ N(0, 1)
+_GAUSS_HERMITE = Constant(torch.from_numpy(_nodes)), Constant(torch.from_numpy(_weights / _weights.sum()))
 
 Distribution = Categorical | MultiCategorical | Bernoulli | Gaussian | TanhGaussian
 

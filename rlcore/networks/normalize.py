@@ -1,7 +1,8 @@
 """Running normalisation of observations and rewards.
 
-Statistics change once per iteration, from all real transitions of all environments together, and never in evaluation.
-They are module buffers, so they are saved with the weights.
+Statistics change once per iteration, after learning, from all real transitions of all environments together: the
+behaviour policy and the policy being trained see the same numbers. Evaluation never changes them. They are module
+buffers, so they are saved with the weights.
 """
 
 from __future__ import annotations
@@ -16,12 +17,7 @@ from rlcore.tracing import reduce
 
 
 class RunningNorm(nn.Module):
-    """Centres and scales observations by running statistics; changes only when `update` is called.
-
-    An agent updates it once per iteration, after learning, with all real transitions of all environments at once, so
-    that the behaviour policy and the policy being trained see the same numbers. Evaluation never updates it. Its state
-    travels in the network's state_dict.
-    """
+    """Centres and scales observations `x [..., *shape]` by running statistics, which only `update` changes."""
 
     def __init__(self, shape: tuple[int, ...], clip: float = 10.0):
         super().__init__()
@@ -35,10 +31,8 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor) -> None:
-        """Merge the rows of `x [T, N, ...]` where `mask [T, N]` is True (Chan et al. 1979, eq. 2.1).
-
-        The batch's mean is taken first and deviations second, so large offsets lose no precision.
-        """
+        """Merge the rows of `x [T, N, ...]` where `mask [T, N]` is True (Chan et al. 1979, eq. 2.1). Deviations are
+        from the mean of the batch itself, so large offsets lose no precision."""
         weight = mask.double().reshape(*mask.shape, *(1 for _ in self.mean.shape))
         x = torch.where(weight > 0, x.double(), 0.0)
         count = reduce(weight.sum())
@@ -57,8 +51,7 @@ class RunningNorm(nn.Module):
 class RewardScaler(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return (Engstrom et al. 2020, section 2).
 
-    The mean is not subtracted: that would change which episode lengths are good. The scaled rewards go to the
-    estimators; episode returns are reported unscaled.
+    The mean is not subtracted, which would change what episode lengths are good. Reported returns are unscaled.
     """
 
     def __init__(self, num_envs: int, gamma: float, clip: float = 10.0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,8 +50,7 @@ class MLP(nn.Module):
 
 
 class NatureCNN(nn.Module):
-    """The convolutional network of Mnih et al. 2015 ("Human-level control", methods): [B, C, H, W] or [B, H, W, C],
-    scaled to [0, 1], to [B, 512]."""
+    """The convolutional network of Mnih et al. 2015 (methods): [B, C, H, W] or [B, H, W, C] in [0, 1], to [B, 512]."""
 
     def __init__(self, shape: Sequence[int], features: int = 512):
         super().__init__()
@@ -73,8 +72,8 @@ class NatureCNN(nn.Module):
 
 
 class ImpalaCNN(nn.Module):
-    """The residual network of Espeholt et al. 2018 (IMPALA, figure 3, right): [B, C, H, W] or [B, H, W, C] to
-    [B, 256]. More accurate than the Nature CNN on many games, and several times as much work."""
+    """The residual network of Espeholt et al. 2018 (figure 3, right): [B, C, H, W] or [B, H, W, C] to [B, 256]; better
+    than the Nature CNN on many games, and several times as much work."""
 
     def __init__(self, shape: Sequence[int], channels: Sequence[int] = (16, 32, 32), features: int = 256):
         super().__init__()
@@ -126,21 +125,15 @@ def image_size(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def make_torso(name: TorsoName, part: Part, shape: Sequence[int], hidden_sizes: Sequence[int], activation: str):
-    """The torso of an observation part.
-
-    Args:
-        name: mlp, nature, impala, or auto: nature for images, mlp for all else.
-        part: the part, and `shape` its shape after preprocessing.
-        hidden_sizes, activation: of the MLP.
-    """
-    name = ("nature" if is_image(part) else "mlp") if name == "auto" else name
+    """The torso of an observation part with `shape` after preprocessing; auto is nature for images, mlp for all else,
+    and what is no image has an MLP in any case."""
     if name == "mlp" or not is_image(part):
         return MLP(int(np.prod(shape)), hidden_sizes, activation)
-    return NatureCNN(shape) if name == "nature" else ImpalaCNN(shape)
+    return ImpalaCNN(shape) if name == "impala" else NatureCNN(shape)
 
 
-def check_torso(name: TorsoName, parts: Sequence[Part]) -> None:
-    """Refuse convolutions where no part of the observation is an image."""
+def check_torso(name: Any, parts: Sequence[Part]) -> None:
+    """Refuse our convolutions where no part of the observation is an image; a torso of one's own passes."""
     if name in ("nature", "impala") and not any(map(is_image, parts)):
         shapes = ", ".join(f"{str(part.dtype).removeprefix('torch.')} of shape {list(part.shape)}" for part in parts)
         raise UsageError(

@@ -23,11 +23,13 @@ LARGE_TANH = 1024  # elements from which numpy's tanh makes up for the way there
 
 def for_compiler(recorded: GraphModule) -> GraphModule:
     """The same function with operations that inductor makes fast."""
-    graph = recorded.graph
-    _fuse_small_layers(graph)
-    if matmul.pays():
-        _own_products(graph)
-    _faster_tanh(graph)
+    graph, own_products = recorded.graph, matmul.pays()
+    for node in list(graph.nodes):
+        make = _faster(node, own_products)
+        if make is not None:
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(make(lambda target, *args: graph.call_function(target, args), *node.args))
+            graph.erase_node(node)
     graph.eliminate_dead_code()
     recorded.recompile()
     return recorded
@@ -37,8 +39,7 @@ def for_python(recorded: GraphModule) -> GraphModule:
     """The same function with calls that are cheap from Python."""
     graph = recorded.graph
     _drop_idle(graph)
-    _whole_layers(graph)
-    _tanh_by_numpy(graph)
+    _other_kernels(graph)
     graph.eliminate_dead_code()
     _tensors_for_numbers(recorded)
     _direct_calls(graph)
@@ -47,53 +48,45 @@ def for_python(recorded: GraphModule) -> GraphModule:
 
 
 def hoisted(body: GraphModule, count: int) -> tuple[GraphModule, GraphModule]:
-    """A loop's body as two functions: what depends on nothing that changes from turn to turn, and the rest.
+    """A loop's body, whose first `count` inputs change from turn to turn, as two functions: from the fixed inputs to
+    what the rest takes of them, each in memory of its own; and the rest.
 
     Layers of a handful of rows read their weights column by column; transposes taken out of a loop lay them out so.
-
-    Args:
-        body: of a loop.
-        count: how many of its inputs change from turn to turn; these stand first.
-
-    Returns:
-        From the fixed inputs to what the rest takes of them, each in memory of its own; and the rest.
     """
     inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
-    known = set(inputs[count:])
+    order, fixed = inputs[:count], set(inputs[count:])
+    before, copies = Graph(), {}  # the latter of what depends on nothing that changes
     for node in body.graph.nodes:
-        if _may_stand_before(node) and all(x in known for x in node.all_input_nodes):
-            known.add(node)
-    taken = [n for n in body.graph.nodes if n in known and any(user not in known for user in n.users)]
-    before, copies = Graph(), {}
-    for node in inputs[count:]:
-        copies[node] = before.node_copy(node)
-    for node in body.graph.nodes:
-        if node in known and node.op != "placeholder":
+        if node in fixed or (_may_stand_before(node) and all(x in copies for x in node.all_input_nodes)):
             copies[node] = before.node_copy(node, copies.__getitem__)
     outputs = []
-    for node in taken:
+    for node in [node for node in copies if any(user not in copies for user in node.users)]:
         copy = copies[node]
         if node.op != "placeholder":
             copy = before.call_function(aten.clone.default, (copy,), {"memory_format": torch.contiguous_format})
             copy.meta["val"] = node.meta["val"].contiguous()
         outputs.append(copy)
+        with body.graph.inserting_before(inputs[0]):
+            order.append(body.graph.placeholder(f"fixed_{node.name}"))
+        order[-1].meta = dict(node.meta)
+        node.replace_all_uses_with(order[-1])
     before.output(outputs)
-    for node in taken:
-        with body.graph.inserting_before(inputs[0] if inputs else None):
-            new = body.graph.placeholder(f"fixed_{node.name}")
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        inputs.append(new)
-    last = inputs[count - 1] if count else None
-    for new in reversed(inputs[len(inputs) - len(taken) :]):
-        if last is not None:
-            last.append(new)
     body.graph.eliminate_dead_code()
-    for node in [n for n in body.graph.nodes if n.op == "placeholder" and n in known]:
-        body.graph.erase_node(node)
-    body.graph.lint()
-    body.recompile()
+    arrange(body, order)
     return GraphModule(body, before), body
+
+
+def arrange(graph: GraphModule, inputs: list[Node]) -> None:
+    """Let a graph take these inputs, in this order; the others are not used."""
+    for node in [n for n in graph.graph.nodes if n.op == "placeholder" and n not in inputs]:
+        graph.graph.erase_node(node)
+    first = next(iter(graph.graph.nodes))
+    for node in reversed(inputs):
+        if node is not first:
+            first.prepend(node)
+        first = node
+    graph.graph.lint()
+    graph.recompile()
 
 
 def _may_stand_before(node: Node) -> bool:
@@ -107,87 +100,67 @@ def _may_stand_before(node: Node) -> bool:
     return pure and not spreads and isinstance(node.meta.get("val"), Tensor | tuple | list)
 
 
-def _replace(graph: Graph, old: Node, make: Callable[..., Node]) -> None:
-    """Put the node that `make(call, *arguments)` gives in the place of another, whose arguments these are."""
-    with graph.inserting_before(old):
-        old.replace_all_uses_with(make(lambda target, *args: graph.call_function(target, args), *old.args))
-    graph.erase_node(old)
+def _is_float_on_cpu(node: Node) -> bool:
+    value = node.meta["val"]
+    return value.dtype == torch.float32 and value.device.type == "cpu"
 
 
-def _fuse_small_layers(graph: Graph) -> None:
-    """Write x W + b for a handful of rows as Σ x · W, which fuses with its neighbours into one kernel."""
-
-    def layer(call: Callable, bias: Node, x: Node, weight: Node) -> Node:
-        products = call(aten.mul.Tensor, call(aten.unsqueeze.default, x, -1), weight)
-        return call(aten.add.Tensor, call(aten.sum.dim_IntList, products, [1]), bias)
-
-    for node in list(graph.nodes):
-        if node.target is aten.addmm.default and node.meta["val"].shape[0] <= SMALL_BATCH:
-            _replace(graph, node, layer)
+def _faster(node: Node, own_products: bool) -> Callable[..., Node] | None:
+    """What makes another node of (call, *arguments) that takes the place of this one, where there is such a thing."""
+    if node.target is aten.addmm.default and node.meta["val"].shape[0] <= SMALL_BATCH:
+        return _fused_layer
+    if node.target in OWN_PRODUCTS and own_products and _is_float_on_cpu(node):
+        return OWN_PRODUCTS[node.target]
+    return _logistic if node.target is aten.tanh.default and node.meta["val"].dtype != torch.float64 else None
 
 
-def _own_products(graph: Graph) -> None:
-    """Our products of matrices in place of the library's; a bias then fuses with what follows."""
-    own = torch.ops.rlcore.matmul_small.default
-
-    def product(call: Callable, a: Node, b: Node) -> Node:
-        return call(own, a, b)
-
-    def layer(call: Callable, bias: Node, a: Node, b: Node) -> Node:
-        return call(aten.add.Tensor, call(own, a, b), bias)
-
-    ours = {aten.mm.default: product, aten.addmm.default: layer}
-    for node in list(graph.nodes):
-        if node.target not in ours:
-            continue
-        value = node.meta["val"]
-        if value.dtype == torch.float32 and value.device.type == "cpu":
-            _replace(graph, node, ours[node.target])
+def _fused_layer(call: Callable, bias: Node, x: Node, weight: Node) -> Node:
+    """x W + b for a handful of rows as Σ x · W, which fuses with its neighbours into one kernel."""
+    products = call(aten.mul.Tensor, call(aten.unsqueeze.default, x, -1), weight)
+    return call(aten.add.Tensor, call(aten.sum.dim_IntList, products, [1]), bias)
 
 
-def _faster_tanh(graph: Graph) -> None:
+def _own_product(call: Callable, a: Node, b: Node) -> Node:
+    """Our product of matrices in place of the library's."""
+    return call(torch.ops.rlcore.matmul_small.default, a, b)
+
+
+def _own_layer(call: Callable, bias: Node, a: Node, b: Node) -> Node:
+    """The same with a bias, which then fuses with what follows."""
+    return call(aten.add.Tensor, _own_product(call, a, b), bias)
+
+
+OWN_PRODUCTS = {aten.mm.default: _own_product, aten.addmm.default: _own_layer}
+
+
+def _logistic(call: Callable, x: Node) -> Node:
     """tanh x = 2 σ(2x) − 1, since inductor vectorises the logistic function better."""
-
-    def stretched(call: Callable, x: Node) -> Node:
-        logistic = call(aten.sigmoid.default, call(aten.mul.Tensor, x, 2.0))
-        return call(aten.sub.Tensor, call(aten.mul.Tensor, logistic, 2.0), 1.0)
-
-    for node in list(graph.nodes):
-        if node.target is aten.tanh.default and node.meta["val"].dtype != torch.float64:
-            _replace(graph, node, stretched)
+    logistic = call(aten.sigmoid.default, call(aten.mul.Tensor, x, 2.0))
+    return call(aten.sub.Tensor, call(aten.mul.Tensor, logistic, 2.0), 1.0)
 
 
 def _drop_idle(graph: Graph) -> None:
-    """What autograd leaves behind and only gives its input back: detached copies, double transposes, views of the
-    shape that was there before."""
+    """What autograd leaves behind and only gives its input back: detached copies, views of the shape that was there
+    before, double transposes."""
     for node in list(graph.nodes):
-        idle = node.target is aten.detach.default
+        x, is_idle = next(iter(node.args), None), node.target is aten.detach.default
         if node.target is aten.view.default:
-            idle = list(node.args[0].meta["val"].shape) == node.args[1]
-        if idle:
-            node.replace_all_uses_with(node.args[0])
+            is_idle = list(x.meta["val"].shape) == node.args[1]
+        elif node.target is aten.t.default and x.target is aten.t.default:
+            x, is_idle = x.args[0], True
+        if is_idle:
+            node.replace_all_uses_with(x)
             graph.erase_node(node)
-        elif node.target is aten.t.default and node.args[0].target is aten.t.default:
-            node.replace_all_uses_with(node.args[0].args[0])
-            graph.erase_node(node)
 
 
-def _whole_layers(graph: Graph) -> None:
-    """x Wᵀ + b as one call."""
-    for node in list(graph.nodes):
-        if node.target is not aten.addmm.default or node.kwargs:
-            continue
-        bias, x, weight = node.args
-        if weight.target is aten.t.default:
-            node.target, node.args = F.linear, (x, weight.args[0], bias)
-
-
-def _tanh_by_numpy(graph: Graph) -> None:
-    """numpy's tanh is ten times as fast as torch's on processors with wide vectors."""
+def _other_kernels(graph: Graph) -> None:
+    """x Wᵀ + b as one call; numpy's tanh is ten times as fast as torch's on processors with wide vectors."""
     for node in graph.nodes:
-        value = node.meta.get("val")
-        if node.target is aten.tanh.default and value.device.type == "cpu" and value.dtype == torch.float32:
-            size = value.numel()
+        if node.target is aten.addmm.default and not node.kwargs and node.args[2].target is aten.t.default:
+            bias, x, weight = node.args
+            node.target, node.args = F.linear, (x, weight.args[0], bias)
+        elif node.target is aten.tanh.default and _is_float_on_cpu(node):
+            size = node.meta["val"].numel()
             if not isinstance(size, int) or size >= LARGE_TANH:
                 node.target = _numpy_tanh
 
@@ -199,10 +172,8 @@ def _numpy_tanh(x: Tensor) -> Tensor:
 def _tensors_for_numbers(recorded: GraphModule) -> None:
     """Numbers in arithmetic as tensors made beforehand, since torch makes one of each number at each call."""
     for node in recorded.graph.nodes:
-        if node.target not in ARITHMETIC or not isinstance(node.args[1], int | float):
-            continue
-        value = node.args[0].meta["val"]
-        if value.device.type == "cpu" and value.dtype == torch.float32:
+        is_number = node.target in ARITHMETIC and isinstance(node.args[1], int | float)
+        if is_number and _is_float_on_cpu(node.args[0]):
             name = f"number_{node.name}"
             setattr(recorded, name, torch.tensor(node.args[1]))
             with recorded.graph.inserting_before(node):
@@ -223,8 +194,5 @@ def _direct_calls(graph: Graph) -> None:
 def _direct(target: torch._ops.OpOverload) -> Callable | None:
     """The function written in C that takes the same arguments, if there is one."""
     name = target._schema.name.removeprefix("aten::")
-    function = getattr(torch, name, None)
-    if isinstance(function, types.BuiltinFunctionType):
-        return function
-    method = getattr(torch.Tensor, name, None)
-    return method if isinstance(method, types.MethodDescriptorType) else None
+    found = getattr(torch, name, None), getattr(torch.Tensor, name, None)
+    return next((f for f in found if isinstance(f, types.BuiltinFunctionType | types.MethodDescriptorType)), None)

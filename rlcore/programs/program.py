@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,6 @@ class Program:
         self.function, self.find_places, self.arguments = function, places, list(arguments)
         self.owner, self.free, self.options = owner, free or {}, options or {}
         self.run: Callable[[list[Tensor]], Sequence[Tensor]] | None = None
-        self._structure: dict[str, Any] = {}
-        self._inputs: list[Place] = []
-        self._changed: list[Place] = []
 
     def __call__(self, *arguments: Tree) -> Tree:
         """Run it: reads the places and writes those that it changes; returns what the function returns."""
@@ -76,8 +73,8 @@ class Program:
         return in_places(self._structure["result"], outputs[len(self._changed) :])
 
     def bind(self) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-        """The program for many calls in a row between which nothing moves in its places, which are read now: from the
-        arguments' tensors, flat, to those of the result, flat."""
+        """The program for many calls between which nothing moves in its places: from the arguments' tensors, flat, to
+        those of the result, flat."""
         fixed, run = [place.tensor(self.device) for place in self._inputs], self.run
         return lambda leaves: run(fixed + leaves)
 
@@ -105,27 +102,26 @@ class Program:
         return self.recorded.reads if "recorded" in vars(self) else set()
 
     def is_cached(self, key: Any) -> bool:
-        """Whether the disk cache has this program; `key` is all that it depends on beside its places. None: that is
-        told by what was recorded."""
+        """Whether the disk cache has this program; `key` is all that it depends on beside its places, None where what
+        was recorded tells that."""
         return _is_whole(self._folder(key))
 
     def prepare(self, key: Any, compiled: bool) -> None:
-        """Make it run: compiled, or taken from the disk cache; on CUDA captured; or as recorded operations.
-
-        Args:
-            key: as for `is_cached`.
-            compiled: False takes the recorded operations.
-        """
-        if compiled and self.device.type == "cpu":
-            folder = self._folder(key)
-            self._structure = self._from_cache(folder) or self._build_once(folder)
+        """Make it run: `compiled`, which the disk cache has by its `key` (see `is_cached`) from then on, or on CUDA
+        captured; or as recorded operations."""
+        on_disk = compiled and self.device.type == "cpu"
+        if on_disk:
+            self._take_from_disk(self._folder(key))
         else:
-            self.run, self._structure = None, self.recorded.describe()
-        places = {place.name: place for place in self.find_places()}
-        self._inputs = [places[name] for name in self._structure["inputs"]]
-        self._changed = [places[name] for name in self._structure["changed"]]
-        if self.run is None:
+            self._structure = self.recorded.describe()
+        self._inputs, self._changed = map(self.places, (self._structure["inputs"], self._structure["changed"]))
+        if not on_disk:
             self._prepare_graph(compiled)
+
+    def places(self, names: list[str]) -> list[Place]:
+        """The places of these names, as they are now."""
+        found = {place.name: place for place in self.find_places()}
+        return [found[name] for name in names]
 
     def _prepare_graph(self, compiled: bool) -> None:
         graph = for_all(self.recorded.graph, for_python)
@@ -136,39 +132,37 @@ class Program:
             self.run = torch.inference_mode()(lambda leaves: graph.forward(*leaves))
             self.run([*state, *arguments])  # what cannot be run this way says so now
 
-    def _from_cache(self, folder: Path) -> dict[str, Any] | None:
-        """The structure of the program that was built there, which runs from now on; None where none is whole."""
-        if not _is_whole(folder):
-            return None
-        try:
-            structure = json.loads((folder / "structure.json").read_text())
-            self.run = load(folder)
-        except (OSError, RuntimeError, ValueError):  # removed at this moment, or of a system with other libraries
-            return None
-        return structure
-
-    def _build_once(self, folder: Path) -> dict[str, Any]:
-        """Build into the cache; of processes that want the same program, one does and the others wait for it."""
+    def _take_from_disk(self, folder: Path) -> None:
+        """Load the program; where it is not there whole, build it. Of processes that want the same, one builds and the
+        others wait for it."""
+        if self._try_load(folder):
+            return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock_of(folder).acquire(wait=True) as lock:
-            structure = self._from_cache(folder)
-            if structure is None:
+            if not self._try_load(folder):
                 _remove(folder)  # damaged
                 _remove_dead_scratch(folder, lock)
                 build(self, folder)
-                structure = json.loads((folder / "structure.json").read_text())
-                self.run = load(folder)
-            return structure
+                self._load(folder)
+
+    def _try_load(self, folder: Path) -> bool:
+        """Load the program that was built there; False where none is whole."""
+        with suppress(OSError, RuntimeError, ValueError):  # removed at this moment, or of a system with other libraries
+            if _is_whole(folder):
+                self._load(folder)
+                return True
+        return False
+
+    def _load(self, folder: Path) -> None:
+        self._structure, self.run = json.loads((folder / "structure.json").read_text()), load(folder)
 
     def _folder(self, key: Any) -> Path:
-        key = digest(self.recorded) if key is None else key
-        tensors = [(place.name, place.tensor(self.device)) for place in self.find_places()]
-        tensors += [("argument", x) for x in leaves_of(self.arguments)]
-        shapes = [(name, str(x.dtype), self._shape(name, x), str(x.device)) for name, x in tensors]
+        key, shapes = digest(self.recorded) if key is None else key, []
+        named = [(place.name, place.tensor(self.device)) for place in self.find_places()]
+        for name, x in [*named, *(("argument", x) for x in leaves_of(self.arguments))]:
+            shape = [None if i in self.free.get(name, ()) else size for i, size in enumerate(x.shape)]
+            shapes.append((name, str(x.dtype), shape, str(x.device)))
         return cache_folder() / fingerprint([key, shapes, self.options])
-
-    def _shape(self, name: str, x: Tensor) -> list[int | None]:
-        return [None if i in self.free.get(name, ()) else size for i, size in enumerate(x.shape)]
 
 
 def load(folder: Path) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -246,9 +240,8 @@ class Captured:
 
 def cache_folder() -> Path:
     """Where built programs are kept: RLCORE_CACHE, or rlcore in the user's cache folder."""
-    named = os.environ.get("RLCORE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "rlcore"
+    return Path(os.environ.get("RLCORE_CACHE") or Path(base) / "rlcore")
 
 
 def fingerprint(key: Any) -> str:
@@ -263,13 +256,6 @@ def _sources() -> str:
     """A hash over the sources a program is made from; tens of small files, a few milliseconds."""
     files = sorted(file for file in Path(__file__).parent.parent.rglob("*") if file.suffix in (".py", ".h"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _has_vector_instructions() -> bool:
-    """Whether inductor, which tries them out in a process of its own, agrees with torch that there are some."""
-    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-
-    return bool(valid_vec_isa_list()) or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX")
 
 
 def _is_whole(folder: Path) -> bool:
@@ -289,15 +275,13 @@ def _lock_of(folder: Path) -> FolderLock:
 
 
 def _remove_dead_scratch(folder: Path, lock: FolderLock) -> None:
-    """Remove what processes left that died while they built: whoever builds holds the lock of that name."""
-    for other in folder.parent.iterdir():
+    """Remove what processes left that died while they built; whoever builds holds the lock of that name."""
+    for other in folder.parent.iterdir() if lock.held else ():
         match = SCRATCH.fullmatch(other.name)
-        if match is None or not lock.held:
+        if match is None:
             continue
-        if match[1] == folder.name:
-            _remove(other)
-            continue
-        with suppress(InUse), _lock_of(folder.with_name(match[1])).acquire():
+        own = match[1] == folder.name
+        with suppress(InUse), nullcontext() if own else _lock_of(folder.with_name(match[1])).acquire():
             _remove(other)
 
 
@@ -308,62 +292,42 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class _Whole(nn.Module):
-    """A graph as torch's exporter takes it."""
-
-    def __init__(self, graph: torch.fx.GraphModule):
-        super().__init__()
-        self.recorded = graph
-
-    def forward(self, leaves: list[Tensor]) -> list[Tensor]:
-        return list(self.recorded(*leaves))
-
-
 def build(program: Program, folder: Path) -> None:
     """Record, export and compile into `folder`, which appears whole or not at all."""
     import torch._inductor as inductor
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # those that work in a process of its own
 
-    if not _has_vector_instructions():
+    if not valid_vec_isa_list() and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX"):
         warnings.warn(
             "torch's compiler found no vector instructions on this processor, though torch itself uses them; programs "
             "will be several times slower. A file named like a standard module beside the script may be in its way",
             stacklevel=2,
         )
-    recorded = program.recorded
+    recorded, arguments = program.recorded, leaves_of(program.arguments)
     graph = for_compiler_whole(recorded.graph)
-    places = {place.name: place for place in program.find_places()}
-    inputs = [places[name].tensor(program.device) for name in recorded.inputs]
-    inputs = [x.clone() for x in [*inputs, *leaves_of(program.arguments)]]  # no two of them parts of one
-    names = [*recorded.inputs, *("" for _ in inputs[len(recorded.inputs) :])]
-    free = [{i: torch.export.Dim(_dimension(name)) for i in program.free.get(name, ())} or None for name in names]
+    inputs = [place.tensor(program.device) for place in program.places(recorded.inputs)]
+    inputs = tuple(x.clone() for x in [*inputs, *arguments])  # no two of them parts of one
+    names = [*recorded.inputs, *("" for _ in arguments)]
+    free = [{i: torch.export.Dim(re.sub(r"\W", "_", x)) for i in program.free.get(x, ())} or None for x in names]
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))
     try:
         options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.options}
         with recording_lock, torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
             warnings.simplefilter("ignore")  # torch's own, about its own internals
-            shapes = (free,) if any(free) else None
-            exported = torch.export.export(_Whole(graph), (inputs,), dynamic_shapes=shapes, strict=True)
+            shapes = tuple(free) if any(free) else None
+            exported = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=True)
             inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
         (scratch / "structure.json").write_text(json.dumps(recorded.describe()))
         (scratch / "checksum").write_text(_checksum(scratch))
-    except BaseException:
+        with suppress(OSError):  # another process was quicker, where there are no locks
+            scratch.rename(folder)
+    finally:
         _remove(scratch)
-        raise
-    try:
-        scratch.rename(folder)
-    except OSError:  # another process was quicker, where there are no locks
-        shutil.rmtree(scratch)
-
-
-def _dimension(name: str) -> str:
-    return re.sub(r"\W", "_", name)
 
 
 def for_compiler_whole(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A graph and the bodies of its loops as inductor makes them fast; loops become scans."""
     for loop in loops_of(graph):
         loop.hoist()
-    graph = for_all(graph, for_compiler)
-    for loop in loops_of(graph):
         loop.as_scan = True
-    return graph
+    return for_all(graph, for_compiler)

@@ -8,14 +8,14 @@ is refused by name: tensors that are not declared, attributes that are set but n
 from __future__ import annotations
 
 import copy
-import itertools
 import math
+import operator
 import pickle
 import random
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from rlcore.errors import UsageError, one_line
 from rlcore.optim import Parameters
-from rlcore.programs.passes import hoisted
+from rlcore.programs.passes import arrange, hoisted
 from rlcore.state import Place
 from rlcore.tracing import Tree, in_places, leaves_of, numbered, recording
 
@@ -89,8 +89,7 @@ def record(
 
 class _Recorder:
     def __init__(self, places: list[Place], owner: Any, free: dict[str, Any]):
-        self.places, self.owner, self.free = places, owner, free
-        self.loops = 0
+        self.places, self.owner, self.free, self.loops = places, owner, free, 0
         self.mode: Any = nullcontext()  # fake tensors, where sizes are free
 
     def record(self, function: Callable[..., Tree], arguments: list[Tree], reads: set[str]) -> Recorded:
@@ -98,25 +97,25 @@ class _Recorder:
         tensors = [place.tensor(device) for place in self.places]
         if self.free:
             tensors, arguments = self._of_free_sizes(tensors, arguments)
-        structure = numbered(arguments)
-        leaves = [*tensors, *(x.detach() for x in leaves_of(arguments))]
-        count = len(tensors)
+        others = [x.detach() for x in leaves_of(arguments)]
+        count, structure = len(tensors), numbered(arguments)
 
         def body(*inputs: Tensor) -> Tree:
             return function(*in_places(structure, inputs))
 
         with recording(self), torch.enable_grad(), _Guard():
             try:
-                piece = self._trace(body, leaves[:count], leaves[count:])
+                piece = self._trace(body, tensors, others)
                 self._refuse_unknown(piece.graph)
             except _Unknown as unknown:  # once more, to find the line
-                with _Finder(unknown) as finder, suppress(NotRecordable, _Unknown):
-                    self._trace(body, leaves[:count], leaves[count:])
-                raise NotRecordable(self._told(unknown, finder.line)) from None
-        used = [node for node in piece.inputs[:count] if node.users]
-        names = [self.places[piece.inputs.index(node)].name for node in used]
-        _arrange(piece.graph, [*used, *piece.inputs[count:]])
-        return Recorded(piece.graph, names, [self.places[i].name for i in piece.changed], piece.structure, reads)
+                (tensor,) = unknown.args
+                with _Finder(tensor) as finder, suppress(NotRecordable, _Unknown):
+                    self._trace(body, tensors, others)
+                raise NotRecordable(_undeclared(_name_of(tensor, self.owner), finder.line)) from None
+        used = [i for i in range(count) if piece.inputs[i].users]
+        arrange(piece.graph, [piece.inputs[i] for i in [*used, *range(count, len(piece.inputs))]])
+        inputs, changed = ([self.places[i].name for i in which] for which in (used, piece.changed))
+        return Recorded(piece.graph, inputs, changed, piece.structure, reads)
 
     def _of_free_sizes(self, tensors: list[Tensor], arguments: list[Tree]) -> tuple[list[Tensor], list[Tree]]:
         """The inputs as fake tensors, with symbols for sizes that are free."""
@@ -145,55 +144,39 @@ class _Recorder:
         """Record `body(*others)` with `state` in the places."""
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        piece = _Piece()
-        before = [place.get() for place in self.places]
-        vectors = [(place, list(place.parameters)) for place in self.places if isinstance(place, ParametersPlace)]
+        piece, count = _Piece(), len(self.places)
 
         def function(*leaves: Tensor) -> list[Tensor]:
             # Copies, so that changes in place are seen and none reaches what stood there before.
-            copies = [x.clone() for x in leaves[: len(self.places)]]
+            copies = [x.clone() for x in leaves[:count]]
             for place, x in zip(self.places, copies, strict=True):
                 place.put(x)
             versions = [x._version for x in copies]
-            result = body(*leaves[len(self.places) :])
-            result = in_places(numbered(result), [_as_tensor(x) for x in leaves_of(result)])
+            result = body(*leaves[count:])
             piece.structure = numbered(result)
-            now = [place.get() for place in self.places]
-            self._check_places(now, copies)
+            results = [x if isinstance(x, Tensor) else torch.tensor(x) for x in leaves_of(result)]
+            now = [_left_in(place, mine) for place, mine in zip(self.places, copies, strict=True)]
             pairs = enumerate(zip(now, copies, versions, strict=True))
             piece.changed = [i for i, (x, mine, version) in pairs if x is not mine or x._version != version]
-            piece.outputs = [x.detach() for x in [*(now[i] for i in piece.changed), *leaves_of(result)]]
+            piece.outputs = [x.detach() for x in [*(now[i] for i in piece.changed), *results]]
             return piece.outputs
 
-        try:
-            with self.mode:
-                piece.graph = make_fx(function, tracing_mode="real")(*state, *others)
-        except (NotRecordable, _Unknown):
-            raise
-        except Exception as error:
-            raise NotRecordable(self._explained(error)) from error
-        finally:
-            for place, x in zip(self.places, before, strict=True):
-                if not isinstance(place, ParametersPlace):
-                    place.put(x)
-            for place, tensors in vectors:
-                place.parameters.release(before[self.places.index(place)], tensors)
+        with ExitStack() as afterwards:
+            for place in self.places:
+                if isinstance(place, ParametersPlace):
+                    afterwards.callback(place.parameters.release, place.get(), list(place.parameters))
+                else:
+                    afterwards.callback(place.put, place.get())
+            try:
+                with self.mode:
+                    piece.graph = make_fx(function, tracing_mode="real")(*state, *others)
+            except (NotRecordable, _Unknown):
+                raise
+            except Exception as error:
+                raise NotRecordable(_explained(error)) from error
         piece.inputs = [node for node in piece.graph.graph.nodes if node.op == "placeholder"]
-        _drop_copies(piece.graph, piece.inputs[: len(self.places)])
+        _drop_copies(piece.graph, piece.inputs[:count])
         return piece
-
-    def _check_places(self, now: list[Any], copies: list[Tensor]) -> None:
-        for place, x, mine in zip(self.places, now, copies, strict=True):
-            if not isinstance(x, Tensor):
-                if isinstance(x, int | float):  # set to a number, the same at every call
-                    place.put(torch.full_like(mine, x))
-                    continue
-                raise NotRecordable(f"'{place.name}' was set to a {type(x).__name__} instead of a tensor")
-            if x.shape != mine.shape or x.dtype != mine.dtype:
-                raise NotRecordable(
-                    f"'{place.name}' was {_described(mine)} and became {_described(x)}; declared state keeps its form"
-                )
-        now[:] = [place.get() for place in self.places]
 
     # Loops.
 
@@ -207,32 +190,33 @@ class _Recorder:
         outer_state = [place.get() for place in self.places]
         counted, device = isinstance(xs, int), _device([*outer_state, *leaves_of(carry)])
         xs = torch.arange(xs, device=device) if counted else xs  # a scan needs rows to go through
-        turns = len(leaves_of(xs)[0])
-        outer_carry, outer_xs = leaves_of(carry), leaves_of(xs)
-        forms = numbered(carry), numbered(xs)
-        packing = _Packing()
-        going = outer_carry[:0] if until is None else [torch.ones((), dtype=torch.bool, device=device)]
+        going = [] if until is None else [torch.ones((), dtype=torch.bool, device=device)]
+        start, rows = [*going, *leaves_of(carry)], leaves_of(xs)
+        carry_form, x_form, packing = numbered(carry), numbered(xs), _Packing()
 
         def turn(*leaves: Tensor) -> Tree:
-            flag, mine, x, _ = _parted(leaves, len(going), len(outer_carry), len(outer_xs))
+            flag, mine, x = leaves[: len(going)], leaves[len(going) : len(start)], leaves[len(start) :]
             state = [place.get() for place in self.places]
-            versions = [s._version for s in state]
-            after, y = body(in_places(forms[0], mine), None if counted else in_places(forms[1], x))
-            packing.structure, packed = numbered(y), packing.pack(leaves_of(y), _numbers_of(numbered(y), apart))
+            versions = [x._version for x in state]
+            after, y = body(in_places(carry_form, mine), None if counted else in_places(x_form, x))
+            packing.structure = form = numbered(y)
+            packed = packing.pack(leaves_of(y), leaves_of([form[name] for name in apart if name in form]))
             leaves_after = leaves_of(after)
             if flag:
-                self._keep_unless(flag[0], state, versions)
-                leaves_after = [torch.where(flag[0], new, old) for new, old in zip(leaves_after, mine, strict=True)]
-                packed = [torch.where(flag[0], p, torch.zeros_like(p)) for p in packed]
-                packed.append(flag[0].float())
-                flag = [flag[0] & ~until(after)]
+                (goes_on,) = flag
+                self._keep_unless(goes_on, state, versions)
+                leaves_after = [torch.where(goes_on, new, old) for new, old in zip(leaves_after, mine, strict=True)]
+                packed = [*(torch.where(goes_on, p, torch.zeros_like(p)) for p in packed), goes_on.float()]
+                flag = [goes_on & ~until(after)]
             return [*flag, *leaves_after, *packed]
 
         with self.paused(), self.mode:
-            rows = [x[0] for x in map(Tensor.detach, outer_xs)]
-            inputs = [x.detach() for x in [*going, *outer_carry, *rows]]
+            inputs = [*(x.detach() for x in start), *(x.detach()[0] for x in rows)]
             piece = self._trace(turn, [x.detach() for x in outer_state], inputs)
-        return self._as_node(tracer, piece, packing, (going, carry, outer_xs, outer_state), turns, unroll)
+        outputs = self._as_node(tracer, piece, [*outer_state, *start, *rows], len(start), unroll)
+        after, ys = outputs[len(going) : len(start)], outputs[len(start) :]
+        taken = ys.pop().sum() if going else len(rows[0])
+        return in_places(carry_form, after), in_places(packing.structure, packing.unpack(ys)), taken
 
     def _keep_unless(self, going: Tensor, state: list[Tensor], versions: list[int]) -> None:
         """Turns after the end of a loop change no state."""
@@ -245,42 +229,36 @@ class _Recorder:
             if now is not old:
                 place.put(torch.where(going, now, old))
 
-    def _as_node(self, tracer: Any, piece: _Piece, packing: _Packing, outer: tuple, turns: int, unroll: int) -> tuple:
+    def _as_node(self, tracer: Any, piece: _Piece, outer: list[Tensor], carried: int, unroll: int) -> list[Tensor]:
+        """A loop in the graph around it, which begins with the `outer` state, carry and rows; gives the last carry and
+        the ys of all turns."""
         from torch.fx.experimental.proxy_tensor import get_proxy_slot, track_tensor_tree
 
-        going, carry, xs, state = outer
-        count, carried = len(state), len(going) + len(leaves_of(carry))
+        count, changed = len(self.places), piece.changed
         self._refuse_unknown(piece.graph, known=lambda x: get_proxy_slot(x, tracer, None) is not None)
         lifted = _lift(piece.graph)
-        own = piece.inputs[:count]
-        fixed = [i for i in range(count) if i not in piece.changed and own[i].users]
-        start, rest = piece.inputs[count : count + carried], piece.inputs[count + carried :]
-        order = [*(own[i] for i in piece.changed), *start, *rest, *(own[i] for i in fixed), *(n for n, _ in lifted)]
-        _arrange(piece.graph, order)
-        handed_on = len(piece.changed) + carried
-        body = Loop(piece.graph, handed_on, len(xs), unroll)
-        tensors = [*(state[i] for i in piece.changed), *going, *leaves_of(carry), *xs, *(state[i] for i in fixed)]
-        tensors += [x for _, x in lifted]
+        fixed = [i for i in range(count) if i not in changed and piece.inputs[i].users]
+        order = [*changed, *range(count, len(outer)), *fixed]
+        arrange(piece.graph, [*(piece.inputs[i] for i in order), *(node for node, _ in lifted)])
+        tensors = [*(outer[i] for i in order), *(x for _, x in lifted)]
         seen: set[int] = set()  # a scan takes no two tensors that share their memory
         for i, x in enumerate(tensors):
             lies = x.untyped_storage()._cdata
             tensors[i] = x.clone() if lies in seen else x
             seen.add(lies)
+        handed_on, turns = len(changed) + carried, len(outer[count + carried])
         name = f"loop_{self.loops}"
         self.loops += 1
-        tracer.root.register_module(name, body)
+        tracer.root.register_module(name, Loop(piece.graph, handed_on, len(outer) - count - carried, unroll))
         node = tracer.create_proxy("get_attr", name, (), {})
         proxy = tracer.create_proxy("call_function", run_loop, (node, *map(tracer.unwrap_proxy, tensors)), {})
         with self.paused(), self.mode:
             outputs = [x.detach().clone() for x in piece.outputs[:handed_on]]
             outputs += [x.detach().expand(turns, *x.shape).clone() for x in piece.outputs[handed_on:]]
         outputs = track_tensor_tree(outputs, proxy, constant=None, tracer=tracer)
-        for i, x in zip(piece.changed, outputs[: len(piece.changed)], strict=True):
+        for i, x in zip(changed, outputs, strict=False):
             self.places[i].put(x)
-        after = outputs[len(piece.changed) + len(going) : handed_on]
-        ys = outputs[handed_on:]
-        taken = turns if not going else ys.pop().sum()
-        return in_places(numbered(carry), after), in_places(packing.structure, packing.unpack(ys)), taken
+        return outputs[len(changed) :]
 
     # What is refused.
 
@@ -295,22 +273,35 @@ class _Recorder:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 raise NotRecordable(RANDOM_NUMBERS.format(""))
 
-    def _told(self, unknown: _Unknown, line: str) -> str:
-        name = next((name for name, value in _reachable(self.owner) if value is unknown.tensor), None)
-        register = name.partition(".")[0] if name else "name"
-        return (
-            f"{repr(name) if name else 'a tensor'} is read{line}, but not declared: a program would keep its value of "
-            f"now; declare it with register('{register}', ...), or as an rlcore.tracing.Constant"
-        )
 
-    def _explained(self, error: Exception) -> str:
-        """What went wrong while recording, in one sentence."""
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
-        where = f" (line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""
-        text = one_line(error)
-        if any(mark in text for mark in LOOKING):
-            return f"Python looks at the value of a tensor{where}, which a program cannot; use torch.where"
-        return f"{type(error).__name__}{where}: {text[:200]}"
+def _undeclared(name: str | None, line: str) -> str:
+    """What to say of a tensor that was read."""
+    return (
+        f"{repr(name) if name else 'a tensor'} is read{line}, but not declared: a program would keep its value of now; "
+        f"declare it with register('{(name or 'name').partition('.')[0]}', ...), or as an rlcore.tracing.Constant"
+    )
+
+
+def _left_in(place: Place, mine: Tensor) -> Tensor:
+    """What a function left in a place where `mine` was put for it."""
+    x = place.get()
+    if isinstance(x, int | float):  # set to a number, the same at every call
+        x = torch.full_like(mine, x)
+        place.put(x)
+    if not isinstance(x, Tensor):
+        raise NotRecordable(f"'{place.name}' was set to a {type(x).__name__} instead of a tensor")
+    if x.shape != mine.shape or x.dtype != mine.dtype:
+        was, became = (f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in (mine, x))
+        raise NotRecordable(f"'{place.name}' was {was} and became {became}; declared state keeps its form")
+    return x
+
+
+def _explained(error: Exception) -> str:
+    """What went wrong while recording, in one sentence."""
+    where, text = _line(" ({})", traceback.extract_tb(error.__traceback__)), one_line(error)
+    if any(mark in text for mark in LOOKING):
+        return f"Python looks at the value of a tensor{where}, which a program cannot; use torch.where"
+    return f"{type(error).__name__}{where}: {text[:200]}"
 
 
 LOOKING = ("value out of a tracing tensor", "data-dependent", "Cannot access data pointer")  # torch's errors of this
@@ -321,18 +312,16 @@ class _Piece:
 
     graph: GraphModule
     inputs: list[Node]
-    changed: list[int]  # places
+    changed: list[int]  # numbers of places
     outputs: list[Tensor]
-    structure: Any
+    structure: Any  # of the result
 
 
 class Loop(nn.Module):
     """A recorded body and how often to run it: Python's `for` over its operations, or a scan where it is compiled.
 
     Args:
-        graph: from (carry, row, fixed) to (carry, ys).
-        carried: how many tensors one turn hands to the next.
-        rows: how many are gone through.
+        graph: from (carry, row, fixed) to (carry, ys), of which the first two are `carried` and `rows` tensors.
         unroll: turns per step of a scan.
     """
 
@@ -343,21 +332,26 @@ class Loop(nn.Module):
         self.as_scan = False
 
     def hoist(self) -> None:
-        """Compute what no turn changes once."""
+        """Compute once what no turn changes."""
         self.before, self.body = hoisted(self.body, self.carried + self.rows)
 
     def forward(self, *leaves: Tensor) -> list[Tensor]:
-        carry, xs, fixed = _parted(leaves, self.carried, self.rows)
-        fixed = fixed if self.before is None else list(self.before(*fixed))
-        return self._scan(carry, xs, fixed) if self.as_scan and len(xs[0]) > 1 else self._run(carry, xs, fixed)
+        first, end = self.carried, self.carried + self.rows
+        carry, xs, fixed = leaves[:first], leaves[first:end], leaves[end:]
+        fixed = fixed if self.before is None else self.before(*fixed)
+        if self.as_scan and len(xs[0]) > 1:
+            return self._scan(carry, xs, fixed)
+        carry, ys = self._turns(carry, zip(*(x.unbind() for x in xs), strict=True), fixed)
+        return [*carry, *map(torch.stack, zip(*ys, strict=True))]
 
-    def _run(self, carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Tensor]:
+    def _turns(self, carry: Sequence[Tensor], rows: Iterable, fixed: Sequence[Tensor]) -> tuple[Sequence[Tensor], list]:
+        """The last carry of some turns, and the ys of each."""
         ys = []
-        for row in zip(*(x.unbind() for x in xs), strict=True):
+        for row in rows:
             outputs = self.body(*carry, *row, *fixed)
             carry = outputs[: self.carried]
             ys.append(outputs[self.carried :])
-        return [*carry, *map(torch.stack, zip(*ys, strict=True))]
+        return carry, ys
 
     def _scan(self, carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Tensor]:
         from torch._higher_order_ops.scan import scan
@@ -365,12 +359,8 @@ class Loop(nn.Module):
         unroll = max(n for n in range(1, self.unroll + 1) if len(xs[0]) % n == 0)
 
         def turns(carry: list[Tensor], rows: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            ys = []
-            for k in range(unroll):
-                row = rows if unroll == 1 else [x[k] for x in rows]
-                outputs = self.body(*carry, *row, *fixed)
-                carry = outputs[: self.carried]
-                ys.append(outputs[self.carried :])
+            rows = [rows] if unroll == 1 else [[x[k] for x in rows] for k in range(unroll)]
+            carry, ys = self._turns(carry, rows, fixed)
             ys = ys[0] if unroll == 1 else [torch.stack(column) for column in zip(*ys, strict=True)]
             # A scan allows no output that is an input or another's view.
             return [x.clone() for x in carry], [y.clone() for y in ys]
@@ -381,17 +371,8 @@ class Loop(nn.Module):
         return [*carry, *(ys if unroll == 1 else [y.flatten(0, 1) for y in ys])]
 
 
-def _numbers_of(places: Any, names: Sequence[str]) -> set[int]:
-    """The numbers in the places of these names."""
-    return set(leaves_of([places[name] for name in names if name in places])) if names else set()
-
-
 def _device(values: Iterable[Any]) -> torch.device:
     return next((x.device for x in values if isinstance(x, Tensor)), torch.device("cpu"))
-
-
-def _as_tensor(x: Any) -> Tensor:
-    return x if isinstance(x, Tensor) else torch.tensor(x)
 
 
 def run_loop(loop: Loop, *leaves: Tensor) -> list[Tensor]:
@@ -402,37 +383,31 @@ def run_loop(loop: Loop, *leaves: Tensor) -> list[Tensor]:
 class _Packing:
     """Small tensors side by side as one float row: each thing that a loop hands on costs microseconds a turn."""
 
-    def __init__(self) -> None:
-        self.structure: Any = None
-        self.forms: list[tuple[torch.Size, torch.dtype]] = []
-        self.groups: dict[Any, list[int]] = {}  # numbers of the tensors that are packed together
+    structure: Any
+    forms: list[tuple[torch.Size, torch.dtype]]
+    groups: dict[Any, list[int]]  # numbers of the tensors that are packed together
 
-    def pack(self, leaves: list[Tensor], apart: set[int]) -> list[Tensor]:
+    def pack(self, leaves: list[Tensor], apart: list[int]) -> list[Tensor]:
         self.forms = [(x.shape, x.dtype) for x in leaves]
         self.groups = {}
         for i, x in enumerate(leaves):
-            lead = x.shape[:1]
+            lead = tuple(x.shape[:1])
             small = x.dtype in (torch.float32, torch.bool) and x.numel() <= PACKED * math.prod(lead)
-            small = small and i not in apart
-            self.groups.setdefault(tuple(lead) if small else i, []).append(i)
+            self.groups.setdefault(lead if small and i not in apart else i, []).append(i)
         packed = []
         for lead, members in self.groups.items():
             if isinstance(lead, int):
-                packed.append(leaves[members[0]])
-            else:
-                floats = [leaves[i].detach().float() for i in members]
-                packed.append(torch.cat([x.reshape(*lead, -1) for x in floats], -1) if lead else torch.stack(floats))
+                packed.append(leaves[lead])
+                continue
+            floats = [leaves[i].detach().float() for i in members]
+            packed.append(torch.cat([x.reshape(*lead, -1) for x in floats], -1) if lead else torch.stack(floats))
         return packed
 
     def unpack(self, packed: list[Tensor]) -> list[Tensor]:
         leaves: dict[int, Tensor] = {}
         for (lead, members), x in zip(self.groups.items(), packed, strict=True):
             if isinstance(lead, int):
-                leaves[members[0]] = x
-                continue
-            if not lead:
-                leaves |= zip(members, x.unbind(-1), strict=True)
-                leaves |= {i: leaves[i] > 0 for i in members if self.forms[i][1] is torch.bool}
+                leaves[lead] = x
                 continue
             sizes = [self.forms[i][0].numel() // math.prod(lead) for i in members]
             for i, part in zip(members, x.split(sizes, -1), strict=True):
@@ -460,14 +435,12 @@ def _is_changed(node: Node) -> bool:
     """Whether an operation changes this tensor, or a view of it, in place."""
     for user in node.users:
         schema = getattr(user.target, "_schema", None)
-        if schema is None:  # a part of several views
-            if getattr(user.target, "__name__", "") == "getitem" and _is_changed(user):
-                return True
-            continue
-        arguments = zip(schema.arguments, user.args, strict=False)
-        if any(a.alias_info is not None and a.alias_info.is_write and value is node for a, value in arguments):
+        aliases = [] if schema is None else [argument.alias_info for argument in schema.arguments]
+        pairs = zip(aliases, user.args, strict=False)
+        if any(alias is not None and alias.is_write and value is node for alias, value in pairs):
             return True
-        if any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments) and _is_changed(user):
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        if (is_view or user.target is operator.getitem) and _is_changed(user):  # or a part of several views
             return True
     return False
 
@@ -490,26 +463,6 @@ def _lift(graph: GraphModule) -> list[tuple[Node, Tensor]]:
     return lifted
 
 
-def _arrange(graph: GraphModule, inputs: list[Node]) -> None:
-    """Let a graph take these inputs, in this order; the others are not used."""
-    for node in [n for n in graph.graph.nodes if n.op == "placeholder" and n not in inputs]:
-        graph.graph.erase_node(node)
-    first = next(iter(graph.graph.nodes), None)
-    for node in inputs:
-        if node is not first:
-            first.prepend(node)
-        else:
-            first = first.next
-    graph.graph.lint()
-    graph.recompile()
-
-
-def _parted(items: Sequence[Any], *sizes: int) -> list[Any]:
-    """Items in runs of these sizes, and those that are left."""
-    ends = [0, *itertools.accumulate(sizes), len(items)]
-    return [items[start:end] for start, end in itertools.pairwise(ends)]
-
-
 # What the function must leave as it was.
 
 
@@ -528,17 +481,15 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
         return kind.__getattribute__(self, name)
 
     watched = type(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__})
-    declared = {place.key for place in places if place.holder is vars(owner)}
-    before = dict(vars(owner))
-    plain = {name: _snapshot(value) for name, value in before.items()}
+    before, declared = dict(vars(owner)), {place.key for place in places if place.holder is vars(owner)}
+    kept = {name: _snapshot(value) for name, value in before.items() if name not in declared}
     owner.__class__ = watched
     try:
         yield reads
         owner.__class__ = kind
         for name, value in vars(owner).items():
-            if name in declared:
-                continue
-            if name not in before or value is not before[name] or not _is_as(value, plain[name]):
+            is_kept = name in kept and value is before[name] and _is_as(value, kept[name])
+            if not is_kept and name not in declared:
                 raise NotRecordable(
                     f"'{name}' is set while learning, but not declared: a program would set it once and never again; "
                     f"declare it with register('{name}', ...) as a tensor"
@@ -547,9 +498,9 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
         owner.__class__ = kind
         vars(owner).clear()
         vars(owner).update(before)
-        for name, value in plain.items():
-            if value is not None and name not in declared:
-                _restore(before[name], value)
+        for name, snapshot in kept.items():
+            if snapshot is not None and not _is_as(before[name], snapshot):
+                _restore(before[name], snapshot)
 
 
 @contextmanager
@@ -564,20 +515,15 @@ def _without_draws() -> Iterator[None]:
 
 
 def _snapshot(value: Any) -> Any:
-    """What a change of a plain value can be seen by; None for all else."""
-    if isinstance(value, bool | int | float | str):
-        return value
+    """What a change in place can be seen by and undone with; None for what is not looked at."""
     if isinstance(value, Tensor) and not value.is_inference():
         return (value._version, value.detach().clone())
     if isinstance(value, np.random.Generator):
-        return copy.deepcopy(value.bit_generator.state)
-    if isinstance(value, dict | list) and all(isinstance(v, bool | int | float | str) for v in _items(value)):
-        return copy.copy(value)
+        return value.bit_generator.state
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return copy.copy(value) if all(isinstance(x, bool | int | float | str) for x in items) else None
     return None
-
-
-def _items(value: dict | list) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _is_as(value: Any, snapshot: Any) -> bool:
@@ -588,51 +534,41 @@ def _is_as(value: Any, snapshot: Any) -> bool:
 
 def _restore(value: Any, snapshot: Any) -> None:
     if isinstance(value, Tensor):
-        if value._version != snapshot[0]:
-            with torch.no_grad():
-                value.copy_(snapshot[1])
+        with torch.no_grad():
+            value.copy_(snapshot[1])
     elif isinstance(value, np.random.Generator):
         value.bit_generator.state = snapshot
-    elif isinstance(value, dict | list) and value != snapshot:
+    else:
         value.clear()
         value.update(snapshot) if isinstance(value, dict) else value.extend(snapshot)
 
 
-def _reachable(owner: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors among the attributes of an object, and of the modules among these, by name."""
-    for name, value in list(vars(owner).items()) if owner is not None else []:
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, nn.Module):
-            yield from ((f"{name}.{path}", x) for path, x in value.named_parameters(remove_duplicate=False))
-            yield from ((f"{name}.{path}", x) for path, x in value.named_buffers(remove_duplicate=False))
-            for path, module in value.named_modules():
-                own = ((key, x) for key, x in vars(module).items() if isinstance(x, Tensor))
-                yield from ((".".join(filter(None, (name, path, key))), x) for key, x in own)
-
-
-def _is_machinery(filename: str) -> bool:
-    return "/torch/" in filename or filename.endswith(("recording.py", "tracing.py")) or filename.startswith("<")
+def _name_of(tensor: Tensor, owner: Any) -> str | None:
+    """The name of a tensor among the attributes of an object and of the modules among these."""
+    for name, value in vars(owner).items() if owner is not None else ():
+        if value is tensor:
+            return name
+        for path, module in value.named_modules() if isinstance(value, nn.Module) else ():
+            for key, x in {**vars(module), **module._parameters, **module._buffers}.items():
+                if x is tensor:
+                    return ".".join(filter(None, (name, path, key)))
+    return None
 
 
 class _Unknown(Exception):
-    """A tensor that is not declared was read."""
-
-    def __init__(self, tensor: Tensor):
-        super().__init__()
-        self.tensor = tensor
+    """A tensor that is not declared was read: this one."""
 
 
 class _Finder(TorchFunctionMode):
-    """Finds the line of the user's code in which something unknown was met."""
+    """Finds the line of the user's code in which a tensor is read."""
 
-    def __init__(self, unknown: _Unknown):
+    def __init__(self, tensor: Tensor):
         super().__init__()
-        self.unknown, self.line = unknown, ""
+        self.tensor, self.line = tensor, ""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.line and any(x is self.unknown.tensor for x in (*args, *kwargs.values())):
+        if not self.line and any(x is self.tensor for x in (*args, *kwargs.values())):
             self.line = _line()
         return function(*args, **kwargs)
 
@@ -667,11 +603,10 @@ def _picks(index: Any) -> bool:
     return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in parts)
 
 
-def _line() -> str:
-    """Where the user's code stands."""
-    frames = [frame for frame in traceback.extract_stack() if not _is_machinery(frame.filename)]
-    return f" in line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]}" if frames else ""
-
-
-def _described(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+def _line(form: str = " in {}", frames: Iterable[traceback.FrameSummary] | None = None) -> str:
+    """Where the user's code stands, now or in the frames of an error; nothing where none of it is there."""
+    for frame in reversed(frames or traceback.extract_stack()):
+        name = frame.filename.rpartition("/")[2]
+        if name not in ("recording.py", "tracing.py") and "/torch/" not in frame.filename and name[:1] != "<":
+            return form.format(f"line {frame.lineno} of {name}")
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,43 +19,29 @@ class Watch:
     """Remembers what Python gave to a recording that no place tells of.
 
     Args:
-        owner: whose methods were recorded.
-        reads: names of its attributes that they read.
+        owner: whose methods were recorded, which read its attributes `reads`.
         modules: that took part.
         declared: names of attributes that are state, which programs follow.
     """
 
     def __init__(self, owner: Any, reads: set[str], modules: dict[str, nn.Module], declared: set[str]):
-        self.direct = [("config", vars(owner), "config")]  # name, holder and key of what is compared as it stands
-        self.sources: list[tuple[str, Callable[[], Any]]] = []
+        sources = [("config", partial(vars(owner).get, "config")), *_of_modules(modules)]
         for name in sorted(reads - declared - {"config"}):
-            if plain(getattr(owner, name, None)) is not None:
-                self.sources.append((name, lambda name=name: plain(getattr(owner, name, None))))
-        for name, module in modules.items():
-            self.direct += _of_module(name, module)
+            sources.append((name, lambda name=name: plain(getattr(owner, name, None))))
         for kind in type(owner).__mro__:
             for function in vars(kind).values():
-                if isinstance(function, types.FunctionType) and not _is_ours(function.__module__):
-                    self.sources += list(_of_function(function))
-        self.stood = [holder.get(key) for _, holder, key in self.direct]
-        self.values = [source() for _, source in self.sources]
+                if isinstance(function, types.FunctionType) and not is_ours(function.__module__):
+                    sources += _of_function(function)
+        self.found = [(name, source, value) for name, source in sources if (value := source()) is not None]
 
     def changed(self) -> str | None:
         """What is another number than it was, in words; None where nothing is."""
-        for (name, holder, key), before in zip(self.direct, self.stood, strict=True):
-            if holder.get(key) is not before and not _same(holder.get(key), before):
-                return _told(name, before, holder.get(key))
-        for (name, source), before in zip(self.sources, self.values, strict=True):
+        for name, source, before in self.found:
             now = source()
-            if not _same(now, before):
-                return _told(name, before, now)
+            if now is not before and (type(now) is not type(before) or now != before):
+                is_number = isinstance(before, bool | int | float)
+                return f"'{name}' was {before} and has become {now}" if is_number else f"'{name}' has changed"
         return None
-
-
-def _told(name: str, before: Any, now: Any) -> str:
-    if isinstance(before, bool | int | float):
-        return f"'{name}' was {before} and has become {now}"
-    return f"'{name}' has changed"
 
 
 def plain(value: Any, depth: int = 3) -> Any:
@@ -69,39 +56,37 @@ def plain(value: Any, depth: int = 3) -> Any:
         return None
     if isinstance(value, dict | list | tuple | set | frozenset) and len(value) > LARGE:
         return [id(value), len(value)]  # to look at all of it would take longer than an iteration
-    if isinstance(value, dict):
-        return [(str(key), plain(x, depth - 1)) for key, x in value.items()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(x, depth - 1) for x in (value if isinstance(value, list | tuple) else sorted(value, key=repr))]
-    if _is_ours(type(value).__module__) or not hasattr(value, "__dict__"):
-        return None
-    return [(name, plain(x, depth - 1)) for name, x in vars(value).items()]
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=repr)
+    if isinstance(value, list | tuple):
+        return [plain(x, depth - 1) for x in value]
+    if not isinstance(value, dict):
+        if is_ours(type(value).__module__) or not hasattr(value, "__dict__"):
+            return None
+        value = vars(value)
+    return [(str(key), plain(x, depth - 1)) for key, x in value.items()]
 
 
-def _same(now: Any, before: Any) -> bool:
-    return type(now) is type(before) and bool(now == before)
-
-
-def _is_ours(module: str | None) -> bool:
+def is_ours(module: str | None) -> bool:
+    """Whether a module is of this package or of those below it, which are no code of a user."""
     return (module or "").partition(".")[0] in OURS
 
 
-def _of_module(name: str, module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Numbers among the attributes of a module and those inside it."""
-    for path, part in module.named_modules():
-        for key, value in vars(part).items():
-            if isinstance(value, bool | int | float) and not key.startswith("_"):
-                yield ".".join(filter(None, (name, path, key))), vars(part), key
+def _of_modules(modules: dict[str, nn.Module]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Numbers among the attributes of modules and of those inside them."""
+    for name, module in modules.items():
+        for path, part in module.named_modules():
+            for key, value in vars(part).items():
+                if isinstance(value, bool | int | float) and not key.startswith("_"):
+                    yield ".".join(filter(None, (name, path, key))), partial(vars(part).get, key)
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Numbers that a function reads from its module or from around it."""
     for name in function.__code__.co_names:
-        if plain(function.__globals__.get(name)) is not None:
-            yield name, lambda name=name: plain(function.__globals__.get(name))
+        yield name, lambda name=name: plain(function.__globals__.get(name))
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if plain(_content(cell)) is not None:
-            yield name, lambda cell=cell: plain(_content(cell))
+        yield name, lambda cell=cell: plain(_content(cell))
 
 
 def _content(cell: types.CellType) -> Any:
