@@ -201,6 +201,7 @@ class Adam(Optimizer):
 
     def change(self, gradient: Tensor) -> Tensor:
         t = self.step_count
+        t = t.double() if isinstance(t, Tensor) else t  # 1 - 0.999 has few digits left in float32
         self.exp_avg = self.exp_avg.lerp(gradient, 0.1)
         self.exp_avg_sq = self.exp_avg_sq.lerp(gradient * gradient, 0.001)
         root = self.exp_avg_sq.sqrt() / (1 - 0.999**t) ** 0.5 + self.eps

@@ -195,6 +195,16 @@ def test_recorded_loops_do_what_python_does(function):
         assert_same(by_python(function, rows(seed)), by_program(function, rows(seed)))
 
 
+def test_turns_after_the_end_of_a_loop_are_not_run_where_python_runs_the_operations():
+    owner, turns = Owner(rows()), []
+    program = Program(lambda: list(until_far(owner)[:2]), owner.places, owner=owner)
+    program.prepare(None, compiled=False)
+    (recorded,) = loops_of(program.recorded.graph)
+    recorded.body.register_forward_hook(lambda *_: turns.append(1))
+    program()
+    assert len(turns) == until_far(Owner(rows()))[2] < len(rows())
+
+
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_scans_do_what_python_does(function):
     """What the compiler is given: hoisted, rewritten, and loops as scans."""

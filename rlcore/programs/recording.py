@@ -28,7 +28,7 @@ from rlcore.errors import UsageError, one_line
 from rlcore.optim import Parameters
 from rlcore.programs.passes import arrange, hoisted
 from rlcore.state import Place
-from rlcore.tracing import Tree, in_places, leaves_of, numbered, recording
+from rlcore.tracing import Tree, in_places, is_recording, leaves_of, numbered, recording
 
 PACKED = 64  # numbers of one environment up to which what a loop hands on is put side by side with the rest
 recording_lock = threading.RLock()  # torch records for one thread at a time
@@ -213,7 +213,7 @@ class _Recorder:
         with self.paused(), self.mode:
             inputs = [*(x.detach() for x in start), *(x.detach()[0] for x in rows)]
             piece = self._trace(turn, [x.detach() for x in outer_state], inputs)
-        outputs = self._as_node(tracer, piece, [*outer_state, *start, *rows], len(start), unroll)
+        outputs = self._as_node(tracer, piece, [*outer_state, *start, *rows], len(start), unroll, bool(going))
         after, ys = outputs[len(going) : len(start)], outputs[len(start) :]
         taken = ys.pop().sum() if going else len(rows[0])
         return in_places(carry_form, after), in_places(packing.structure, packing.unpack(ys)), taken
@@ -229,7 +229,9 @@ class _Recorder:
             if now is not old:
                 place.put(torch.where(going, now, old))
 
-    def _as_node(self, tracer: Any, piece: _Piece, outer: list[Tensor], carried: int, unroll: int) -> list[Tensor]:
+    def _as_node(
+        self, tracer: Any, piece: _Piece, outer: list[Tensor], carried: int, unroll: int, may_end: bool
+    ) -> list[Tensor]:
         """A loop in the graph around it, which begins with the `outer` state, carry and rows; gives the last carry and
         the ys of all turns."""
         from torch.fx.experimental.proxy_tensor import get_proxy_slot, track_tensor_tree
@@ -249,7 +251,8 @@ class _Recorder:
         handed_on, turns = len(changed) + carried, len(outer[count + carried])
         name = f"loop_{self.loops}"
         self.loops += 1
-        tracer.root.register_module(name, Loop(piece.graph, handed_on, len(outer) - count - carried, unroll))
+        rows, going = len(outer) - count - carried, len(changed) if may_end else None
+        tracer.root.register_module(name, Loop(piece.graph, handed_on, rows, unroll, going))
         node = tracer.create_proxy("get_attr", name, (), {})
         proxy = tracer.create_proxy("call_function", run_loop, (node, *map(tracer.unwrap_proxy, tensors)), {})
         with self.paused(), self.mode:
@@ -323,11 +326,12 @@ class Loop(nn.Module):
     Args:
         graph: from (carry, row, fixed) to (carry, ys), of which the first two are `carried` and `rows` tensors.
         unroll: turns per step of a scan.
+        going: which of the carry tells whether the loop goes on, where it may end early.
     """
 
-    def __init__(self, graph: GraphModule, carried: int, rows: int, unroll: int):
+    def __init__(self, graph: GraphModule, carried: int, rows: int, unroll: int, going: int | None = None):
         super().__init__()
-        self.body, self.carried, self.rows, self.unroll = graph, carried, rows, unroll
+        self.body, self.carried, self.rows, self.unroll, self.going = graph, carried, rows, unroll, going
         self.before: GraphModule | None = None  # makes of what is fixed what the body takes of it
         self.as_scan = False
 
@@ -348,10 +352,17 @@ class Loop(nn.Module):
         """The last carry of some turns, and the ys of each."""
         ys = []
         for row in rows:
+            if ys and self._is_over(carry):
+                ys.append([torch.zeros_like(y) for y in ys[-1]])
+                continue
             outputs = self.body(*carry, *row, *fixed)
             carry = outputs[: self.carried]
             ys.append(outputs[self.carried :])
         return carry, ys
+
+    def _is_over(self, carry: Sequence[Tensor]) -> bool:
+        """Whether the turns that are left would change nothing, where Python may look."""
+        return self.going is not None and not self.as_scan and not is_recording() and not carry[self.going]
 
     def _scan(self, carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Tensor]:
         from torch._higher_order_ops.scan import scan
