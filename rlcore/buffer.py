@@ -182,9 +182,21 @@ class Batch:
         vars(self).update(fields)
         self.weighted = weight is not None
         self.weight: Tensor = _weight(self.mask) if weight is None else weight
+        self._whole: Batch | None = None  # that this one is a part of
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"a batch has no '{name}'; it has {', '.join(sorted(vars(self)))}")
+        whole = self.__dict__.get("_whole")
+        if whole is None or name.startswith("_"):
+            known = ", ".join(sorted(name for name in vars(self) if not name.startswith("_")))
+            raise AttributeError(f"a batch has no '{name}'; it has {known}")
+        value = map_parts(lambda x: x[self._rows], getattr(whole, name))  # read when it is first asked for
+        vars(self)[name] = value
+        return value
+
+    def _names(self) -> list[str]:
+        """Of its fields, read or not."""
+        own = [name for name in vars(self) if name not in OF_THE_BATCH and not name.startswith("_")]
+        return own if self._whole is None else list(dict.fromkeys([*own, *self._whole._names()]))
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -205,8 +217,12 @@ class Batch:
         if self.weighted:  # a minibatch stands for the whole: scale up by how many real transitions were left out
             share = reduce(self.mask.sum()) / reduce(mask.sum()).clamp(min=1)
             weight = torch.where(mask, self.weight[indices] * share, 0.0)
-        fields = {name: map_parts(lambda x: x[real], x) for name, x in vars(self).items() if name not in OF_THE_BATCH}
-        return Batch({**fields, "mask": mask}, weight)
+        part = Batch({"mask": mask}, weight)
+        part._whole, part._rows = self, real
+        if is_recording():  # what is first read inside a loop would belong to that loop
+            for name in self._names():
+                getattr(part, name)
+        return part
 
     def mean(self, x: Tensor) -> Tensor:
         """Σ weight · x over `x [B]`: the mean over the real transitions, unless the estimator gave other weights."""
