@@ -93,21 +93,34 @@ class RolloutBuffer:
         self.length = num_steps
         self.fields: dict[str, Field] = {}
         parts, fields = observation_parts(observation_space), [*core_fields(spec), *added]
-        _check_memory(num_steps, num_envs, _row_size(parts, frame_stack, fields), self.device)
-
-        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return _zeros((num_steps, num_envs, *shape), dtype, self.device)
-
+        self._check_memory(parts, frame_stack, fields)
         self.obs: Obs | FrameStacks = (
-            FrameStacks(num_steps, num_envs, parts.shape, self.device)
-            if frame_stack
-            else map_parts(lambda part: zeros(part.shape, part.dtype), parts)
+            FrameStacks(num_steps, num_envs, parts.shape, self.device) if frame_stack else map_parts(self._zeros, parts)
         )
         for field in fields:
             if hasattr(self, field.name) or hasattr(Batch, field.name) or field.name in RESERVED:
                 raise UsageError(f"a field cannot be called '{field.name}', because buffer or batch have it already")
-            vars(self)[field.name] = zeros(field.shape, field.dtype)
+            vars(self)[field.name] = self._zeros(field)
             self.fields[field.name] = field
+
+    def _check_memory(self, parts: Part | dict[str, Part], frame_stack: int, fields: Iterable[Field]) -> None:
+        """Refuse a rollout that could never fit, before anything of it is made."""
+        obs = sum(_size(part) for part in (parts.values() if isinstance(parts, dict) else [parts]))
+        needed = self.num_steps * self.num_envs * (obs // max(frame_stack, 1) + sum(map(_size, fields)))
+        there = _memory(self.device)
+        if there and needed > there:
+            raise UsageError(
+                f"num_steps × num_envs is {self.num_steps} × {self.num_envs}, and a rollout of so many transitions "
+                f"takes {needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
+            )
+
+    def _zeros(self, one: Part | Field) -> Tensor:
+        """Room for a rollout of it. Large host memory is taken as it is written: an agent that only acts takes none."""
+        shape, size = (self.num_steps, self.num_envs, *one.shape), self.num_steps * self.num_envs * _size(one)
+        if size < LARGE or self.device.type != "cpu":
+            return torch.zeros(shape, dtype=one.dtype, device=self.device)
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=one.dtype).view(shape)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.__dict__.get("fields", ()):
@@ -282,30 +295,9 @@ class RowSampler:
         return not self.ragged or int(mask.sum()) >= 2 * self.num_minibatches
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. Large ones in host memory take it as they are written, so that an agent that only acts takes none."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < LARGE or device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=dtype).view(shape)
-
-
-def _check_memory(num_steps: int, num_envs: int, row: int, device: torch.device) -> None:
-    """Refuse a rollout of so many bytes a `row` that it could never fit, before anything of it is made."""
-    needed, there = num_steps * num_envs * row, _memory(device)
-    if there and needed > there:
-        raise UsageError(
-            f"num_steps × num_envs is {num_steps} × {num_envs}, and a rollout of so many transitions takes "
-            f"{needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
-        )
-
-
-def _row_size(parts: Part | dict[str, Part], frame_stack: int, fields: Iterable[Field]) -> int:
-    """Bytes of a transition."""
-    parts = parts.values() if isinstance(parts, dict) else [parts]
-    obs = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts) // max(frame_stack, 1)
-    return obs + sum(math.prod(field.shape) * field.dtype.itemsize for field in fields)
+def _size(one: Part | Field) -> int:
+    """Bytes of one of a transition's."""
+    return math.prod(one.shape) * one.dtype.itemsize
 
 
 def _memory(device: torch.device) -> int:

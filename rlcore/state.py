@@ -6,7 +6,7 @@ not know a module or a tensor that is not declared, and refuses to be recorded w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def write_back(places: Sequence[Place], values: Sequence[Tensor]) -> None:
 def module_places(module: nn.Module, name: str, skip: Any = ()) -> list[Place]:
     """A module's parameters and buffers, each tensor once, however often it is tied; those in `skip` are left out."""
     places: dict[int, Place] = {id(x): None for x in skip}
-    for path, owner in module.named_modules(remove_duplicate=False):
+    for path, owner in module.named_modules():
         dotted = f"{name}.{path}" if path else name
         for holder in (owner._parameters, owner._buffers):
             for key, tensor in holder.items():
@@ -70,14 +70,9 @@ def module_places(module: nn.Module, name: str, skip: Any = ()) -> list[Place]:
                     continue
                 if id(tensor) not in places:
                     places[id(tensor)] = Place(f"{dotted}.{key}", holder, key)
-                elif (place := places[id(tensor)]) is not None and not _stands(place, holder, key):
+                elif (place := places[id(tensor)]) is not None:
                     place.others.append((holder, key))
     return [place for place in places.values() if place is not None]
-
-
-def _stands(place: Place, holder: dict[str, Any], key: str) -> bool:
-    """Whether a place is known already: a shared module is come by on more than one path."""
-    return any(h is holder and k == key for h, k in [(place.holder, place.key), *place.others])
 
 
 class State:
@@ -108,9 +103,9 @@ class State:
         self.names.append(name)
         setattr(self.owner, name, thing)
 
-    def things(self) -> Iterator[tuple[str, Any]]:
+    def things(self) -> dict[str, Any]:
         """All that is declared, by name."""
-        return ((name, getattr(self.owner, name)) for name in self.names)
+        return {name: getattr(self.owner, name) for name in self.names}
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules among it."""
@@ -119,7 +114,7 @@ class State:
     def places(self, skip: Any = ()) -> list[Place]:
         """Where each tensor and number of it stands, but for the parameters in `skip`."""
         places: list[Place] = []
-        for name, thing in self.things():
+        for name, thing in self.things().items():
             if isinstance(thing, nn.Module):
                 places += module_places(thing, name, skip=skip)
             elif isinstance(thing, Tensor):
@@ -132,7 +127,7 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors, numbers and dicts of these."""
-        return {name: _stored(thing) for name, thing in self.things()}
+        return {name: _stored(thing) for name, thing in self.things().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -140,9 +135,8 @@ class State:
         Raises:
             ValueError: names the first part that differs.
         """
-        fresh = self.state_dict()
-        for name, thing in self.things():
-            check_like(state.get(name), fresh[name], name)
+        for name, thing in self.things().items():
+            check_like(state.get(name), _stored(thing), name)
             if isinstance(thing, Tensor):
                 with torch.no_grad():
                     thing.copy_(state[name])

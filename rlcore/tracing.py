@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,11 +56,9 @@ def loop(
 ) -> tuple[Tree, Tree, int | Tensor]:
     """`carry, y = body(carry, x)` for each row x of `xs`: Python's `for`, or one scan of a program.
 
-    The body may read and write declared state beside its carry; y is a tensor or a dict of them.
-
     Args:
-        body: what to do with a row.
-        carry: what one turn hands to the next, beside declared state.
+        body: may read and write declared state beside its carry; y is a tensor or a dict of them.
+        carry: what one turn hands to the next.
         xs: a tensor, or a dict of them, whose first dimension is gone through; or a number of turns. At least one.
         until: ends the loop after a turn whose carry it holds for, a 0-dim bool tensor.
         unroll: turns to write out one after the other in a compiled program.
@@ -83,11 +81,10 @@ def loop(
 
 def rows_of(xs: Tree) -> Iterator[Tree]:
     """The rows of a tensor, or of all tensors in a dict together."""
-    if isinstance(xs, Tensor):
-        return iter(xs.unbind())
-    if not isinstance(xs, dict):  # what is put together row by row
-        return (xs[t] for t in range(len(xs)))
-    return (dict(zip(xs, row, strict=True)) for row in zip(*(x.unbind() for x in xs.values()), strict=True))
+    if isinstance(xs, dict):
+        return (dict(zip(xs, row, strict=True)) for row in zip(*(x.unbind() for x in xs.values()), strict=True))
+    # Stacked frames are no tensor, and put together row by row.
+    return iter(xs.unbind()) if isinstance(xs, Tensor) else (xs[t] for t in range(len(xs)))
 
 
 def _stacked(rows: list[Tree]) -> Tree:
@@ -147,20 +144,12 @@ class Constant:
         """The value on the device of `x [...]` and in its type."""
         key = x.device, x.dtype
         if key not in self._copies:
-            with torch.inference_mode(False), _unrecorded():  # gradients may pass it later
+            # Outside of inference mode, since gradients may pass it later.
+            with torch.inference_mode(False), thread.recorder.paused() if thread.recorder else nullcontext():
                 copy = self.value.to(x.device, x.dtype, copy=True)
             copy.is_constant = True
             self._copies[key] = copy
         return self._copies[key]
-
-
-@contextmanager
-def _unrecorded() -> Iterator[None]:
-    if thread.recorder is None:
-        yield
-        return
-    with thread.recorder.paused():
-        yield
 
 
 _reduce: Callable[[Tensor], Tensor] | None = None

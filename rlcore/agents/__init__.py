@@ -83,9 +83,8 @@ def _load_entry_point(point: EntryPoint) -> type[Agent]:
     if not (isinstance(agent, type) and issubclass(agent, Agent)):
         raise UsageError(f"{_described(point)} is no agent: {point.value} must be a subclass of rlcore.agents.Agent")
     if agent.__name__.lower() != point.name:  # checkpoints and run folders name the class
-        raise UsageError(
-            f"{_described(point)} must bear the name of its class in lower case, '{agent.__name__.lower()}'"
-        )
+        own = agent.__name__.lower()
+        raise UsageError(f"{_described(point)} must bear the name of its class in lower case, '{own}'")
     return agent
 
 
@@ -121,19 +120,6 @@ def load(
 
 
 __all__ = [
-    "A2C",
-    "AGENTS",
-    "GRPO",
-    "PPO",
-    "REINFORCE",
-    "TRPO",
-    "A2CConfig",
-    "Agent",
-    "AgentTable",
-    "Config",
-    "GRPOConfig",
-    "PPOConfig",
-    "REINFORCEConfig",
-    "TRPOConfig",
-    "load",
+    "A2C", "AGENTS", "GRPO", "PPO", "REINFORCE", "TRPO", "A2CConfig", "Agent", "AgentTable", "Config", "GRPOConfig",
+    "PPOConfig", "REINFORCEConfig", "TRPOConfig", "load",
 ]  # fmt: skip

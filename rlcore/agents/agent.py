@@ -123,8 +123,23 @@ class Agent:
         return []
 
     def make_network(self, torso: Torso | None) -> ActorCritic:
-        """The network; `torso` is one of the user's own, if there is one."""
-        return setup.make_network(self, torso)
+        """The network that the configuration asks for; `torso` is one of the user's own, if there is one.
+
+        Raises:
+            UsageError: where actor and critic would share a torso, but the critic is fitted apart.
+        """
+        config = self.config
+        network = ActorCritic(
+            self.envs.single_observation_space, self.adapter.action_spec, config.hidden_sizes, config.activation,
+            config.shared, config.torso if torso is None else torso, config.log_std_init, config.state_dependent_std,
+            config.norm_obs, config.precision,
+        )  # fmt: skip
+        if self.critic_apart and network.shared:
+            raise UsageError(
+                f"actor and critic share a torso (shared is true, or torso is one module), but {type(self).__name__} "
+                "fits its critic apart, which would move the policy; torso may be a function that makes one for each"
+            )
+        return network
 
     def register(self, name: str, thing: nn.Module | Tensor | dict[str, float]) -> None:
         """Declare state as `self.NAME`: it is moved to the device, saved and restored with the agent, and known to
@@ -226,7 +241,9 @@ class Agent:
             self.anneal(1 - self.global_step / total_steps)
             episodes = self.collect()
             collected = time.perf_counter()
-            metrics = self._numbers(self.engine.learn() if self.engine.program else self.learn_from_buffer())
+            learned = self.engine.learn() if self.engine.program else self.learn_from_buffer()
+            learned["param_norm"] = torch.linalg.vector_norm(self.parameters.vector)
+            metrics = dict(zip(learned, torch.stack([x.detach() for x in learned.values()]).tolist(), strict=True))
             self.iteration += 1
             end = time.perf_counter()
             self.seconds["collect"] += collected - start
@@ -280,8 +297,8 @@ class Agent:
         if self.stops_early:
             return self._gradient_steps_until_far(batch)
 
-        def step(carry: Any, rows: Tensor) -> tuple[Any, dict[str, Tensor]]:
-            return carry, self.step(self.sampler.take(batch, rows))
+        def step(_: Any, rows: Tensor) -> tuple[Any, dict[str, Tensor]]:
+            return None, self.step(self.sampler.take(batch, rows))
 
         _, metrics, count = loop(step, None, (self.draws or self.draw())["minibatches"])
         return _means(metrics, count)
@@ -298,15 +315,14 @@ class Agent:
             return {"kl": torch.where(x["ends"], 0.0, kl), "far": far}, metrics
 
         start = {"kl": torch.zeros((), device=self.device), "far": torch.zeros_like(ends_epoch[0])}
-        xs = {"rows": minibatches, "ends": ends_epoch}
-        _, metrics, taken = loop(step, start, xs, until=lambda carry: carry["far"])
+        turns = {"rows": minibatches, "ends": ends_epoch}
+        _, metrics, taken = loop(step, start, turns, until=lambda carry: carry["far"])
         return _means(metrics, taken)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on a minibatch."""
         loss, metrics = self.loss(self.network, batch)
-        gradient = reduce(gradient_of(loss, self.parameters))
-        gradient, norm = clipped(gradient, self.config.max_grad_norm)
+        gradient, norm = clipped(reduce(gradient_of(loss, self.parameters)), self.config.max_grad_norm)
         self.optimizer.step(gradient)
         return {name: x.detach() for name, x in {"loss": loss, **metrics, "grad_norm": norm}.items()}
 
@@ -318,17 +334,13 @@ class Agent:
         """`critic_updates` steps on (V − R)² alone, each over the whole rollout; returns the last loss."""
         batch = batch.take((self.draws or self.draw())["rows"])
 
-        def step(carry: Any, _: Any) -> tuple[Any, Tensor]:
+        def step(*_: Any) -> tuple[Any, Tensor]:
             loss = self.critic_loss(self.network, batch)
             self.critic_optimizer.step(reduce(gradient_of(loss, self.critic_optimizer.moved())))
-            return carry, loss.detach()
+            return None, loss.detach()
 
         _, losses, _ = loop(step, None, self.config.critic_updates)
         return losses[-1]
-
-    def _numbers(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        metrics["param_norm"] = torch.linalg.vector_norm(self.parameters.vector)
-        return dict(zip(metrics, torch.stack([x.detach() for x in metrics.values()]).tolist(), strict=True))
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
         # The weights too: those of the last step are in no loss yet, and a loss may be finite where they have no sense.
@@ -349,8 +361,9 @@ class Agent:
 
     def reset_seeds(self, iteration: int) -> int | list[int]:
         """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset."""
-        group_size = self.config.group_size if self.group_starts else None
-        return setup.reset_seeds(self.config.seed, iteration, self.config.num_envs, group_size)
+        if self.group_starts:
+            return setup.group_seeds(self.config, iteration)
+        return setup.restart_seed(self.config.seed, iteration)
 
     def act(self, obs: Any, deterministic: bool = False) -> np.ndarray:
         """Actions for a batch of observations, as the environment takes them.

@@ -129,22 +129,18 @@ def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None
 @functools.cache
 def field_types(config_class: type[Config]) -> dict[str, Any]:
     """The resolved type of each field, without its range and marks."""
-    return {name: kind for name, kind in typing.get_type_hints(config_class).items() if not _is_class_variable(kind)}
-
-
-def _is_class_variable(kind: Any) -> bool:
-    return kind is ClassVar or typing.get_origin(kind) is ClassVar
+    kinds = typing.get_type_hints(config_class)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(config_class)}
 
 
 @functools.cache
 def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
-    """What is declared of each field beside its type: its range, and that it stands apart from programs. Where a class
-    declares a field anew without any, it stays as it was."""
+    """What is declared of each field beside its type: its range, and that it stands apart from programs; the same as
+    before where a class declares a field anew without any."""
     declared: dict[str, tuple[Any, ...]] = {}
     for cls in reversed(config_class.__mro__):
         kinds = typing.get_type_hints(cls, include_extras=True)
-        own = inspect.get_annotations(cls)
-        declared |= {name: marks for name in own if (marks := _metadata(kinds[name]))}
+        declared |= {name: marks for name in inspect.get_annotations(cls) if (marks := _metadata(kinds[name]))}
     return {name: declared.get(name, ()) for name in field_types(config_class)}
 
 
@@ -162,7 +158,7 @@ def enters_programs(config_class: type[Config]) -> list[str]:
 
 def is_optional(kind: Any) -> bool:
     """Whether None is allowed."""
-    return typing.get_origin(kind) in (types.UnionType, typing.Union) and types.NoneType in typing.get_args(kind)
+    return types.NoneType in typing.get_args(kind)
 
 
 def inner_type(kind: Any) -> Any:
@@ -177,9 +173,8 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
     base = inner_type(kind)
     if typing.get_origin(base) is Literal:
         choices = typing.get_args(base)
-        for choice in choices:
-            if value == choice and type(value) is type(choice):
-                return choice
+        if any(type(value) is type(choice) and value == choice for choice in choices):
+            return value
         words = [choice_word(choice) for choice in choices]
         hint = did_you_mean(shown(value).strip("'"), words)
         raise UsageError(f"{name} is {shown(value)}, but may be one of {', '.join(words)}{hint}")

@@ -59,8 +59,7 @@ class Actor:
         policy = self.network.policy(tensors)
         if deterministic:
             return policy.mode().cpu().numpy()
-        num_envs = len(policy.params)
-        noise = torch.empty(num_envs, noise_size(self.envs.action_spec), device=device)
+        noise = torch.empty(len(policy.params), noise_size(self.envs.action_spec), device=device)
         return policy.sample(self.draw_noise(noise, self.generator)).cpu().numpy()
 
 
@@ -120,8 +119,10 @@ def play_episodes(
     obs = envs.reset(seed)
     while (played < quota).any():
         step = envs.step(actor(obs, deterministic))
-        obs = step.obs
-        _check_rewards(step.rewards, envs)
+        obs, bad = step.obs, np.flatnonzero(~np.isfinite(step.rewards))
+        if len(bad):
+            when = envs.clock.format(envs.steps)
+            raise EnvironmentFault(f"environment {bad[0]} returned {step.rewards[bad[0]]} in its reward {when}")
         running_return += np.where(step.real, step.rewards, 0.0)
         running_length += step.real
         done = step.done & step.real
@@ -135,13 +136,6 @@ def play_episodes(
                 played[n] += 1
         running_return[done], running_length[done] = 0.0, 0
     return Evaluation(np.concatenate(returns).astype(np.float64), np.concatenate(lengths).astype(np.int64))
-
-
-def _check_rewards(rewards: np.ndarray, envs: VectorAdapter) -> None:
-    bad = np.flatnonzero(~np.isfinite(rewards))
-    if len(bad):
-        when = envs.clock.format(envs.steps)
-        raise EnvironmentFault(f"environment {bad[0]} returned {rewards[bad[0]]} in its reward {when}")
 
 
 def check_episodes(episodes: int) -> None:

@@ -1,7 +1,5 @@
-"""One face for gymnasium's three autoreset modes.
-
-What differs between the modes is where the true successor of an episode's last step is found, and whether a dead row
-follows it:
+"""One face for gymnasium's three autoreset modes, which differ in where the true successor of an episode's last step
+is found, and in whether a dead row follows it:
 
     DISABLED   `step` returns the true successor in its row; `reset` with a mask then renews only the finished ones
     SAME_STEP  `step` returns the first observation of the next episode; the true successor is in infos["final_obs"]
@@ -75,11 +73,8 @@ class Restarts:
         self.seed = 0
 
     def add(self, n: int, sentence: str) -> int:
-        """Count a restart of environment n after the fault in `sentence`; returns the seed to begin with.
-
-        Raises:
-            EnvironmentFault: where the environment does not come to a good step any more.
-        """
+        """Count a restart of environment n after the fault in `sentence`; returns the seed to begin with, or raises an
+        EnvironmentFault where the environment does not come to a good step any more."""
         self.counts[n] += 1
         self.in_a_row[n] += 1
         self.troubled = True
@@ -97,11 +92,7 @@ class Restarts:
         self.troubled = bool(self.in_a_row.any())
 
     def load(self, counts: Any) -> None:
-        """Go on with stored `counts`.
-
-        Raises:
-            ValueError: where they are not those of as many environments.
-        """
+        """Go on with stored `counts`, or raise a ValueError where they are not those of as many environments."""
         counts = np.asarray(counts)
         if counts.shape != self.counts.shape or counts.dtype != np.int64 or (counts < 0).any():
             raise ValueError(f"its number of restarts is not one for each of {len(self.counts)} environments")
@@ -146,7 +137,7 @@ class VectorAdapter:
         self.extras: dict[str, np.ndarray] = {}
         self._composite = isinstance(self.observation_space, spaces.Dict | spaces.Tuple)
         self._starts = map_parts(lambda part: part.start, self.parts)
-        self._shifted = any(np.any(x) for x in (self._starts.values() if self._composite else [self._starts]))
+        self._shifted = any(map(np.any, self._starts.values() if self._composite else [self._starts]))
 
     @property
     def frame_stack(self) -> int:
@@ -160,8 +151,7 @@ class VectorAdapter:
             UsageError: where `seed` is a list and the environments take one number only.
             EnvironmentFault: where an environment fails.
         """
-        self.pending = np.zeros(self.num_envs, dtype=bool)
-        self.astray = np.zeros(self.num_envs, dtype=bool)
+        self.pending, self.astray = (np.zeros(self.num_envs, dtype=bool) for _ in range(2))
         if isinstance(seed, list) and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             seed = np.array(seed)  # what vector environments in C++ take
         try:
@@ -251,9 +241,9 @@ class VectorAdapter:
             )
         return self._renew(which)
 
-    def _renew(self, which: np.ndarray, seeds: list[int | None] | None = None) -> Any:
+    def _renew(self, which: np.ndarray) -> Any:
         """Reset the environments `which [N]`; observations of all."""
-        obs, faults = self._reset(which, seeds)
+        obs, faults = self._reset(which, None)
         return self._begin_anew(faults) if faults else obs
 
     def _reset(self, which: np.ndarray, seeds: list[int | None] | None) -> tuple[Any, dict[int, str]]:
@@ -266,12 +256,8 @@ class VectorAdapter:
         return self.split(obs), _faults(infos)
 
     def _begin_anew(self, faults: dict[int, str], seeds: Any = None) -> Any:
-        """Begin new episodes where `faults` were, until all have begun; observations of all environments.
-
-        Args:
-            faults: environments and sentences.
-            seeds: of all environments, which are tried once more before others are taken.
-        """
+        """Begin new episodes where `faults` were (environments and sentences), until all have begun; observations of
+        all environments, whose `seeds`, where there is a list, are tried once more before others are taken."""
         obs = None
         while faults:
             which, own = np.zeros(self.num_envs, dtype=bool), [None] * self.num_envs
@@ -284,7 +270,7 @@ class VectorAdapter:
         return obs
 
     def _fault(self, error: Exception) -> EnvironmentFault:
-        """What to raise in place of an `error` from the vector environment; other errors of ours say it all already."""
+        """What to raise in place of an `error` from the vector environment; other errors of ours say it all."""
         if isinstance(error, RlcoreError) and not isinstance(error, EnvironmentFault):
             raise error
         self._failed = True
@@ -305,13 +291,8 @@ class VectorAdapter:
             )
         if isinstance(final, dict | tuple):  # batched already, part by part
             return map_parts(lambda x: np.asarray(x)[final_envs], self.split(final))
-        rows = [self._split_one(final[n]) for n in final_envs]
-        if not self._composite:
-            return np.stack(rows)
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _split_one(self, obs: Any) -> Any:
-        return map_parts(np.asarray, self.split(obs))
+        rows = [map_parts(np.asarray, self.split(final[n])) for n in final_envs]
+        return map_parts(lambda *parts: np.stack(parts), *rows)
 
     def close(self) -> None:
         """Close the environments; where a fault has been told already, what follows from it is not told again."""
@@ -328,11 +309,9 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     try:
         return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
     except ValueError:
-        modes = ", ".join(mode.name for mode in AutoresetMode)
-        raise UsageError(
-            f"the vector environment's metadata['autoreset_mode'] is {mode!r}, "
-            f"but must be one of AutoresetMode's {modes}"
-        ) from None
+        modes = "one of AutoresetMode's " + ", ".join(mode.name for mode in AutoresetMode)
+        sentence = f"the vector environment's metadata['autoreset_mode'] is {mode!r}, but must be {modes}"
+        raise UsageError(sentence) from None
 
 
 def _faults(infos: dict[str, Any]) -> dict[int, str]:

@@ -14,15 +14,9 @@ from rlcore.errors import DivergenceError, EnvironmentFault
 class Faults:
     """Keeps what failed environments did out of a rollout, where they are begun anew.
 
-    Of such an environment nothing is learned but what came before: the row of the fault is masked, and the row before
-    it is cut (truncated), so that its successor, which the faulty row shows, is valued. Of a rollout of whole episodes
-    the episode is left out, and with it those that it would be compared with.
-
-    Args:
-        envs: the environments.
-        num_steps: T.
-        group_size: G, where each G environments are compared with each other; 1 where not.
-        whole_episodes: whether rollouts are whole episodes.
+    The row of the fault is masked, and the row before it is cut (truncated), so that its successor, which the faulty
+    row shows, is valued. Of a rollout of whole episodes the episode is left out, and with it those of its group: each
+    `group_size` environments are compared with each other.
 
     Attributes:
         gave_up: `[T, N]` rows after which a fault cut the episode, None where there was none in this rollout.
@@ -43,12 +37,8 @@ class Faults:
         return ~astray
 
     def give_up(self, t: int, failed: np.ndarray, playing: np.ndarray, rows: Any, counter: Any) -> np.ndarray:
-        """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing.
-
-        Args:
-            rows: of the rollout, with `mask`, `terminated`, `truncated` and `done` `[T, N]`.
-            counter: of episodes.
-        """
+        """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing. The `rows` have
+        `mask`, `terminated`, `truncated` and `done` `[T, N]`; `counter` counts the episodes."""
         if self.gave_up is None:
             self.gave_up = np.zeros(self.shape, dtype=bool)
         if self.whole_episodes:
@@ -65,11 +55,7 @@ class Faults:
         return playing
 
     def end(self, mask: np.ndarray) -> None:
-        """A rollout, whose `mask` this is, has ended.
-
-        Raises:
-            EnvironmentFault: where nothing of it is left.
-        """
+        """A rollout, whose `mask` this is, has ended; an EnvironmentFault where nothing of it is left."""
         self.tell()
         if (self.gave_up is not None or self.envs.astray.any()) and not mask.any():
             raise EnvironmentFault(
@@ -112,15 +98,8 @@ class Seen(NamedTuple):
 
 
 def refuse_nan(seen: list[Seen], output: np.ndarray, observations: list[np.ndarray], first_step: int) -> None:
-    """Say which environment gave the first number that is not finite, or that this was not its fault.
-
-    Args:
-        output, observations: of the policy, see `refuse_policy`.
-        first_step: steps before this rollout.
-
-    Raises:
-        EnvironmentFault, DivergenceError: name the environment and the step.
-    """
+    """Raise an EnvironmentFault that names who gave the first number that is not finite, and the step, `first_step`
+    steps before this rollout counted; or, with `output` and `observations`, what `refuse_policy` raises."""
     bad = next((x for x in seen if not x.is_finite()), None)
     if bad is None:
         return
@@ -134,16 +113,9 @@ def refuse_nan(seen: list[Seen], output: np.ndarray, observations: list[np.ndarr
 
 
 def refuse_policy(output: np.ndarray, observations: list[np.ndarray], steps: int, first_step: int) -> None:
-    """Refuse actions that are not finite although what the policy saw was, in the first `steps` rows: what comes of
-    them in an environment is not the environment's fault.
-
-    Args:
-        output: `[T, N, P + A]` of the policy.
-        observations: parts `[T, N, ...]`.
-
-    Raises:
-        DivergenceError: names the environment and the step.
-    """
+    """Raise a DivergenceError where actions are not finite although what the policy saw was, in the first `steps` rows:
+    what comes of them in an environment is not its fault. The policy's `output` is `[T, N, P + A]`, each part of the
+    `observations` `[T, N, ...]`."""
     output = output[:steps]
     bad = ~np.isfinite(output).all(-1)
     for values in observations:
