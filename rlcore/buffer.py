@@ -41,13 +41,12 @@ def core_fields(spec: ActionSpec) -> list[Field]:
 class RolloutBuffer:
     """Fixed-length storage of one rollout, preallocated on one device; T = num_steps, N = num_envs.
 
-    Every field keeps its shape and its memory for life: assigning one copies into it. Row t holds everything that
-    belongs to the transition out of `obs[t]`, the flags of its own end included, so no estimator needs a special case
-    for the last row.
+    Every field keeps its memory for life: assigning one copies into it. Row t holds all that belongs to the transition
+    out of `obs[t]`, the flags of its own end included, so no estimator needs a special case for the last row.
 
     Attributes:
-        obs: `[T, N, ...]` observation the action was chosen from; images stay uint8, and stacked frames are stored
-            once (`FrameStacks`). A dict of such tensors for Tuple and Dict observation spaces.
+        obs: `[T, N, ...]` observation the action was chosen from, a dict of such tensors for Tuple and Dict spaces;
+            images stay uint8, and stacked frames are stored once (`FrameStacks`).
         dones: `[T, N]` bool, True where `obs[t]` is the first of a new episode (the step before ended one).
         actions: `[T, N, ...]` as the policy drew them, before clipping, squashing or shifting for the environment.
         dist_params: `[T, N, P]` raw parameters of the behaviour policy's distribution, for exact KL divergences.
@@ -57,16 +56,13 @@ class RolloutBuffer:
         terminated, truncated: `[T, N]` bool, whether that transition ended the episode, and how.
         next_values: `[T, N]` V of the true successor: of the final observation where an episode was cut, never of the
             observation after the reset; 0 where it terminated.
-        mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset, an environment that has
-            finished its episode and waits for the others.
+        mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset, or an environment that waits.
         fields: the `Field` of each of these but obs, and of those added.
         length: number of rows filled in this rollout, T unless all episodes of a whole-episode rollout ended before.
 
     Args:
-        num_steps: T.
-        num_envs: N.
-        observation_space: of a single environment.
-        action_space: of a single environment, or an ActionSpec.
+        num_steps, num_envs: T and N.
+        observation_space, action_space: of a single environment; `action_space` may be an ActionSpec.
         device: where all fields live.
         frame_stack: number of frames in an observation `[S, H, W]` that is a stack of the latest, 0 where it is none.
         added: further fields, of the policy, the environments or the agent.
@@ -153,14 +149,9 @@ class RolloutBuffer:
         return [*obs, *(Place(f"buffer.{name}", vars(self), name) for name in self.fields)]
 
     def flatten(self, advantages: Tensor, returns: Tensor, weight: Tensor | None = None) -> Batch:
-        """The filled rows as one batch of B transitions, with what the estimator made of them.
-
-        The fields are views. A loss should take its samples with `Batch.take`, which keeps padding out.
-
-        Args:
-            advantages, returns: `[T, N]`.
-            weight: `[T, N]` share of each transition in the loss, where that is not the mean over transitions.
-        """
+        """The filled rows as one batch of B transitions, whose fields are views, with what the estimator made of them:
+        `advantages [T, N]`, `returns [T, N]` and, where the loss is no mean over transitions, the `weight [T, N]` of
+        each. A loss should take its samples with `Batch.take`, which keeps padding out."""
         length = self.num_steps if is_recording() else self.length
 
         def flat(x: Tensor) -> Tensor:
@@ -182,8 +173,8 @@ class Batch:
         obs, actions, dones, logprobs, ...: `[B, ...]`, every field of the buffer.
         advantages, returns: `[B]` from the agent's estimator.
         mask: `[B]`, False for padding.
-        weight: `[B]` share of each transition in the loss, 0 for padding. 1/(number of real transitions) for each of
-            them, unless the estimator gave other weights; see `mean`.
+        weight: `[B]` share of each transition in the loss, 0 for padding; 1/(number of real transitions), unless the
+            estimator gave other weights.
         weighted: whether it did.
 
     Args:
@@ -203,13 +194,10 @@ class Batch:
         return len(self.mask)
 
     def take(self, indices: Tensor, padded: bool = False) -> Batch:
-        """The transitions at `indices [M]`, as a batch of its own.
+        """The transitions at `indices [M]`, as a batch of its own; with `padded`, an index of -1 stands for none.
 
         A masked slot keeps its place, so shapes stay fixed, but with weight 0 and filled from a real transition:
         whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
-
-        Args:
-            padded: whether an index of -1 stands for no transition, where minibatches are not of one length.
         """
         mask, weight = self.mask[indices], None
         real = torch.where(mask, indices, self.mask.int().argmax())
@@ -245,25 +233,17 @@ class RowSampler:
     """Minibatches of single transitions, reshuffled each epoch.
 
     Args:
-        num_minibatches, epochs: how many of which size.
-        ragged: leave padding out, so that minibatches are of any size, another in each rollout. Whole episodes may be
-            mostly padding; segments are all but full.
+        num_minibatches: into how many a rollout is split.
+        epochs: how often.
+        ragged: leave padding out, so that their size is another in each rollout: whole episodes may be mostly padding.
     """
 
     def __init__(self, num_minibatches: int, epochs: int, ragged: bool):
         self.num_minibatches, self.epochs, self.ragged = num_minibatches, epochs, ragged
 
     def draw(self, mask: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """What to learn from in an iteration.
-
-        Args:
-            mask: `[T, N]` of the rollout.
-            generator: of the order.
-
-        Returns:
-            `rows [R]` of the batch to learn from at all, and `minibatches [epochs · num_minibatches, M]` of these;
-            one that is a row shorter than others is filled up with -1.
-        """
+        """What to learn from in an iteration, whose rollout has the `mask [T, N]`: `rows [R]` of the batch, and
+        `minibatches [epochs · num_minibatches, M]` of these; one a row shorter than others is filled up with -1."""
         rows = torch.arange(mask.numel(), device=mask.device)
         rows = rows[mask.flatten()] if self.ragged else rows
         count = min(self.num_minibatches, len(rows))

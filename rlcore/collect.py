@@ -72,12 +72,11 @@ class EpisodeCounter:
     def count(
         self, rewards: np.ndarray, ends: np.ndarray, mask: np.ndarray, first_step: int, cuts: np.ndarray | None = None
     ) -> Episodes:
-        """The episodes that ended in a rollout.
+        """The episodes that ended in a rollout, `first_step` environment steps after the beginning.
 
         Args:
             rewards, ends, mask: `[T, N]`; rows where `mask` is False count for nothing.
-            first_step: environment steps before this rollout.
-            cuts: `[T, N]`, rows after which an episode was given up, which is no episode to report.
+            cuts: `[T, N]`, rows after which an episode was given up, which is not to be reported.
         """
         steps = mask.sum(1)
         self.steps = int(steps.sum())
@@ -172,11 +171,8 @@ class Collector:
         return episodes
 
     def reset(self, seed: int | list[int] | None = None) -> None:
-        """Start all environments afresh; episodes under way are dropped. Equal seeds in a list give equal starts.
-
-        Raises:
-            EnvironmentFault: where an environment fails.
-        """
+        """Start all environments afresh, or raise an EnvironmentFault where one fails; episodes under way are dropped.
+        Equal seeds in a list give equal starts."""
         self._begin(seed)
         self.carry, self.counter = {}, EpisodeCounter(self.buffer.num_envs)
 
@@ -243,11 +239,7 @@ class Collector:
 
     def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
         """Go on where `state_dict` was taken, or from new episodes (`seed`) where it holds no environment, or those of
-        another backend, or none is to be restored.
-
-        Raises:
-            ValueError: where the state does not fit.
-        """
+        another backend, or none is to be restored. A ValueError where the state does not fit."""
         self.reset(seed)
         self.rows_collected = stored_count(state, "rows_collected")
         self.global_step = stored_count(state, "global_step")
@@ -269,15 +261,10 @@ class HostRows:
     """The buffer's rows as numpy arrays, for environments in host memory; of a CPU buffer, its own memory.
 
     Attributes:
-        rewards, terminated, truncated, mask, dones, actions, ...: `[T, N, ...]` actions and each field that the
-            environments fill.
+        actions, rewards, terminated, ...: `[T, N, ...]`, actions and each field that the environments fill.
         done: `[T, N]` bool, ends of the environments' own episodes.
         raw_rewards: `[T, N]` float64, as the environments gave them.
-        noise, policy: rows of the action noise, and of what the policy fills, as tensors.
-
-    Args:
-        buffer: where the rows go.
-        noise: `[T, N, A]`.
+        noise, policy: rows of the action noise `[T, N, A]`, and of what the policy fills, as tensors.
     """
 
     def __init__(self, buffer: RolloutBuffer, noise: Tensor):
@@ -296,7 +283,8 @@ class HostRows:
         return x
 
     def begin(self, t: int, obs: Any, first: np.ndarray, begun: np.ndarray, extras: dict[str, np.ndarray]) -> Any:
-        """Row t begins: what is observed. Gives the observation back on the buffer's device."""
+        """Row t begins: `obs`, whether it is the `first [N]` of an episode to learn from or has `begun [N]` one of the
+        environment's own. Gives the observation back on the buffer's device."""
         self.dones[t] = first
         for name, x in extras.items():
             getattr(self, name)[t] = x
@@ -544,8 +532,7 @@ class NativeCollector(Collector):
         draws: noise of actions `[T, N, A]` and of starts `[T, N, D]` for the next rollout.
 
     Args:
-        task: the environment.
-        arguments, options: as in `Collector`.
+        task: the environment; the other arguments are those of `Collector`.
     """
 
     def __init__(self, task: NativeTask, *arguments: Any, **options: Any):
@@ -587,9 +574,8 @@ class NativeCollector(Collector):
         self.draws.update(noise=self.noise, start=starts)
 
     def begin_example(self, network: ActorCritic) -> None:
-        """Be ready for `places` and `rollout` without drawing anything from the agent's generator."""
-        own, self.generator = self.generator, torch.Generator(self.buffer.device)
-        self.network = network
+        """Be ready for `places` and `rollout` without drawing from the agent's generator."""
+        own, self.generator, self.network = self.generator, torch.Generator(self.buffer.device), network
         if not self.standing:
             self.reset(0)
         if not self.draws:
@@ -659,8 +645,7 @@ class NativeCollector(Collector):
         return {**after, **{f"policy.{name}": x for name, x in policy.items()}}, row
 
     def _cut(self, finals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where episodes were cut, for `_complete`: a time limit cuts an environment at most so often in T rows, and
-        only these rows ask the network again."""
+        """Where episodes were cut, for `_complete`; a time limit cuts an environment at most so `often` in T rows."""
         truncated = self.buffer.truncated
         T, N = truncated.shape
         often = min(T, (T - 1) // self.max_episode_steps + 1)
@@ -679,7 +664,6 @@ class NativeCollector(Collector):
         refuse_nan(seen, output, [obs], self.rows_collected)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where collection stands, environments included: they are tensors, so their state can always be stored."""
         standing = {name: x.clone() for name, x in self.standing.items()}
         return {"carry": standing, **self.counter.state_dict(), **super().state_dict()}
 
@@ -691,4 +675,4 @@ class NativeCollector(Collector):
         return goes_on
 
 
-__all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector", "StagedRows"]
+__all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector"]

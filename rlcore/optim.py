@@ -112,7 +112,7 @@ class Optimizer:
 
     Args:
         parameters: where all parameters are.
-        learning_rate: of the next step, a number; may be set between steps.
+        learning_rate: of the next step; may be set between steps.
         eps: ε in the denominator of a step.
         which: the parameters that are moved, where these are not all.
     """
@@ -160,11 +160,7 @@ class Optimizer:
         return {**numbers, **{name: getattr(self, name).clone() for name in self.moments}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            ValueError: where the learning rate is no finite number.
-        """
+        """Go on where `state_dict` was taken; a ValueError where the learning rate is no finite number."""
         if not math.isfinite(state["learning_rate"]):
             raise ValueError(f"its learning rate is {state['learning_rate']}")
         for name in self.moments:

@@ -1,7 +1,7 @@
 """Declared state: all that training carries from one iteration to the next, registered by name.
 
-Checkpoints, device moves and what programs take in and give back follow from the registration alone: a program does
-not know a module or a tensor that is not declared, and refuses to be recorded with it.
+Checkpoints, device moves and what programs take in and give back follow from the registration alone; with a module or a
+tensor that is not declared no program can be recorded.
 """
 
 from __future__ import annotations
@@ -97,9 +97,8 @@ class State:
         if name in self.names or (hasattr(self.owner, name) and getattr(self.owner, name) is not None):
             raise UsageError(f"'{name}' cannot be registered, because the {type(self.owner).__name__} has it already")
         if not isinstance(thing, nn.Module | Tensor | dict) and not hasattr(thing, "places"):
-            raise UsageError(
-                f"'{name}' is a {type(thing).__name__}, but must be a module, a tensor or a dict of numbers"
-            )
+            kind = type(thing).__name__
+            raise UsageError(f"'{name}' is a {kind}, but must be a module, a tensor or a dict of numbers")
         self.names.append(name)
         setattr(self.owner, name, thing)
 

@@ -1,8 +1,5 @@
-"""What the rest of the package needs to be recordable: loops, sums over processes, constants, and whether Python is
-running an algorithm or writing down what it does.
-
-A program is made by running ordinary methods once and recording their tensor operations (rlcore/programs). Loops go
-through `loop`, so that a recording holds their body once; the few places whose flow could depend on data ask here.
+"""What the rest of the package needs to be recordable: loops, sums over processes, constants, and whether tensor
+operations are run or recorded for a program (rlcore/programs), in which a loop's body stands once.
 """
 
 from __future__ import annotations
@@ -105,18 +102,14 @@ def leaves_of(tree: Tree) -> list[Tensor]:
     return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves_of(part)]
 
 
-def numbered(tree: Tree) -> Any:
-    """The tree with a number in the place of each tensor."""
-    count = itertools.count()
-
-    def number(tree: Tree) -> Any:
-        if isinstance(tree, dict):
-            return {name: number(part) for name, part in tree.items()}
-        if isinstance(tree, list | tuple):
-            return [number(part) for part in tree]
-        return None if tree is None else next(count)
-
-    return number(tree)
+def numbered(tree: Tree, numbers: Iterator[int] | None = None) -> Any:
+    """The tree with a number in the place of each tensor, out of `numbers`: 0, 1, ..."""
+    numbers = itertools.count() if numbers is None else numbers
+    if isinstance(tree, dict):
+        return {name: numbered(part, numbers) for name, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [numbered(part, numbers) for part in tree]
+    return None if tree is None else next(numbers)
 
 
 def in_places(places: Any, leaves: Sequence[Tensor]) -> Tree:
@@ -129,12 +122,8 @@ def in_places(places: Any, leaves: Sequence[Tensor]) -> Tree:
 
 
 class Constant:
-    """A tensor that never changes, copied once to each device and type: a copy from ordinary host memory is what a
-    CUDA graph cannot hold. A recording takes it for what it is, where it refuses other tensors from outside.
-
-    Args:
-        value: `[...]`, on the CPU.
-    """
+    """A tensor that never changes, of `value [...]` on the CPU, copied once to each device and type, since a CUDA graph
+    cannot hold a copy from host memory. A recording takes it, where it refuses other tensors from outside."""
 
     def __init__(self, value: Tensor):
         self.value = value
@@ -156,11 +145,8 @@ _reduce: Callable[[Tensor], Tensor] | None = None
 
 
 def reduce(x: Tensor) -> Tensor:
-    """The sum of `x [...]` over all processes that learn together: x itself where there is one.
-
-    Every sum that more than one of them takes part in goes through here: the gradient, numerators and denominators of
-    masked means, running statistics.
-    """
+    """The sum of `x [...]` over all processes that learn together, x itself where there is one; for the gradient,
+    numerators and denominators of masked means, and running statistics."""
     return x if _reduce is None else _reduce(x)
 
 

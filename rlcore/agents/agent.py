@@ -1,8 +1,7 @@
 """The loop that all on-policy agents share: collect, estimate, update, repeat.
 
 An algorithm is a subclass in a file of its own that provides a `Config`, `estimate(buffer)` and `loss(network, batch)`.
-What learns from a rollout is `learn_from_buffer` and what it calls: ordinary methods that read and write declared state
-(`register`), which is also what programs are recorded from (rlcore/programs).
+Programs (rlcore/programs) are recorded from `learn_from_buffer` and what it calls, which read and write declared state.
 """
 
 from __future__ import annotations
@@ -123,11 +122,7 @@ class Agent:
         return []
 
     def make_network(self, torso: Torso | None) -> ActorCritic:
-        """The network that the configuration asks for; `torso` is one of the user's own, if there is one.
-
-        Raises:
-            UsageError: where actor and critic would share a torso, but the critic is fitted apart.
-        """
+        """The network; `torso` is one of the user's own, if there is one. A UsageError where it does not fit."""
         config = self.config
         network = ActorCritic(
             self.envs.single_observation_space, self.adapter.action_spec, config.hidden_sizes, config.activation,
@@ -200,11 +195,8 @@ class Agent:
         return self.config.target_kl is not None
 
     def frozen_copy(self, source: str = "initial") -> ActorCritic:
-        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file.
-
-        Raises:
-            CheckpointError: where the file's weights do not fit.
-        """
+        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file, where
+        they fit (else a CheckpointError)."""
         network = copy.deepcopy(self.network).requires_grad_(False)
         return network if source == "initial" else stored.with_weights_of(network, source)
 
@@ -346,10 +338,9 @@ class Agent:
         # The weights too: those of the last step are in no loss yet, and a loss may be finite where they have no sense.
         bad = [name for name in ("loss", "grad_norm", "param_norm") if not math.isfinite(metrics.get(name, 0.0))]
         if bad:
-            raise DivergenceError(
-                f"{bad[0]} became {metrics[bad[0]]} in iteration {self.iteration} at step {self.global_step:,} "
-                f"(learning_rate {self.config.learning_rate:g})"
-            )
+            where = f"in iteration {self.iteration} at step {self.global_step:,}"
+            rate = f"(learning_rate {self.config.learning_rate:g})"
+            raise DivergenceError(f"{bad[0]} became {metrics[bad[0]]} {where} {rate}")
 
     # Environments.
 
@@ -366,14 +357,11 @@ class Agent:
         return setup.restart_seed(self.config.seed, iteration)
 
     def act(self, obs: Any, deterministic: bool = False) -> np.ndarray:
-        """Actions for a batch of observations, as the environment takes them.
+        """Actions `[N, ...]` as the environment takes them, in the action space, drawn or the most probable.
 
         Args:
             obs: observations `[N, ...]` as a vector environment of this kind returns them.
             deterministic: the most probable action instead of a draw.
-
-        Returns:
-            Actions `[N, ...]`: shifted, squashed or clipped into the action space.
         """
         return self.adapter.action_spec.to_env(self._actor(self.adapter.split(obs), deterministic))
 
@@ -385,7 +373,8 @@ class Agent:
         env: str | VectorEnv | None = None,
         max_steps: int = 1_000_000,
     ) -> Evaluation:
-        """Play whole episodes in fresh environments; training is not touched, normalisation statistics stay frozen.
+        """Play whole episodes in fresh environments, for returns and lengths by the environment's own rewards; training
+        is not touched, normalisation statistics stay frozen.
 
         Args:
             episodes: how many.
@@ -393,9 +382,6 @@ class Agent:
             deterministic: the most probable action instead of a draw.
             env: an id or a vector environment to play in place of the one trained on.
             max_steps: longest episode; one that is still running is cut there.
-
-        Returns:
-            Evaluation: returns and lengths, the environment's own rewards without scaling.
 
         Raises:
             UsageError: where `env` is needed or does not fit, or `episodes` is not a whole number of at least 1.

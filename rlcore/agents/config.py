@@ -178,10 +178,9 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
         words = [choice_word(choice) for choice in choices]
         hint = did_you_mean(shown(value).strip("'"), words)
         raise UsageError(f"{name} is {shown(value)}, but may be one of {', '.join(words)}{hint}")
-    if typing.get_origin(base) is tuple:
-        if isinstance(value, list | tuple) and all(_is_number(v, int) for v in value):
-            return tuple(value)
-        raise UsageError(f"{name} is {shown(value)}, but must be a list of whole numbers such as 64,64")
+    is_list = typing.get_origin(base) is tuple and isinstance(value, list | tuple)
+    if is_list and all(_is_number(v, int) for v in value):
+        return tuple(value)
     if base is float and _is_number(value, int | float):
         try:
             return float(value)
@@ -213,7 +212,9 @@ def _is_number(value: Any, kind: Any) -> bool:
 def describe_type(kind: Any) -> str:
     """A type in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return words[inner_type(kind)] + (" or none" if is_optional(kind) else "")
+    words[tuple] = "a list of whole numbers such as 64,64"
+    base = inner_type(kind)
+    return words[typing.get_origin(base) or base] + (" or none" if is_optional(kind) else "")
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:
@@ -246,8 +247,7 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
             return {"true": True, "false": False}[text.lower()]
         return base(text) if base in (int, float) else text
     except (ValueError, KeyError):
-        words = "a list of whole numbers such as 64,64" if typing.get_origin(base) is tuple else describe_type(kind)
-        raise UsageError(f"{name} is '{text}', but must be {words}") from None
+        raise UsageError(f"{name} is '{text}', but must be {describe_type(kind)}") from None
 
 
 # A field and its first comment; lines that go on with it are indented further or close its brackets.

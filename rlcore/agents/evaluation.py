@@ -66,12 +66,9 @@ class Actor:
 def evaluate(
     agent: Agent, episodes: int, seed: int | None, deterministic: bool, env: str | VectorEnv | None, max_steps: int
 ) -> Evaluation:
-    """As `Agent.evaluate`.
-
-    Raises:
-        UsageError: where `env` is needed, or does not fit.
-    """
-    check_episodes(episodes)
+    """As `Agent.evaluate`; a UsageError where `env` is needed, or does not fit."""
+    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
+        raise UsageError(f"episodes is {episodes!r}, but must be a whole number of at least 1")
     if env is None and agent.env_id is None:
         raise UsageError("this agent was given a VectorEnv and cannot make another: pass evaluate(env=...)")
     if isinstance(env, VectorEnv):
@@ -136,9 +133,3 @@ def play_episodes(
                 played[n] += 1
         running_return[done], running_length[done] = 0.0, 0
     return Evaluation(np.concatenate(returns).astype(np.float64), np.concatenate(lengths).astype(np.int64))
-
-
-def check_episodes(episodes: int) -> None:
-    """Refuse a number of evaluation episodes that is not a whole number of at least 1."""
-    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
-        raise UsageError(f"episodes is {episodes!r}, but must be a whole number of at least 1")

@@ -42,11 +42,7 @@ def configure(kind: type[Agent], env: Any, torso: Torso | str | None, hyperparam
 
 
 def environments(agent: Agent, env: str | VectorEnv) -> tuple[VectorEnv, str | None]:
-    """The vector environment, and how one made from an id is stepped.
-
-    Raises:
-        UsageError: where there is none of that kind.
-    """
+    """The vector environment, and how one made from an id is stepped."""
     if not isinstance(env, str):
         return own_envs(env, agent.config, agent.env_kwargs), None
     restarts = agent.config.on_env_error == "restart"
