@@ -105,10 +105,9 @@ class RolloutBuffer:
         needed = self.num_steps * self.num_envs * (obs // max(frame_stack, 1) + sum(map(_size, fields)))
         there = _memory(self.device)
         if there and needed > there:
-            raise UsageError(
-                f"num_steps × num_envs is {self.num_steps} × {self.num_envs}, and a rollout of so many transitions "
-                f"takes {needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
-            )
+            size = f"takes {needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
+            product = f"num_steps × num_envs is {self.num_steps} × {self.num_envs}"
+            raise UsageError(f"{product}, and a rollout of so many transitions {size}")
 
     def _zeros(self, one: Part | Field) -> Tensor:
         """Room for a rollout of it. Large host memory is taken as it is written: an agent that only acts takes none."""

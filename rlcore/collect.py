@@ -142,8 +142,7 @@ class Collector:
         noise_correlation: float = 0.0,
     ):
         self.envs, self.buffer, self.generator = envs, buffer, generator
-        self.whole_episodes, self.with_values = whole_episodes, with_values
-        self.noise_correlation = noise_correlation
+        self.whole_episodes, self.with_values, self.noise_correlation = whole_episodes, with_values, noise_correlation
         if noise_correlation and envs.action_spec.dtype != torch.float32:
             raise UsageError(f"noise_correlation is {noise_correlation}, but is for Box actions alone")
         self.fill_with_noise = distribution_class(envs.action_spec).noise_
@@ -164,6 +163,7 @@ class Collector:
         if self.next_obs is None:
             self.reset()
         self._draw_noise()
+        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
         rewards, ends, cuts = self._play(network)
         episodes = self.counter.count(rewards, ends, self.buffer.mask.cpu().numpy(), self.global_step, cuts)
         self.rows_collected += self.buffer.length
@@ -202,11 +202,9 @@ class Collector:
         self.cut_episodes = count
         if count and not self._told_cuts:
             self._told_cuts = True
-            warnings.warn(
-                f"{count} of {self.buffer.num_envs} episodes were still running after num_steps = "
-                f"{self.buffer.num_steps} and were cut there; later cuts are not reported",
-                stacklevel=8,
-            )
+            running = f"{count} of {self.buffer.num_envs} episodes were still running"
+            cut = f"after num_steps = {self.buffer.num_steps} and were cut there; later cuts are not reported"
+            warnings.warn(f"{running} {cut}", stacklevel=8)
 
     def _complete(self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None) -> None:
         """Fill what needs no environment: log-probabilities, values and next values; `last_obs [N, ...]` is after the
@@ -335,10 +333,10 @@ class HostCollector(Collector):
     """Plays environments that are stepped in host memory, row by row.
 
     Args:
+        arguments, options: as in `Collector`.
         group_size: G, where each G environments start alike and are compared with each other; 1 where not.
         seed: of the run, from which environments that failed get theirs.
         again: makes another vector environment like this one, see `Standing`.
-        arguments, options: as in `Collector`.
     """
 
     def __init__(
@@ -371,7 +369,6 @@ class HostCollector(Collector):
     def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         envs, rows, finals = self.envs, self.rows, []
         envs.steps, obs, first, begun = self.rows_collected, self.next_obs, self.next_first, self.next_first
-        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
         act = functools.partial(self._act, network) if self.program is None else self._bound_actor()
         restarted = envs.restarts.latest is not None
         playing = self.faults.begin() if restarted else np.ones(self.buffer.num_envs, dtype=bool)
@@ -449,10 +446,8 @@ class HostCollector(Collector):
 
     def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool = False) -> None:
         """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
-        seen = [
-            Seen(f"its observation{f' part {name!r}' if name else ''}", x[:length], 0)
-            for name, x in _parts(self.rows.obs)
-        ]
+        parts = [(f"observation part {name!r}" if name else "observation", x) for name, x in _parts(self.rows.obs)]
+        seen = [Seen(f"its {what}", x[:length], 0) for what, x in parts]
         seen.append(Seen("its reward", self.rows.raw_rewards[: length - failed], 1))
         if not failed:
             ends = [(length - 1, None, "observation", self.next_obs)]
@@ -472,15 +467,9 @@ class HostCollector(Collector):
         return self.standing.capture() is not None
 
     def state_dict(self) -> dict[str, Any]:
-        env, under_way = self.standing.capture(), self._under_way()
-        return {
-            "env": env,
-            **under_way,
-            "next_obs": under_way["next_obs"] if env is not None else None,
-            "noise": self.noise[-1].clone(),
-            "restarts": torch.from_numpy(self.envs.restarts.counts.copy()),
-            **super().state_dict(),
-        }
+        state = {"env": self.standing.capture(), **self._under_way(), "noise": self.noise[-1].clone()}
+        state["next_obs"] = None if state["env"] is None else state["next_obs"]
+        return {**state, "restarts": torch.from_numpy(self.envs.restarts.counts.copy()), **super().state_dict()}
 
     def _restore(self, state: dict[str, Any], restore_envs: bool) -> bool:
         if len(state["noise"]) == self.buffer.num_envs:
@@ -494,22 +483,17 @@ class HostCollector(Collector):
         check_like({name: state.get(name) for name in own}, own, "collector")
         if not self.standing.restore(state["env"]):
             return False
-        self.envs.pending = state["pending"].numpy().copy()
-        self.next_obs = map_parts(lambda x: x.numpy().copy(), state["next_obs"])
-        self.next_first = state["next_first"].numpy().copy()
-        self.envs.extras = {name: x.numpy().copy() for name, x in state.get("extras", {}).items()}
+        stored = [state.get(name, {}) for name in ("pending", "extras", "next_obs", "next_first")]
+        arrays = [map_parts(lambda x: x.numpy().copy(), part) for part in stored]
+        self.envs.pending, self.envs.extras, self.next_obs, self.next_first = arrays
         return True
 
     def _under_way(self) -> dict[str, Any]:
         """What belongs to the episodes under way, beside the environments' own state."""
-        extras = {name: torch.from_numpy(x.copy()) for name, x in self.envs.extras.items()}
-        return {
-            **({"extras": extras} if extras else {}),
-            "pending": torch.from_numpy(self.envs.pending.copy()),
-            "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs),
-            "next_first": torch.from_numpy(self.next_first.copy()),
-            **self.counter.state_dict(),
-        }
+        arrays = {"pending": self.envs.pending, "next_obs": self.next_obs, "next_first": self.next_first}
+        arrays |= {"extras": self.envs.extras} if self.envs.extras else {}
+        tensors = {name: map_parts(lambda x: torch.from_numpy(np.copy(x)), x) for name, x in arrays.items()}
+        return {**tensors, **self.counter.state_dict()}
 
 
 def _parts(obs: Any) -> list[tuple[str, np.ndarray]]:
@@ -585,13 +569,11 @@ class NativeCollector(Collector):
 
     def places(self) -> list[Place]:
         """What a program that plays reads and writes beside the network and the buffer."""
-        standing = [Place(f"envs.{name}", self.standing, name) for name in self.standing]
-        policy = [Place(f"policy.{name}", self.carry, name) for name in self.carry]
-        return [*standing, *policy, *(Place(f"draws.{name}", self.draws, name) for name in self.draws)]
+        holders = {"envs": self.standing, "policy": self.carry, "draws": self.draws}
+        return [Place(f"{kind}.{name}", holder, name) for kind, holder in holders.items() for name in holder]
 
     def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         self.network = network
-        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
         if self.whole_episodes:
             self.standing["playing"].fill_(True)
         self.rollout() if self.program is None else self.program()
@@ -668,11 +650,11 @@ class NativeCollector(Collector):
         return {"carry": standing, **self.counter.state_dict(), **super().state_dict()}
 
     def _restore(self, state: dict[str, Any], restore_envs: bool) -> bool:
-        goes_on = "carry" in state and restore_envs
-        if goes_on:
-            check_like(state["carry"], self.standing, "collector.carry")
-            self.standing.update({name: x.to(self.buffer.device) for name, x in state["carry"].items()})
-        return goes_on
+        if "carry" not in state or not restore_envs:
+            return False
+        check_like(state["carry"], self.standing, "collector.carry")
+        self.standing.update({name: x.to(self.buffer.device) for name, x in state["carry"].items()})
+        return True
 
 
 __all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector"]

@@ -15,15 +15,9 @@ from rlcore.tracing import is_recording
 
 
 class Parameters:
-    """The trainable parameters of modules as one vector, of which they are views, so that clipping and the optimiser
-    work on one tensor instead of a dozen.
-
-    What breaks the views (a copy of the agent, `load_state_dict(assign=True)`, another dtype, `requires_grad_`) is
-    mended by `refresh`.
-
-    Attributes:
-        vector: `[P]`.
-    """
+    """The trainable parameters of modules as one `vector [P]`, of which they are views, so that clipping and the
+    optimiser work on one tensor. What breaks the views (a copy of the agent, `load_state_dict(assign=True)`, another
+    dtype, `requires_grad_`) is mended by `refresh`."""
 
     def __init__(self, modules: Callable[[], dict[str, nn.Module]]):
         self.modules = modules

@@ -17,10 +17,8 @@ from rlcore.storage.checkpoint import check_like
 
 
 class Place:
-    """Where a declared tensor or number stands: `holder[key]`, and in `others` where it is tied to these.
-
-    A program puts its inputs there while it is recorded, and what stands there afterwards are its outputs.
-    """
+    """Where a declared tensor or number stands: `holder[key]`, and in `others` where it is tied to these. A program
+    puts its inputs there while it is recorded, and what stands there afterwards are its outputs."""
 
     def __init__(self, name: str, holder: dict[Any, Any], key: Any):
         self.name, self.holder, self.key = name, holder, key
@@ -60,7 +58,7 @@ def write_back(places: Sequence[Place], values: Sequence[Tensor]) -> None:
 
 
 def module_places(module: nn.Module, name: str, skip: Any = ()) -> list[Place]:
-    """A module's parameters and buffers, each tensor once, however often it is tied; those in `skip` are left out."""
+    """A module's parameters and buffers but those in `skip`, each tensor once, however often it is tied."""
     places: dict[int, Place] = {id(x): None for x in skip}
     for path, owner in module.named_modules():
         dotted = f"{name}.{path}" if path else name
@@ -79,10 +77,7 @@ class State:
     """Named things that are saved, restored and moved together, and are what programs know.
 
     A thing is a module, a tensor, a dict of numbers, or anything with `places(name)`, `state_dict()` and
-    `load_state_dict(state)`. Tensors stand among the attributes of their owner.
-
-    Args:
-        owner: whose attributes the things are.
+    `load_state_dict(state)`, and an attribute of its `owner`.
     """
 
     def __init__(self, owner: Any):

@@ -23,14 +23,11 @@ ENTRY_POINTS = "rlcore.agents"  # the group under which a package names its agen
 
 
 class AgentTable(Mapping[str, type[Agent]]):
-    """Agent classes by their lower-case names, rlcore's own first, then those of installed packages.
+    """Agent classes by their lower-case names, `own` ones first, whose names no package can take, then those that
+    installed packages offer by an entry point `name = "module:Class"` in the group `rlcore.agents`.
 
-    A package offers an agent by an entry point `name = "module:Class"` in the group `rlcore.agents`. It is imported
-    when it is asked for. Going through the table leaves out one that cannot be loaded, with a warning; asking for it
-    by name raises.
-
-    Args:
-        own: the agents that need no entry point; no package can take their names.
+    One of a package is imported when it is asked for. Going through the table leaves out, with a warning, what cannot
+    be loaded.
 
     Raises:
         UsageError: where the agent asked for cannot be imported or is no agent.

@@ -107,7 +107,6 @@ class Agent:
         self.reward_scaler: RewardScaler | None = None
         if config.norm_reward:
             self.state.register("reward_scaler", RewardScaler(config.num_envs, config.gamma).to(self.device))
-        self.coefs: dict[str, float]
         self.state.register("coefs", {})
         self.sampler = RowSampler(config.num_minibatches, config.update_epochs, config.whole_episodes)
         self.draws: dict[str, Tensor] = {}
@@ -137,12 +136,9 @@ class Agent:
         return network
 
     def register(self, name: str, thing: nn.Module | Tensor | dict[str, float]) -> None:
-        """Declare state as `self.NAME`: it is moved to the device, saved and restored with the agent, and known to
-        programs. Parameters of modules that require gradients learn with those of the network. In the constructor.
-
-        Raises:
-            UsageError: where the name is taken or the thing is of another kind.
-        """
+        """Declare state as `self.NAME`, in the constructor: it is moved to the device, saved and restored with the
+        agent, and known to programs. Parameters of modules that require gradients learn with those of the network.
+        A UsageError where the name is taken or the thing is of another kind."""
         self.state.register(name, thing.to(self.device) if isinstance(thing, nn.Module | Tensor) else thing)
         if isinstance(thing, nn.Module):
             self.refresh()
@@ -396,14 +392,9 @@ class Agent:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of a run depends on, as tensors and built-in types."""
-        return {
-            **self.state.state_dict(),
-            "generator": self.generator.get_state(),
-            "collector": self.collector.state_dict(),
-            "how": self.engine.how,
-            "backend": self.backend,
-            "iteration": self.iteration,
-        }
+        how_it_runs = {"how": self.engine.how, "backend": self.backend, "iteration": self.iteration}
+        parts = {"generator": self.generator.get_state(), "collector": self.collector.state_dict()}
+        return {**self.state.state_dict(), **parts, **how_it_runs}
 
     def load_state_dict(self, state: dict[str, Any], restore_envs: bool = True) -> None:
         """Go on where `state_dict` was taken, with an agent of the same configuration.

@@ -105,10 +105,8 @@ class Config:
             return
         batch = self.num_envs * self.num_steps
         if batch % self.num_minibatches:
-            raise UsageError(
-                f"num_minibatches is {self.num_minibatches}, but must divide num_envs × num_steps = "
-                f"{self.num_envs} × {self.num_steps} = {batch}"
-            )
+            product = f"num_envs × num_steps = {self.num_envs} × {self.num_steps} = {batch}"
+            raise UsageError(f"num_minibatches is {self.num_minibatches}, but must divide {product}")
 
 
 def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:

@@ -99,13 +99,9 @@ def _play(
 def play_episodes(
     actor: Actor, envs: VectorAdapter, episodes: int, seed: int | None, deterministic: bool, max_steps: int
 ) -> Evaluation:
-    """Play `episodes` whole episodes, a number fixed in advance in each environment.
-
-    Taking whichever episodes end first would favour short ones. An episode still running after `max_steps` is cut.
-
-    Raises:
-        EnvironmentFault: where an environment fails, or returns a reward that is not finite.
-    """
+    """Play `episodes` whole episodes, a number fixed in advance in each environment, since taking whichever end first
+    would favour short ones. An episode still running after `max_steps` is cut; an environment that fails, or returns a
+    reward that is not finite, is an EnvironmentFault."""
     envs.clock = "at step {:,} of the evaluation"
     quota = np.full(envs.num_envs, episodes // envs.num_envs)
     quota[: episodes % envs.num_envs] += 1

@@ -74,15 +74,11 @@ def own_envs(env: Any, config: Config, env_kwargs: dict[str, Any]) -> VectorEnv:
     """A vector environment of the user's own, or a UsageError where it is none or cannot be what is asked for."""
     if not isinstance(env, VectorEnv):
         raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
+    for_id = "for an environment id; this agent was given a VectorEnv"
     if config.on_env_error == "restart":
-        raise UsageError(
-            "on_env_error is 'restart', which is for an environment id; this agent was given a VectorEnv, whose "
-            "environments it cannot make anew"
-        )
+        raise UsageError(f"on_env_error is 'restart', which is {for_id}, whose environments it cannot make anew")
     if env_kwargs:
-        raise UsageError(
-            "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"
-        )
+        raise UsageError(f"env_kwargs are {for_id}, which is made already")
     return env
 
 
@@ -158,10 +154,9 @@ def check_group_starts(obs: Any, group_size: int) -> None:
     """Refuse environments that do not start alike from the same seed."""
     for part in map(np.asarray, obs.values() if isinstance(obs, dict) else [obs]):
         if not np.array_equal(part, part[::group_size].repeat(group_size, 0)):
-            raise UsageError(
-                "members of a group were reset with the same seed but their first observations differ; "
-                "this environment does not reproduce a start from a seed, so its groups would share nothing"
-            )
+            problem = "members of a group were reset with the same seed but their first observations differ"
+            reason = "this environment does not reproduce a start from a seed, so its groups would share nothing"
+            raise UsageError(f"{problem}; {reason}")
 
 
 def time_limit(envs: VectorEnv) -> int:
@@ -170,14 +165,12 @@ def time_limit(envs: VectorEnv) -> int:
     spec = single[0].spec if envs.spec is None and single else envs.spec
     limit = getattr(spec, "max_episode_steps", None)
     if limit is None:
-        raise UsageError(
-            "num_steps is none, which means the environment's time limit, but this environment has none; "
-            "give num_steps, the longest episode to collect"
-        )
+        problem = "num_steps is none, which means the environment's time limit, but this environment has none"
+        raise UsageError(f"{problem}; give num_steps, the longest episode to collect")
     return int(limit)
 
 
 def shares_torso(parts: Part | dict[str, Part], torso: Torso | str) -> bool:
     """Whether actor and critic share a torso unless told otherwise: where it is one of our convolutions."""
-    parts = list(parts.values()) if isinstance(parts, dict) else [parts]
-    return torso in ("auto", "nature", "impala") and any(map(is_image, parts))
+    images = map(is_image, parts.values() if isinstance(parts, dict) else [parts])
+    return torso in ("auto", "nature", "impala") and any(images)

@@ -63,8 +63,7 @@ def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: It
 
 
 def as_of_now(state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """A state as this version writes it; before, absent parts were None and optimisers those of torch, without moments
-    until their first step."""
+    """A state as this version writes it; before, absent parts were None and optimisers those of torch."""
     state = {name: part for name, part in state.items() if part is not None or name in ("how", "backend")}
     for name in ("optimizer", "critic_optimizer"):
         if isinstance(state.get(name), dict) and "param_groups" in state[name]:
@@ -177,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_num_envs(payload: dict[str, Any], path: str | Path) -> None:
-    """Refuse a number of environments that the file does not hold the states of, before any is made."""
+    """Refuse more environments than the file holds the states of, before any is made."""
     collector, claimed = payload["agent"].get("collector"), payload["config"].get("num_envs")
     collector = collector if isinstance(collector, dict) else {}
     carry = collector.get("carry") if isinstance(collector.get("carry"), dict) else {}

@@ -32,10 +32,9 @@ class Step(NamedTuple):
         done: `[N]` bool, whether an episode of the environment's own ended.
         real: `[N]` bool, False where this step was the dead row of a next-step autoreset.
         begun, first: `[N]` bool, whether `obs` begins an episode of the environment's own, or one to learn from.
-        final_envs: indices of environments whose true successor is not in `obs`, in the order of `final_obs`.
-        final_obs: their true successors `[len(final_envs), ...]`, or None where there are none.
-        failed: `[N]` bool, whose step was none because the environment failed; each has begun a new episode since.
-            None where none has failed.
+        final_envs: indices of environments whose true successor is not in `obs`; None where there are none.
+        final_obs: their true successors `[len(final_envs), ...]`; None where there are none.
+        failed: `[N]` bool, where the environment failed and has begun a new episode since; None where none has.
     """
 
     obs: Any
@@ -73,23 +72,17 @@ class Restarts:
         self.seed = 0
 
     def add(self, n: int, sentence: str) -> int:
-        """Count a restart of environment n after the fault in `sentence`; returns the seed to begin with, or raises an
+        """Count a restart of environment n after the fault in `sentence`; the seed to begin with, or an
         EnvironmentFault where the environment does not come to a good step any more."""
         self.counts[n] += 1
         self.in_a_row[n] += 1
         self.troubled = True
         self.first, self.latest = self.first or sentence, sentence
         if self.in_a_row[n] >= FAULTS_IN_A_ROW:
-            raise EnvironmentFault(
-                f"{sentence}, which is its fault number {FAULTS_IN_A_ROW} in a row without a good step between them"
-            )
+            number = f"fault number {FAULTS_IN_A_ROW} in a row without a good step between them"
+            raise EnvironmentFault(f"{sentence}, which is its {number}")
         sequence = np.random.SeedSequence(self.seed, spawn_key=(FAULT_STREAM, int(n), int(self.counts[n])))
         return int(sequence.generate_state(1)[0] % 2**31)
-
-    def forgive(self, good: np.ndarray) -> None:
-        """The environments `good [N]` have made a step."""
-        self.in_a_row[good] = 0
-        self.troubled = bool(self.in_a_row.any())
 
     def load(self, counts: Any) -> None:
         """Go on with stored `counts`, or raise a ValueError where they are not those of as many environments."""
@@ -102,16 +95,15 @@ class Restarts:
 class VectorAdapter:
     """Steps a vector environment and tells, whatever its autoreset mode, which rows are real and where episodes led.
 
-    What goes wrong in an environment is an EnvironmentFault. Environments that report a fault in their infos instead
-    (`make_vec(..., on_env_error="restart")`) begin a new episode at once, with a seed of its own.
+    What goes wrong in an environment is an EnvironmentFault. Where a fault is reported in infos instead
+    (`make_vec(..., on_env_error="restart")`), a new episode begins at once, with a seed of its own.
 
     Attributes:
         has_dead_rows: whether a row that is no transition follows each episode.
         steps: vector steps so far.
         clock: how errors tell their number.
         restarts: of environments that failed.
-        fields: what the environments tell in their infos beside each observation, such as which actions are allowed
-            (`metadata["fields"]`).
+        fields: what infos tell beside each observation, such as which actions are allowed (`metadata["fields"]`).
         extras: those infos, `[N, ...]` each, of the latest observation.
         astray: `[N]` bool, who did not begin with the seed given to the last `reset`, because that failed twice.
 
@@ -148,8 +140,8 @@ class VectorAdapter:
         """First observations `[N, ...]` of all environments.
 
         Raises:
-            UsageError: where `seed` is a list and the environments take one number only.
             EnvironmentFault: where an environment fails.
+            UsageError: where `seed` is a list and the environments take one number only.
         """
         self.pending, self.astray = (np.zeros(self.num_envs, dtype=bool) for _ in range(2))
         if isinstance(seed, list) and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
@@ -168,10 +160,9 @@ class VectorAdapter:
         """Say what may be the reason where environments were given a seed each."""
         own = isinstance(error, gymnasium.error.Error | TypeError | ValueError) and not isinstance(error, RlcoreError)
         if own and not isinstance(seed, int | None):
-            raise UsageError(
-                f"{type(self.envs.unwrapped).__name__} cannot be reset with a seed for each environment, which groups "
-                "that share a start need; take backend sync or async"
-            ) from error
+            refused = f"{type(self.envs.unwrapped).__name__} cannot be reset with a seed for each environment"
+            needed = "which groups that share a start need; take backend sync or async"
+            raise UsageError(f"{refused}, {needed}") from error
 
     def _keep_extras(self, infos: dict[str, Any], which: np.ndarray | None = None) -> None:
         """Keep what `infos` tell of the environments `which [N]`, or of all."""
@@ -225,7 +216,8 @@ class VectorAdapter:
             real = real & ~failed
             step = step._replace(real=real, begun=step.begun | failed, first=step.first | failed, failed=failed)
         if self.restarts.troubled:
-            self.restarts.forgive(real)
+            self.restarts.in_a_row[real] = 0
+            self.restarts.troubled = bool(self.restarts.in_a_row.any())
         return step._replace(obs=self._begin_anew(faults)) if faults else step
 
     def restart(self, which: np.ndarray, after: int) -> Any:
@@ -286,9 +278,8 @@ class VectorAdapter:
     def _final_from_infos(self, infos: dict[str, Any], final_envs: np.ndarray) -> Any:
         final = infos.get("final_obs")
         if final is None:
-            raise EnvironmentFault(
-                "the environment's autoreset mode is SAME_STEP and an episode ended, but its infos have no 'final_obs'"
-            )
+            mode = "the environment's autoreset mode is SAME_STEP"
+            raise EnvironmentFault(f"{mode} and an episode ended, but its infos have no 'final_obs'")
         if isinstance(final, dict | tuple):  # batched already, part by part
             return map_parts(lambda x: np.asarray(x)[final_envs], self.split(final))
         rows = [map_parts(np.asarray, self.split(final[n])) for n in final_envs]
@@ -304,7 +295,7 @@ class VectorAdapter:
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
-    """The mode in the environment's metadata; nothing may be assumed where it names none."""
+    """The mode in the environment's metadata."""
     mode = (envs.metadata or {}).get("autoreset_mode")
     try:
         return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)

@@ -58,20 +58,15 @@ class Faults:
         """A rollout, whose `mask` this is, has ended; an EnvironmentFault where nothing of it is left."""
         self.tell()
         if (self.gave_up is not None or self.envs.astray.any()) and not mask.any():
-            raise EnvironmentFault(
-                "nothing of a rollout is left to learn from, since each environment, or one of its group, failed in "
-                f"it: {self.envs.restarts.latest}"
-            )
+            why = f"since each environment, or one of its group, failed in it: {self.envs.restarts.latest}"
+            raise EnvironmentFault(f"nothing of a rollout is left to learn from, {why}")
 
     def tell(self) -> None:
         """Tell of the first fault, once."""
         if self.envs.restarts.first is not None and not self._told:
             self._told = True
-            warnings.warn(
-                f"{self.envs.restarts.first}; it was begun anew (on_env_error is restart), and so will others be "
-                "without a word",
-                stacklevel=2,
-            )
+            after = "it was begun anew (on_env_error is restart), and so will others be without a word"
+            warnings.warn(f"{self.envs.restarts.first}; {after}", stacklevel=2)
 
     def _with_group(self, which: np.ndarray) -> np.ndarray:
         """`which [N]` and all others of their groups."""
@@ -105,11 +100,9 @@ def refuse_nan(seen: list[Seen], output: np.ndarray, observations: list[np.ndarr
         return
     t, n = np.argwhere(~np.isfinite(bad.values.reshape(*bad.values.shape[:2], -1)).all(-1))[0]
     refuse_policy(output, observations, t + bad.offset, first_step)
-    value = bad.values[t, n].ravel()
-    raise EnvironmentFault(
-        f"environment {n if bad.envs is None else bad.envs[n]} returned {value[~np.isfinite(value)][0]} in {bad.what} "
-        f"at vector step {first_step + t + bad.offset:,}"
-    )
+    values, env = bad.values[t, n].ravel(), n if bad.envs is None else bad.envs[n]
+    what = f"environment {env} returned {values[~np.isfinite(values)][0]} in {bad.what}"
+    raise EnvironmentFault(f"{what} at vector step {first_step + t + bad.offset:,}")
 
 
 def refuse_policy(output: np.ndarray, observations: list[np.ndarray], steps: int, first_step: int) -> None:
@@ -125,7 +118,5 @@ def refuse_policy(output: np.ndarray, observations: list[np.ndarray], steps: int
         return
     t, n = np.argwhere(bad)[0]
     value = output[t, n][~np.isfinite(output[t, n])][0]
-    raise DivergenceError(
-        f"the policy's action for environment {n} is {value} at vector step {first_step + t + 1:,}: "
-        "the weights are no longer finite"
-    )
+    what = f"the policy's action for environment {n} is {value} at vector step {first_step + t + 1:,}"
+    raise DivergenceError(f"{what}: the weights are no longer finite")
