@@ -502,7 +502,8 @@ def _parts(obs: Any) -> list[tuple[str, np.ndarray]]:
 
 
 class NativeCollector(Collector):
-    """Plays environments that are functions of tensors, all rows in one loop.
+    """Plays environments that are functions of tensors, all rows in one loop: a `task`, beside the arguments of
+    `Collector`.
 
     Attributes:
         standing: the environments, a dict of
@@ -514,9 +515,6 @@ class NativeCollector(Collector):
             noise    [N, A] action noise of the step before, where it is correlated
 
         draws: noise of actions `[T, N, A]` and of starts `[T, N, D]` for the next rollout.
-
-    Args:
-        task: the environment; the other arguments are those of `Collector`.
     """
 
     def __init__(self, task: NativeTask, *arguments: Any, **options: Any):

@@ -55,21 +55,15 @@ FAULT_STREAM = 0xFA17  # keeps the seeds of restarts apart from all others of a 
 
 
 class Restarts:
-    """How often failed environments were begun anew, and the seeds they began with.
-
-    Attributes:
-        counts: `[N]` so far; the next seed of each depends on it.
-        in_a_row: `[N]` since the environment's last good step.
-        first, latest: the sentences of the first and the last one in this process.
-        seed: of the run.
-    """
+    """How often failed environments were begun anew, and the seeds they began with: `counts [N]` so far, on which the
+    next seed depends, `in_a_row [N]` since the last good step; `first` and `latest` are sentences of this process."""
 
     def __init__(self, num_envs: int):
         self.counts, self.in_a_row = (np.zeros(num_envs, dtype=np.int64) for _ in range(2))
         self.troubled = False  # whether any of these is above 0: asked in every step
         self.first: str | None = None
         self.latest: str | None = None
-        self.seed = 0
+        self.seed = 0  # of the run
 
     def add(self, n: int, sentence: str) -> int:
         """Count a restart of environment n after the fault in `sentence`; the seed to begin with, or an
@@ -298,7 +292,7 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     """The mode in the environment's metadata."""
     mode = (envs.metadata or {}).get("autoreset_mode")
     try:
-        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+        return AutoresetMode(mode)
     except ValueError:
         modes = "one of AutoresetMode's " + ", ".join(mode.name for mode in AutoresetMode)
         sentence = f"the vector environment's metadata['autoreset_mode'] is {mode!r}, but must be {modes}"

@@ -25,6 +25,7 @@ class Standing:
 
     def __init__(self, envs: VectorEnv, again: Callable[[], VectorEnv] | None = None):
         self.envs, self.again = envs, again
+        self._in_processes = isinstance(envs, GuardedAsyncVectorEnv)
         self._seeded = False  # whether the environments began with a seed
         self._fresh: bytes | None = None  # state of environments that have just begun, packed
 
@@ -63,10 +64,6 @@ class Standing:
             return False
         self.envs.set_states(state["workers"]) if of_processes else restore_state(self.envs, state)
         return True
-
-    @property
-    def _in_processes(self) -> bool:
-        return isinstance(self.envs, GuardedAsyncVectorEnv)
 
     def _capture(self) -> dict[str, Any] | None:
         try:
