@@ -39,7 +39,7 @@ class Parameters:
         """Move the trainable parameters, as they are now, into one vector."""
         modules = self.modules()
         places = {id(x.get()): x for name, module in modules.items() for x in module_places(module, name)}
-        self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]
+        self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]  # frozen ones too
         self.places = [place for place in self._all if place.get().requires_grad]
         tensors = [*self]
         self.vector = flat(x.detach().float() for x in tensors)

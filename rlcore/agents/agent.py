@@ -124,9 +124,10 @@ class Agent:
         """The network; `torso` is one of the user's own, if there is one. A UsageError where it does not fit."""
         config = self.config
         network = ActorCritic(
-            self.envs.single_observation_space, self.adapter.action_spec, config.hidden_sizes, config.activation,
-            config.shared, config.torso if torso is None else torso, config.log_std_init, config.state_dependent_std,
-            config.norm_obs, config.precision,
+            self.envs.single_observation_space, self.adapter.action_spec, shared=config.shared,
+            torso=config.torso if torso is None else torso, hidden_sizes=config.hidden_sizes,
+            activation=config.activation, log_std_init=config.log_std_init,
+            state_dependent_std=config.state_dependent_std, norm_obs=config.norm_obs, precision=config.precision,
         )  # fmt: skip
         if self.critic_apart and network.shared:
             raise UsageError(

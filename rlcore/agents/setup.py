@@ -115,8 +115,7 @@ def restart_seed(seed: int, iteration: int) -> int:
 
 def group_seeds(config: Any, iteration: int) -> list[int]:
     """A seed for each environment: members of a group have the same, and each iteration and group another."""
-    count = config.num_envs // config.group_size
-    seeds = np.random.SeedSequence([config.seed, iteration]).generate_state(count)
+    seeds = np.random.SeedSequence([config.seed, iteration]).generate_state(config.num_envs // config.group_size)
     return [int(one % 2**31) for one in seeds.repeat(config.group_size)]
 
 

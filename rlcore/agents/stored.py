@@ -176,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_num_envs(payload: dict[str, Any], path: str | Path) -> None:
-    """Refuse more environments than the file holds the states of, before any is made."""
+    """Refuse a number of environments that is not that of the file's states, before any is made."""
     collector, claimed = payload["agent"].get("collector"), payload["config"].get("num_envs")
     collector = collector if isinstance(collector, dict) else {}
     carry = collector.get("carry") if isinstance(collector.get("carry"), dict) else {}

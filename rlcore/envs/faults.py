@@ -93,8 +93,8 @@ class Seen(NamedTuple):
 
 
 def refuse_nan(seen: list[Seen], output: np.ndarray, observations: list[np.ndarray], first_step: int) -> None:
-    """Raise an EnvironmentFault that names who gave the first number that is not finite, and the step, `first_step`
-    steps before this rollout counted; or, with `output` and `observations`, what `refuse_policy` raises."""
+    """Raise an EnvironmentFault that names who gave the first number that is not finite, and the vector step, counted
+    on from `first_step`; or, where `output` and `observations` say that it was the policy, as `refuse_policy`."""
     bad = next((x for x in seen if not x.is_finite()), None)
     if bad is None:
         return
