@@ -41,13 +41,12 @@ def core_fields(spec: ActionSpec) -> list[Field]:
 class RolloutBuffer:
     """Fixed-length storage of one rollout, preallocated on one device; T = num_steps, N = num_envs.
 
-    Every field keeps its shape and its memory for life: assigning one copies into it. Row t holds everything that
-    belongs to the transition out of `obs[t]`, the flags of its own end included, so no estimator needs a special case
-    for the last row.
+    Every field keeps its memory for life: assigning one copies into it. Row t holds all that belongs to the transition
+    out of `obs[t]`, the flags of its own end included, so no estimator needs a special case for the last row.
 
     Attributes:
-        obs: `[T, N, ...]` observation the action was chosen from; images stay uint8, and stacked frames are stored
-            once (`FrameStacks`). A dict of such tensors for Tuple and Dict observation spaces.
+        obs: `[T, N, ...]` observation the action was chosen from, a dict of such tensors for Tuple and Dict spaces;
+            images stay uint8, and stacked frames are stored once (`FrameStacks`).
         dones: `[T, N]` bool, True where `obs[t]` is the first of a new episode (the step before ended one).
         actions: `[T, N, ...]` as the policy drew them, before clipping, squashing or shifting for the environment.
         dist_params: `[T, N, P]` raw parameters of the behaviour policy's distribution, for exact KL divergences.
@@ -57,16 +56,13 @@ class RolloutBuffer:
         terminated, truncated: `[T, N]` bool, whether that transition ended the episode, and how.
         next_values: `[T, N]` V of the true successor: of the final observation where an episode was cut, never of the
             observation after the reset; 0 where it terminated.
-        mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset, an environment that has
-            finished its episode and waits for the others.
+        mask: `[T, N]` bool, False for padding: the dead row of a next-step autoreset, or an environment that waits.
         fields: the `Field` of each of these but obs, and of those added.
         length: number of rows filled in this rollout, T unless all episodes of a whole-episode rollout ended before.
 
     Args:
-        num_steps: T.
-        num_envs: N.
-        observation_space: of a single environment.
-        action_space: of a single environment, or an ActionSpec.
+        num_steps, num_envs: T and N.
+        observation_space, action_space: of a single environment; `action_space` may be an ActionSpec.
         device: where all fields live.
         frame_stack: number of frames in an observation `[S, H, W]` that is a stack of the latest, 0 where it is none.
         added: further fields, of the policy, the environments or the agent.
@@ -93,21 +89,33 @@ class RolloutBuffer:
         self.length = num_steps
         self.fields: dict[str, Field] = {}
         parts, fields = observation_parts(observation_space), [*core_fields(spec), *added]
-        _check_memory(num_steps, num_envs, _row_size(parts, frame_stack, fields), self.device)
-
-        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return _zeros((num_steps, num_envs, *shape), dtype, self.device)
-
+        self._check_memory(parts, frame_stack, fields)
         self.obs: Obs | FrameStacks = (
-            FrameStacks(num_steps, num_envs, parts.shape, self.device)
-            if frame_stack
-            else map_parts(lambda part: zeros(part.shape, part.dtype), parts)
+            FrameStacks(num_steps, num_envs, parts.shape, self.device) if frame_stack else map_parts(self._zeros, parts)
         )
         for field in fields:
             if hasattr(self, field.name) or hasattr(Batch, field.name) or field.name in RESERVED:
                 raise UsageError(f"a field cannot be called '{field.name}', because buffer or batch have it already")
-            vars(self)[field.name] = zeros(field.shape, field.dtype)
+            vars(self)[field.name] = self._zeros(field)
             self.fields[field.name] = field
+
+    def _check_memory(self, parts: Part | dict[str, Part], frame_stack: int, fields: Iterable[Field]) -> None:
+        """Refuse a rollout that could never fit, before anything of it is made."""
+        obs = sum(_size(part) for part in (parts.values() if isinstance(parts, dict) else [parts]))
+        needed = self.num_steps * self.num_envs * (obs // max(frame_stack, 1) + sum(map(_size, fields)))
+        there = _memory(self.device)
+        if there and needed > there:
+            size = f"takes {needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
+            product = f"num_steps × num_envs is {self.num_steps} × {self.num_envs}"
+            raise UsageError(f"{product}, and a rollout of so many transitions {size}")
+
+    def _zeros(self, one: Part | Field) -> Tensor:
+        """Room for a rollout of it. Large host memory is taken as it is written: an agent that only acts takes none."""
+        shape, size = (self.num_steps, self.num_envs, *one.shape), self.num_steps * self.num_envs * _size(one)
+        if size < LARGE or self.device.type != "cpu":
+            return torch.zeros(shape, dtype=one.dtype, device=self.device)
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=one.dtype).view(shape)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.__dict__.get("fields", ()):
@@ -140,14 +148,9 @@ class RolloutBuffer:
         return [*obs, *(Place(f"buffer.{name}", vars(self), name) for name in self.fields)]
 
     def flatten(self, advantages: Tensor, returns: Tensor, weight: Tensor | None = None) -> Batch:
-        """The filled rows as one batch of B transitions, with what the estimator made of them.
-
-        The fields are views. A loss should take its samples with `Batch.take`, which keeps padding out.
-
-        Args:
-            advantages, returns: `[T, N]`.
-            weight: `[T, N]` share of each transition in the loss, where that is not the mean over transitions.
-        """
+        """The filled rows as one batch of B transitions, whose fields are views, with what the estimator made of them:
+        `advantages [T, N]`, `returns [T, N]` and, where the loss is no mean over transitions, the `weight [T, N]` of
+        each. A loss should take its samples with `Batch.take`, which keeps padding out."""
         length = self.num_steps if is_recording() else self.length
 
         def flat(x: Tensor) -> Tensor:
@@ -169,8 +172,8 @@ class Batch:
         obs, actions, dones, logprobs, ...: `[B, ...]`, every field of the buffer.
         advantages, returns: `[B]` from the agent's estimator.
         mask: `[B]`, False for padding.
-        weight: `[B]` share of each transition in the loss, 0 for padding. 1/(number of real transitions) for each of
-            them, unless the estimator gave other weights; see `mean`.
+        weight: `[B]` share of each transition in the loss, 0 for padding; 1/(number of real transitions), unless the
+            estimator gave other weights.
         weighted: whether it did.
 
     Args:
@@ -202,13 +205,10 @@ class Batch:
         return len(self.mask)
 
     def take(self, indices: Tensor, padded: bool = False) -> Batch:
-        """The transitions at `indices [M]`, as a batch of its own.
+        """The transitions at `indices [M]`, as a batch of its own; with `padded`, an index of -1 stands for none.
 
         A masked slot keeps its place, so shapes stay fixed, but with weight 0 and filled from a real transition:
         whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
-
-        Args:
-            padded: whether an index of -1 stands for no transition, where minibatches are not of one length.
         """
         mask, weight = self.mask[indices], None
         real = torch.where(mask, indices, self.mask.int().argmax())
@@ -248,25 +248,17 @@ class RowSampler:
     """Minibatches of single transitions, reshuffled each epoch.
 
     Args:
-        num_minibatches, epochs: how many of which size.
-        ragged: leave padding out, so that minibatches are of any size, another in each rollout. Whole episodes may be
-            mostly padding; segments are all but full.
+        num_minibatches: into how many a rollout is split.
+        epochs: how often.
+        ragged: leave padding out, so that their size is another in each rollout: whole episodes may be mostly padding.
     """
 
     def __init__(self, num_minibatches: int, epochs: int, ragged: bool):
         self.num_minibatches, self.epochs, self.ragged = num_minibatches, epochs, ragged
 
     def draw(self, mask: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """What to learn from in an iteration.
-
-        Args:
-            mask: `[T, N]` of the rollout.
-            generator: of the order.
-
-        Returns:
-            `rows [R]` of the batch to learn from at all, and `minibatches [epochs · num_minibatches, M]` of these;
-            one that is a row shorter than others is filled up with -1.
-        """
+        """What to learn from in an iteration, whose rollout has the `mask [T, N]`: `rows [R]` of the batch, and
+        `minibatches [epochs · num_minibatches, M]` of these; one a row shorter than others is filled up with -1."""
         rows = torch.arange(mask.numel(), device=mask.device)
         rows = rows[mask.flatten()] if self.ragged else rows
         count = min(self.num_minibatches, len(rows))
@@ -298,30 +290,9 @@ class RowSampler:
         return not self.ragged or int(mask.sum()) >= 2 * self.num_minibatches
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. Large ones in host memory take it as they are written, so that an agent that only acts takes none."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < LARGE or device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=dtype).view(shape)
-
-
-def _check_memory(num_steps: int, num_envs: int, row: int, device: torch.device) -> None:
-    """Refuse a rollout of so many bytes a `row` that it could never fit, before anything of it is made."""
-    needed, there = num_steps * num_envs * row, _memory(device)
-    if there and needed > there:
-        raise UsageError(
-            f"num_steps × num_envs is {num_steps} × {num_envs}, and a rollout of so many transitions takes "
-            f"{needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
-        )
-
-
-def _row_size(parts: Part | dict[str, Part], frame_stack: int, fields: Iterable[Field]) -> int:
-    """Bytes of a transition."""
-    parts = parts.values() if isinstance(parts, dict) else [parts]
-    obs = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts) // max(frame_stack, 1)
-    return obs + sum(math.prod(field.shape) * field.dtype.itemsize for field in fields)
+def _size(one: Part | Field) -> int:
+    """Bytes of one of a transition's."""
+    return math.prod(one.shape) * one.dtype.itemsize
 
 
 def _memory(device: torch.device) -> int:

@@ -1,9 +1,9 @@
 """The rollout phase: fill the buffer with T steps of N environments.
 
-Only what the next action needs is computed per step: the policy head, and the value too where it comes for free from a
-shared torso. Log-probabilities, and the values of a separate critic, follow in one batched call when the rollout is
-complete; that is the same arithmetic in 1/T of the calls. `Collector` has what is the same whoever steps the
-environments: `HostCollector` where Gymnasium does, row by row, `NativeCollector` where they are tensor functions.
+Only what the next action needs is computed per step: the policy head, and the value where it comes for free from a
+shared torso. Log-probabilities, and the values of a separate critic, follow in one batched call. `Collector` has what
+is the same whoever steps the environments: `HostCollector` where Gymnasium does, row by row, `NativeCollector` where
+they are tensor functions.
 """
 
 from __future__ import annotations
@@ -65,10 +65,6 @@ class EpisodeCounter:
     def __init__(self, num_envs: int):
         self.returns, self.lengths, self.steps = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64), 0
 
-    def reset(self) -> None:
-        """All environments begin new episodes."""
-        self.returns[:], self.lengths[:] = 0, 0
-
     def forget(self, which: np.ndarray) -> None:
         """The episodes under way in the environments `which [N]` count for nothing."""
         self.returns[which], self.lengths[which] = 0, 0
@@ -76,12 +72,11 @@ class EpisodeCounter:
     def count(
         self, rewards: np.ndarray, ends: np.ndarray, mask: np.ndarray, first_step: int, cuts: np.ndarray | None = None
     ) -> Episodes:
-        """The episodes that ended in a rollout.
+        """The episodes that ended in a rollout, `first_step` environment steps after the beginning.
 
         Args:
             rewards, ends, mask: `[T, N]`; rows where `mask` is False count for nothing.
-            first_step: environment steps before this rollout.
-            cuts: `[T, N]`, rows after which an episode was given up, which is no episode to report.
+            cuts: `[T, N]`, rows after which an episode was given up, which is not to be reported.
         """
         steps = mask.sum(1)
         self.steps = int(steps.sum())
@@ -90,8 +85,9 @@ class EpisodeCounter:
         lengths = self.lengths + np.cumsum(mask, axis=0)
         self.returns, self.lengths = np.zeros_like(self.returns), np.zeros_like(self.lengths)
         at, episodes = first_step + np.cumsum(steps), Episodes()
-        for t, n in np.argwhere((ends if cuts is None else ends | cuts) & mask).tolist():
-            if cuts is None or not cuts[t, n]:
+        given_up = np.zeros_like(ends) if cuts is None else cuts
+        for t, n in np.argwhere((ends | given_up) & mask).tolist():
+            if not given_up[t, n]:
                 episodes.step.append(int(at[t]))
                 episodes.env.append(n)
                 episodes.returns.append(float(returns[t, n] - self.returns[n]))
@@ -114,9 +110,8 @@ class EpisodeCounter:
 class Collector:
     """Plays N environments with a policy and fills a buffer.
 
-    A rollout is either a segment, which goes on where the last one stopped and across episode ends, or, with
-    `whole_episodes`, one episode of each environment from its beginning: who finishes waits with mask 0, and the
-    rollout ends early when all have finished.
+    A rollout is a segment, which goes on where the last one stopped and across episode ends, or, with
+    `whole_episodes`, one episode of each environment: who finishes waits with mask 0, until all have finished.
 
     Args:
         envs: the environments behind their adapter.
@@ -124,9 +119,9 @@ class Collector:
         generator: source of the action noise, on the buffer's device.
         whole_episodes: collect whole episodes instead of segments; `reset` before each rollout.
         with_values: False leaves out the critic, for agents that have no use for it; values then stay 0.
-        noise_correlation: ρ of an AR(1) process n_t = ρ n_{t−1} + √(1 − ρ²) ξ_t in each environment, whose every n_t
-            is still standard normal; actions that push one way for a while explore what white noise does not reach
-            (Hollenstein et al. 2024, "Colored noise in PPO"). For Gaussian policies.
+        noise_correlation: ρ of an AR(1) process n_t = ρ n_{t−1} + √(1 − ρ²) ξ_t in each environment, every n_t still
+            standard normal, which explores what white noise does not reach (Hollenstein et al. 2024, "Colored noise in
+            PPO"). For Gaussian policies.
 
     Attributes:
         global_step: real transitions so far, over all environments.
@@ -147,15 +142,13 @@ class Collector:
         noise_correlation: float = 0.0,
     ):
         self.envs, self.buffer, self.generator = envs, buffer, generator
-        self.whole_episodes, self.with_values = whole_episodes, with_values
-        self.noise_correlation = noise_correlation
+        self.whole_episodes, self.with_values, self.noise_correlation = whole_episodes, with_values, noise_correlation
         if noise_correlation and envs.action_spec.dtype != torch.float32:
             raise UsageError(f"noise_correlation is {noise_correlation}, but is for Box actions alone")
         self.fill_with_noise = distribution_class(envs.action_spec).noise_
         self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
+        self.cut_episodes, self.rows_collected, self.global_step, self._told_cuts = 0, 0, 0, False
         self.counter = EpisodeCounter(buffer.num_envs)
-        self.cut_episodes, self.rows_collected, self.global_step = 0, 0, 0
-        self._told_cuts = False
         self.carry: dict[str, Tensor] = {}  # of the policy
         self.program: Any = None  # acts or plays in place of Python, once there is one
 
@@ -164,29 +157,24 @@ class Collector:
         """Fill the buffer and return the episodes that finished on the way.
 
         Raises:
-            EnvironmentFault: where an environment fails, or an observation or a reward is not finite; names the
-                environment and the step.
+            EnvironmentFault: names the environment that failed or gave a number that is not finite, and the step.
             DivergenceError: where that is the fault of an action that is not finite.
         """
         if self.next_obs is None:
             self.reset()
         self._draw_noise()
+        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
         rewards, ends, cuts = self._play(network)
-        mask = self.buffer.mask.cpu().numpy()
-        episodes = self.counter.count(rewards, ends, mask, self.global_step, cuts)
+        episodes = self.counter.count(rewards, ends, self.buffer.mask.cpu().numpy(), self.global_step, cuts)
         self.rows_collected += self.buffer.length
         self.global_step += self.counter.steps
         return episodes
 
     def reset(self, seed: int | list[int] | None = None) -> None:
-        """Start all environments afresh; episodes under way are dropped. Equal seeds in a list give equal starts.
-
-        Raises:
-            EnvironmentFault: where an environment fails.
-        """
+        """Start all environments afresh, or raise an EnvironmentFault where one fails; episodes under way are dropped.
+        Equal seeds in a list give equal starts."""
         self._begin(seed)
-        self.carry = {}
-        self.counter.reset()
+        self.carry, self.counter = {}, EpisodeCounter(self.buffer.num_envs)
 
     def _begin(self, seed: int | list[int] | None) -> None:
         raise NotImplementedError
@@ -197,16 +185,15 @@ class Collector:
         raise NotImplementedError
 
     def _draw_noise(self) -> None:
-        last = self.noise[-1].clone() if self.noise_correlation else None
+        last = self.noise[-1].clone()
         self.fill_with_noise(self.noise, self.generator)
-        if last is not None:
+        if self.noise_correlation:
             self._correlate_noise(last)
 
     def _correlate_noise(self, last: Tensor) -> None:
-        # The process begins in its stationary state: the first row of all is white.
-        first, fresh = self.rows_collected == 0, (1 - self.noise_correlation**2) ** 0.5
+        fresh = (1 - self.noise_correlation**2) ** 0.5
         for t, row in enumerate(self.noise.unbind()):
-            if t > 0 or not first:
+            if t > 0 or self.rows_collected > 0:  # the first row of all is white: the process's stationary state
                 row.mul_(fresh).add_(last, alpha=self.noise_correlation)
             last = row
 
@@ -215,27 +202,23 @@ class Collector:
         self.cut_episodes = count
         if count and not self._told_cuts:
             self._told_cuts = True
-            warnings.warn(
-                f"{count} of {self.buffer.num_envs} episodes were still running after num_steps = "
-                f"{self.buffer.num_steps} and were cut there; later cuts are not reported",
-                stacklevel=8,
-            )
+            running = f"{count} of {self.buffer.num_envs} episodes were still running"
+            cut = f"after num_steps = {self.buffer.num_steps} and were cut there; later cuts are not reported"
+            warnings.warn(f"{running} {cut}", stacklevel=8)
 
     def _complete(self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None) -> None:
-        """Fill what needs no environment: log-probabilities, values and next values.
-
-        Args:
-            last_obs: `[N, ...]` after the last row.
-            cut: where episodes ended out of sight: rows `[K]`, environments `[K]`, their final observations
-                `[K, ...]`, and whether each really is one `[K]`.
-        """
-        buffer = self.buffer
+        """Fill what needs no environment: log-probabilities, values and next values; `last_obs [N, ...]` is after the
+        last row, and `cut` where episodes ended out of sight: rows `[K]`, environments `[K]`, their final observations
+        `[K, ...]`, and whether each really is one `[K]`."""
+        buffer, obs = self.buffer, self.buffer.obs
         buffer.logprobs = network.distribution(buffer.dist_params).log_prob(buffer.actions)
         if not self.with_values:
             return
         if not network.shared:
-            buffer.values = _values(network, buffer.obs)
-        last = self.buffer.num_steps if is_recording() else self.buffer.length
+            # Images row by row, whose activations would take too much memory at once.
+            images = not isinstance(obs, dict) and obs.ndim >= 5
+            buffer.values = loop(lambda _, x: (None, network.value(x)), None, obs)[1] if images else network.value(obs)
+        last = buffer.num_steps if is_recording() else buffer.length
         following = torch.cat([buffer.values[1:last], network.value(last_obs).unsqueeze(0), buffer.values[last:]])
         if cut is not None:
             rows, envs, final_obs, really = cut
@@ -254,17 +237,16 @@ class Collector:
 
     def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
         """Go on where `state_dict` was taken, or from new episodes (`seed`) where it holds no environment, or those of
-        another backend, or none is to be restored.
-
-        Raises:
-            ValueError: where the state does not fit.
-        """
+        another backend, or none is to be restored. A ValueError where the state does not fit."""
         self.reset(seed)
         self.rows_collected = stored_count(state, "rows_collected")
         self.global_step = stored_count(state, "global_step")
-        self._restore(state, restore_envs)
+        if self._restore(state, restore_envs):
+            self.counter.load_state_dict(state)
+            self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
 
-    def _restore(self, state: dict[str, Any], restore_envs: bool) -> None:
+    def _restore(self, state: dict[str, Any], restore_envs: bool) -> bool:
+        """Whether the environments go on where they were."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -273,54 +255,34 @@ class Collector:
         return {name: x for name, x in vars(self).items() if name not in views} | {"program": None}
 
 
-def _values(network: ActorCritic, obs: Any) -> Tensor:
-    """V of all rows; of images row by row, whose activations would take too much memory at once."""
-    if isinstance(obs, dict) or obs.ndim < 5:
-        return network.value(obs)
-    return loop(lambda carry, x: (carry, network.value(x)), None, obs)[1]
-
-
 class HostRows:
-    """The buffer's rows as numpy arrays, for environments that live in host memory. On a CPU buffer they are the
-    buffer's own memory and nothing is copied.
+    """The buffer's rows as numpy arrays, for environments in host memory; of a CPU buffer, its own memory.
 
     Attributes:
-        rewards, terminated, truncated, mask, dones, actions, ...: `[T, N, ...]` actions and each field that the
-            environments fill.
+        actions, rewards, terminated, ...: `[T, N, ...]`, actions and each field that the environments fill.
         done: `[T, N]` bool, ends of the environments' own episodes.
         raw_rewards: `[T, N]` float64, as the environments gave them.
-        noise, policy: rows of the action noise, and of what the policy fills, as tensors.
-
-    Args:
-        buffer: where the rows go.
-        noise: `[T, N, A]`.
+        noise, policy: rows of the action noise `[T, N, A]`, and of what the policy fills, as tensors.
     """
-
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    mask: np.ndarray
-    dones: np.ndarray
-    actions: np.ndarray
 
     def __init__(self, buffer: RolloutBuffer, noise: Tensor):
         self.buffer = buffer
         names = [*buffer.filled_by("environment"), "actions"]
         self.tensors = {name: self._host(getattr(buffer, name)) for name in names}
-        for name, x in self.tensors.items():
-            setattr(self, name, x.numpy())
-        self.obs = {} if isinstance(buffer.obs, FrameStacks) else map_parts(lambda x: self._host(x).numpy(), buffer.obs)
+        vars(self).update({name: x.numpy() for name, x in self.tensors.items()})
         self.raw_rewards, self.done = np.zeros(self.mask.shape), np.zeros(self.mask.shape, dtype=bool)
+        stacked = isinstance(buffer.obs, FrameStacks)
+        self.obs = {} if stacked else map_parts(lambda x: self._host(x).numpy(), buffer.obs)
         # Views of every row, made once, since indexing a tensor costs more than a small layer.
-        self.obs_rows = [] if isinstance(buffer.obs, FrameStacks) else list(rows_of(buffer.obs))
-        self.noise = noise.unbind()
+        self.obs_rows, self.noise = [] if stacked else list(rows_of(buffer.obs)), noise.unbind()
         self.policy = {name: getattr(buffer, name).unbind() for name in [*buffer.filled_by("policy"), "values"]}
 
     def _host(self, x: Tensor) -> Tensor:
         return x
 
     def begin(self, t: int, obs: Any, first: np.ndarray, begun: np.ndarray, extras: dict[str, np.ndarray]) -> Any:
-        """Row t begins: what is observed. Gives the observation back on the buffer's device."""
+        """Row t begins: `obs`, whether it is the `first [N]` of an episode to learn from or has `begun [N]` one of the
+        environment's own. Gives the observation back on the buffer's device."""
         self.dones[t] = first
         for name, x in extras.items():
             getattr(self, name)[t] = x
@@ -352,19 +314,16 @@ class StagedRows(HostRows):
         return torch.empty_like(x, device="cpu", pin_memory=torch.cuda.is_available())
 
     def begin(self, t: int, obs: Any, first: np.ndarray, begun: np.ndarray, extras: dict[str, np.ndarray]) -> Any:
-        """As `HostRows.begin`."""
         row = super().begin(t, obs, first, begun, extras)
         if not isinstance(self.buffer.obs, FrameStacks):
             map_parts(lambda host, x: x.copy_(torch.from_numpy(host[t]), non_blocking=True), self.obs, row)
         return row
 
     def read_actions(self, t: int) -> np.ndarray:
-        """As `HostRows.read_actions`."""
         self.tensors["actions"][t].copy_(self.buffer.actions[t])
         return self.actions[t]
 
     def flush(self) -> None:
-        """As `HostRows.flush`."""
         super().flush()
         for name in self.buffer.filled_by("environment"):
             setattr(self.buffer, name, self.tensors[name])  # waits: the next rollout writes here
@@ -374,20 +333,16 @@ class HostCollector(Collector):
     """Plays environments that are stepped in host memory, row by row.
 
     Args:
+        arguments, options: as in `Collector`.
         group_size: G, where each G environments start alike and are compared with each other; 1 where not.
         seed: of the run, from which environments that failed get theirs.
         again: makes another vector environment like this one, see `Standing`.
-        arguments, options: as in `Collector`.
     """
 
     def __init__(
-        self,
-        *arguments: Any,
-        group_size: int = 1,
-        seed: int = 0,
-        again: Callable[[], VectorEnv] | None = None,
-        **options: Any,
-    ):
+        self, *arguments: Any, group_size: int = 1, seed: int = 0,
+        again: Callable[[], VectorEnv] | None = None, **options: Any,
+    ):  # fmt: skip
         super().__init__(*arguments, **options)
         self.envs.restarts.seed = seed
         self.faults = Faults(self.envs, self.buffer.num_steps, group_size, self.whole_episodes)
@@ -398,8 +353,7 @@ class HostCollector(Collector):
     @functools.cached_property
     def rows(self) -> HostRows:
         """The rows of a rollout; made when first played, since there may be millions."""
-        kind = HostRows if self.buffer.device.type == "cpu" else StagedRows
-        return kind(self.buffer, self.noise)
+        return (HostRows if self.buffer.device.type == "cpu" else StagedRows)(self.buffer, self.noise)
 
     @property
     def restarts(self) -> int:
@@ -415,7 +369,8 @@ class HostCollector(Collector):
     def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         envs, rows, finals = self.envs, self.rows, []
         envs.steps, obs, first, begun = self.rows_collected, self.next_obs, self.next_first, self.next_first
-        restarted, act = envs.restarts.latest is not None, self._actor(network)
+        act = functools.partial(self._act, network) if self.program is None else self._bound_actor()
+        restarted = envs.restarts.latest is not None
         playing = self.faults.begin() if restarted else np.ones(self.buffer.num_envs, dtype=bool)
         for t in range(self.buffer.num_steps):
             act(t, rows.begin(t, obs, first, begun, envs.extras), first)
@@ -444,15 +399,12 @@ class HostCollector(Collector):
             self.faults.end(rows.mask)
         self._check_finite(finals, t + 1)
         rows.flush()
-        self._complete(network, self._to_device(obs), self._cut(finals))
+        cut = self._cut(finals) if finals and self.with_values else None
+        self._complete(network, self._to_device(obs), cut)
         return rows.raw_rewards, rows.done, self.faults.gave_up
 
-    def _actor(self, network: ActorCritic) -> Callable[[int, Any, np.ndarray], None]:
-        """What chooses the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
-        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
-        return functools.partial(self._act, network) if self.program is None else self._bound_actor()
-
     def _act(self, network: ActorCritic, t: int, obs: Any, first: np.ndarray) -> None:
+        """Choose the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
         began = torch.from_numpy(first.copy()).to(self.buffer.device) if self.carry else None
         chosen, self.carry = network.act(obs, self.carry, began, self.rows.noise[t], self.with_values)
         for name, value in chosen.items():
@@ -477,8 +429,6 @@ class HostCollector(Collector):
 
     def _cut(self, finals: list[tuple[int, np.ndarray, Any]]) -> tuple[Tensor, Tensor, Any, Tensor] | None:
         """Where episodes ended out of sight, for `_complete`."""
-        if not finals or not self.with_values:
-            return None
         rows = np.concatenate([np.full(len(envs), t) for t, envs, _ in finals])
         envs = np.concatenate([envs for _, envs, _ in finals])
         obs = map_parts(lambda *parts: np.concatenate(parts), *(obs for _, _, obs in finals))
@@ -496,19 +446,16 @@ class HostCollector(Collector):
 
     def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool = False) -> None:
         """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
-        seen = [
-            Seen(f"its observation{f' part {name!r}' if name else ''}", x[:length], 0)
-            for name, x in _parts(self.rows.obs)
-        ]
+        parts = [(f"observation part {name!r}" if name else "observation", x) for name, x in _parts(self.rows.obs)]
+        seen = [Seen(f"its {what}", x[:length], 0) for what, x in parts]
         seen.append(Seen("its reward", self.rows.raw_rewards[: length - failed], 1))
         if not failed:
             ends = [(length - 1, None, "observation", self.next_obs)]
             ends += [(t, envs, "final observation", obs) for t, envs, obs in finals]
             seen += [Seen(f"its {what}", x[None], t + 1, n) for t, n, what, obs in ends for _, x in _parts(obs)]
-        if all(x.is_finite() for x in seen) and not failed:
-            return
-        refuse_nan(seen, *self._policy_rows(), self.rows_collected)
-        refuse_policy(*self._policy_rows(), length, self.rows_collected)
+        if failed or not all(x.is_finite() for x in seen):
+            refuse_nan(seen, *self._policy_rows(), self.rows_collected)
+            refuse_policy(*self._policy_rows(), length, self.rows_collected)
 
     def _policy_rows(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """What the policy put out, `[T, N, P + A]` (a choice is finite in any case, whatever it was drawn from), and
@@ -520,45 +467,33 @@ class HostCollector(Collector):
         return self.standing.capture() is not None
 
     def state_dict(self) -> dict[str, Any]:
-        env, under_way = self.standing.capture(), self._under_way()
-        return {
-            "env": env,
-            **under_way,
-            "next_obs": under_way["next_obs"] if env is not None else None,
-            "noise": self.noise[-1].clone(),
-            "restarts": torch.from_numpy(self.envs.restarts.counts.copy()),
-            **super().state_dict(),
-        }
+        state = {"env": self.standing.capture(), **self._under_way(), "noise": self.noise[-1].clone()}
+        state["next_obs"] = None if state["env"] is None else state["next_obs"]
+        return {**state, "restarts": torch.from_numpy(self.envs.restarts.counts.copy()), **super().state_dict()}
 
-    def _restore(self, state: dict[str, Any], restore_envs: bool) -> None:
+    def _restore(self, state: dict[str, Any], restore_envs: bool) -> bool:
         if len(state["noise"]) == self.buffer.num_envs:
             self.noise[-1].copy_(state["noise"])
         if not restore_envs:
-            return
+            return False
         self.envs.restarts.load(state.get("restarts", np.zeros(self.buffer.num_envs, np.int64)))
         if state["env"] is None:
-            return
+            return False
         own = self._under_way()
         check_like({name: state.get(name) for name in own}, own, "collector")
         if not self.standing.restore(state["env"]):
-            return
-        self.envs.pending = state["pending"].numpy().copy()
-        self.next_obs = map_parts(lambda x: x.numpy().copy(), state["next_obs"])
-        self.next_first = state["next_first"].numpy().copy()
-        self.envs.extras = {name: x.numpy().copy() for name, x in state.get("extras", {}).items()}
-        self.counter.load_state_dict(state)
-        self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
+            return False
+        stored = [state.get(name, {}) for name in ("pending", "extras", "next_obs", "next_first")]
+        arrays = [map_parts(lambda x: x.numpy().copy(), part) for part in stored]
+        self.envs.pending, self.envs.extras, self.next_obs, self.next_first = arrays
+        return True
 
     def _under_way(self) -> dict[str, Any]:
         """What belongs to the episodes under way, beside the environments' own state."""
-        extras = {name: torch.from_numpy(x.copy()) for name, x in self.envs.extras.items()}
-        return {
-            **({"extras": extras} if extras else {}),
-            "pending": torch.from_numpy(self.envs.pending.copy()),
-            "next_obs": map_parts(lambda x: torch.from_numpy(np.copy(x)), self.next_obs),
-            "next_first": torch.from_numpy(self.next_first.copy()),
-            **self.counter.state_dict(),
-        }
+        arrays = {"pending": self.envs.pending, "next_obs": self.next_obs, "next_first": self.next_first}
+        arrays |= {"extras": self.envs.extras} if self.envs.extras else {}
+        tensors = {name: map_parts(lambda x: torch.from_numpy(np.copy(x)), x) for name, x in arrays.items()}
+        return {**tensors, **self.counter.state_dict()}
 
 
 def _parts(obs: Any) -> list[tuple[str, np.ndarray]]:
@@ -567,7 +502,8 @@ def _parts(obs: Any) -> list[tuple[str, np.ndarray]]:
 
 
 class NativeCollector(Collector):
-    """Plays environments that are functions of tensors, all rows in one loop.
+    """Plays environments that are functions of tensors, all rows in one loop: a `task`, beside the arguments of
+    `Collector`.
 
     Attributes:
         standing: the environments, a dict of
@@ -579,16 +515,11 @@ class NativeCollector(Collector):
             noise    [N, A] action noise of the step before, where it is correlated
 
         draws: noise of actions `[T, N, A]` and of starts `[T, N, D]` for the next rollout.
-
-    Args:
-        task: the environment.
-        arguments, options: as in `Collector`.
     """
 
     def __init__(self, task: NativeTask, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.task, self.max_episode_steps = task, task.max_episode_steps
-        self.dtype = torch.float64
         self.standing: dict[str, Tensor] = {}
         self.draws: dict[str, Tensor] = {}
         self.network: ActorCritic | None = None
@@ -601,65 +532,53 @@ class NativeCollector(Collector):
     def _begin(self, seed: int | list[int] | None) -> None:
         N, device = self.buffer.num_envs, self.buffer.device
         seeds = seed if isinstance(seed, list) else [seed or 0]
-        starts = {s: self._uniform(N if len(seeds) == 1 else 1, s) for s in dict.fromkeys(seeds)}
-        uniform = starts[seeds[0]] if len(seeds) == 1 else torch.cat([starts[s] for s in seeds])
-        noise = self.standing["noise"] if self.standing else self._noise_before()
+        starts = {seed: self._uniform(N if len(seeds) == 1 else 1, seed) for seed in {*seeds}}
+        uniform = torch.cat([starts[seed] for seed in seeds])
+        # Correlated noise begins in its stationary state.
+        white = None if self.standing else self.fill_with_noise(torch.empty_like(self.noise[0]), self.generator)
         self.standing.update(
             state=self.task.initial(uniform.to(device)),
             elapsed=torch.zeros(N, dtype=torch.int64, device=device),
             first=torch.full((N,), self.whole_episodes and self.rows_collected > 0, device=device),
             playing=torch.ones(N, dtype=torch.bool, device=device),
-            noise=noise,
+            noise=self.standing.get("noise", white),
         )
 
     def _uniform(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(count, self.task.draws, dtype=self.dtype, generator=generator)
-
-    def _noise_before(self) -> Tensor:
-        """The correlated noise begins in its stationary state."""
-        return self.fill_with_noise(torch.empty_like(self.noise[0]), self.generator)
+        return torch.rand(count, self.task.draws, dtype=torch.float64, generator=generator)
 
     def _draw_noise(self) -> None:
-        self.draw(self.generator)
-
-    def draw(self, generator: torch.Generator) -> None:
-        """The random numbers of a rollout."""
-        self.fill_with_noise(self.noise, generator)
+        self.fill_with_noise(self.noise, self.generator)
         T, N = self.noise.shape[:2]
         shape = (T, 1, 1) if self.whole_episodes else (T, N, self.task.draws)  # whole episodes begin by reset alone
-        starts = torch.rand(shape, dtype=torch.float32, device=self.noise.device, generator=generator)
+        starts = torch.rand(shape, dtype=torch.float32, device=self.noise.device, generator=self.generator)
         self.draws.update(noise=self.noise, start=starts)
 
     def begin_example(self, network: ActorCritic) -> None:
-        """Be ready for `places` and `rollout` without drawing anything from the agent's generator."""
-        own, self.generator = self.generator, torch.Generator(self.buffer.device)
-        self.network = network
+        """Be ready for `places` and `rollout` without drawing from the agent's generator."""
+        own, self.generator, self.network = self.generator, torch.Generator(self.buffer.device), network
         if not self.standing:
             self.reset(0)
         if not self.draws:
-            self.draw(self.generator)
+            self._draw_noise()
         self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
         self.generator = own
 
     def places(self) -> list[Place]:
         """What a program that plays reads and writes beside the network and the buffer."""
-        standing = [Place(f"envs.{name}", self.standing, name) for name in self.standing]
-        policy = [Place(f"policy.{name}", self.carry, name) for name in self.carry]
-        return [*standing, *policy, *(Place(f"draws.{name}", self.draws, name) for name in self.draws)]
+        holders = {"envs": self.standing, "policy": self.carry, "draws": self.draws}
+        return [Place(f"{kind}.{name}", holder, name) for kind, holder in holders.items() for name in holder]
 
     def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         self.network = network
-        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
         if self.whole_episodes:
             self.standing["playing"].fill_(True)
         self.rollout() if self.program is None else self.program()
         if self.whole_episodes:
             self._tell_cuts(int(self.standing["playing"].sum()))
-        buffer = self.buffer
-        rewards, terminated, truncated = (
-            x.cpu().numpy() for x in (buffer.rewards, buffer.terminated, buffer.truncated)
-        )
+        read = self.buffer.rewards, self.buffer.terminated, self.buffer.truncated
+        rewards, terminated, truncated = (x.cpu().numpy() for x in read)
         self._check_finite(rewards)
         return rewards, terminated | truncated, None
 
@@ -670,10 +589,8 @@ class NativeCollector(Collector):
         turns = 8 if buffer.num_envs <= 64 else 1  # a loop costs microseconds a turn
         start = {**self.standing, **{f"policy.{name}": x for name, x in self.carry.items()}}
         end, rows, _ = loop(self._row, start, self.draws, unroll=turns, apart=("obs", "final_obs"))
-        for name in self.standing:
-            self.standing[name] = end[name]
-        for name in self.carry:
-            self.carry[name] = end[f"policy.{name}"]
+        self.standing.update({name: end[name] for name in self.standing})
+        self.carry.update({name: end[f"policy.{name}"] for name in self.carry})
         finals = rows.pop("final_obs", None)
         if self.whole_episodes:  # an episode that is still running is cut here
             cut = rows["truncated"][-1] | end["playing"]
@@ -708,8 +625,7 @@ class NativeCollector(Collector):
         return {**after, **{f"policy.{name}": x for name, x in policy.items()}}, row
 
     def _cut(self, finals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where episodes were cut, for `_complete`: a time limit cuts an environment at most so often in T rows, and
-        only these rows ask the network again."""
+        """Where episodes were cut, for `_complete`; a time limit cuts an environment at most so `often` in T rows."""
         truncated = self.buffer.truncated
         T, N = truncated.shape
         often = min(T, (T - 1) // self.max_episode_steps + 1)
@@ -724,21 +640,19 @@ class NativeCollector(Collector):
             return
         obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
         refuse_policy(output, [obs], len(output), self.rows_collected)
-        refuse_nan(
-            [Seen("its observation", obs, 0), Seen("its reward", rewards, 1)], output, [obs], self.rows_collected
-        )
+        seen = [Seen("its observation", obs, 0), Seen("its reward", rewards, 1)]
+        refuse_nan(seen, output, [obs], self.rows_collected)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where collection stands, environments included: they are tensors, so their state can always be stored."""
         standing = {name: x.clone() for name, x in self.standing.items()}
         return {"carry": standing, **self.counter.state_dict(), **super().state_dict()}
 
-    def _restore(self, state: dict[str, Any], restore_envs: bool) -> None:
-        if "carry" in state and restore_envs:
-            check_like(state["carry"], self.standing, "collector.carry")
-            self.standing.update({name: x.to(self.buffer.device) for name, x in state["carry"].items()})
-            self.counter.load_state_dict(state)
-            self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
+    def _restore(self, state: dict[str, Any], restore_envs: bool) -> bool:
+        if "carry" not in state or not restore_envs:
+            return False
+        check_like(state["carry"], self.standing, "collector.carry")
+        self.standing.update({name: x.to(self.buffer.device) for name, x in state["carry"].items()})
+        return True
 
 
-__all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector", "StagedRows"]
+__all__ = ["Collector", "EpisodeCounter", "Episodes", "HostCollector", "HostRows", "NativeCollector"]

@@ -15,55 +15,42 @@ from rlcore.tracing import is_recording
 
 
 class Parameters:
-    """The trainable parameters of modules as one vector, of which they are views.
-
-    Clipping and the optimiser then work on one tensor instead of a dozen. What breaks the views (a copy of the agent,
-    `load_state_dict(assign=True)`, another dtype, `requires_grad_`) is mended by `refresh`.
-
-    Attributes:
-        vector: `[P]`.
-    """
+    """The trainable parameters of modules as one `vector [P]`, of which they are views, so that clipping and the
+    optimiser work on one tensor. What breaks the views (a copy of the agent, `load_state_dict(assign=True)`, another
+    dtype, `requires_grad_`) is mended by `refresh`."""
 
     def __init__(self, modules: Callable[[], dict[str, nn.Module]]):
         self.modules = modules
-        self.vector = torch.zeros(0)
-        self.places: list[Place] = []
-        self._all: list[Place] = []  # those that do not learn too
-        self._lie: list[tuple[int, bool]] = []
         self.refresh()
 
     def __iter__(self) -> Iterator[Tensor]:
         return (place.holder[place.key] for place in self.places)
 
-    def _everyone(self) -> Iterator[nn.Parameter]:
-        return (place.holder[place.key] for place in self._all)
-
     def is_whole(self) -> bool:
         """Whether the parameters that may learn are still the vector's views."""
-        return [(x.data_ptr(), x.requires_grad) for x in self._everyone()] == self._lie
+        return self._lie == [(x.data_ptr(), x.requires_grad) for x in map(Place.get, self._all)]
 
     def are_others(self) -> bool:
         """Whether modules have been put in the place of others."""
-        found = {id(p) for module in self.modules().values() for p in module.parameters()}
-        return found != {id(x) for x in self._everyone()}
+        found = [p for module in self.modules().values() for p in module.parameters()]
+        return set(map(id, found)) != set(map(id, map(Place.get, self._all)))
 
     def refresh(self) -> None:
         """Move the trainable parameters, as they are now, into one vector."""
         modules = self.modules()
         places = {id(x.get()): x for name, module in modules.items() for x in module_places(module, name)}
-        self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]
+        self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]  # frozen ones too
         self.places = [place for place in self._all if place.get().requires_grad]
-        tensors = [place.get() for place in self.places]
+        tensors = [*self]
         self.vector = flat(x.detach().float() for x in tensors)
         for x, part in zip(tensors, self.parts(self.vector, tensors), strict=True):
             x.data = part
-        self._lie = [(x.data_ptr(), x.requires_grad) for x in self._everyone()]
+        self._lie = [(x.data_ptr(), x.requires_grad) for x in map(Place.get, self._all)]
 
     def hold(self, vector: Tensor) -> None:
         """While a program is recorded: let the parameters be parts of another `vector [P]`."""
         self.vector = vector
-        tensors = [place.get() for place in self.places]
-        for place, part in zip(self.places, self.parts(vector.detach(), tensors), strict=True):
+        for place, part in zip(self.places, self.parts(vector.detach(), self), strict=True):
             place.put(part.requires_grad_())
 
     def release(self, vector: Tensor, tensors: list[nn.Parameter]) -> None:
@@ -119,7 +106,7 @@ class Optimizer:
 
     Args:
         parameters: where all parameters are.
-        learning_rate: of the next step, a number; may be set between steps.
+        learning_rate: of the next step; may be set between steps.
         eps: ε in the denominator of a step.
         which: the parameters that are moved, where these are not all.
     """
@@ -127,11 +114,7 @@ class Optimizer:
     moments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self,
-        parameters: Parameters,
-        learning_rate: float,
-        eps: float,
-        which: Callable[[], list[Tensor]] | None = None,
+        self, parameters: Parameters, learning_rate: float, eps: float, which: Callable[[], list[Tensor]] | None = None
     ):
         self.parameters, self.which = parameters, which
         self.learning_rate, self.eps = learning_rate, eps
@@ -171,11 +154,7 @@ class Optimizer:
         return {**numbers, **{name: getattr(self, name).clone() for name in self.moments}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            ValueError: where the learning rate is no finite number.
-        """
+        """Go on where `state_dict` was taken; a ValueError where the learning rate is no finite number."""
         if not math.isfinite(state["learning_rate"]):
             raise ValueError(f"its learning rate is {state['learning_rate']}")
         for name in self.moments:

@@ -1,12 +1,12 @@
 """Declared state: all that training carries from one iteration to the next, registered by name.
 
-Checkpoints, device moves and what programs take in and give back follow from the registration alone: a program does
-not know a module or a tensor that is not declared, and refuses to be recorded with it.
+Checkpoints, device moves and what programs take in and give back follow from the registration alone; with a module or a
+tensor that is not declared no program can be recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,8 @@ from rlcore.storage.checkpoint import check_like
 
 
 class Place:
-    """Where a declared tensor or number stands: `holder[key]`, and in `others` where it is tied to these.
-
-    A program puts its inputs there while it is recorded, and what stands there afterwards are its outputs.
-    """
+    """Where a declared tensor or number stands: `holder[key]`, and in `others` where it is tied to these. A program
+    puts its inputs there while it is recorded, and what stands there afterwards are its outputs."""
 
     def __init__(self, name: str, holder: dict[Any, Any], key: Any):
         self.name, self.holder, self.key = name, holder, key
@@ -60,9 +58,9 @@ def write_back(places: Sequence[Place], values: Sequence[Tensor]) -> None:
 
 
 def module_places(module: nn.Module, name: str, skip: Any = ()) -> list[Place]:
-    """A module's parameters and buffers, each tensor once, however often it is tied; those in `skip` are left out."""
+    """A module's parameters and buffers but those in `skip`, each tensor once, however often it is tied."""
     places: dict[int, Place] = {id(x): None for x in skip}
-    for path, owner in module.named_modules(remove_duplicate=False):
+    for path, owner in module.named_modules():
         dotted = f"{name}.{path}" if path else name
         for holder in (owner._parameters, owner._buffers):
             for key, tensor in holder.items():
@@ -70,24 +68,16 @@ def module_places(module: nn.Module, name: str, skip: Any = ()) -> list[Place]:
                     continue
                 if id(tensor) not in places:
                     places[id(tensor)] = Place(f"{dotted}.{key}", holder, key)
-                elif (place := places[id(tensor)]) is not None and not _stands(place, holder, key):
+                elif (place := places[id(tensor)]) is not None:
                     place.others.append((holder, key))
     return [place for place in places.values() if place is not None]
-
-
-def _stands(place: Place, holder: dict[str, Any], key: str) -> bool:
-    """Whether a place is known already: a shared module is come by on more than one path."""
-    return any(h is holder and k == key for h, k in [(place.holder, place.key), *place.others])
 
 
 class State:
     """Named things that are saved, restored and moved together, and are what programs know.
 
     A thing is a module, a tensor, a dict of numbers, or anything with `places(name)`, `state_dict()` and
-    `load_state_dict(state)`. Tensors stand among the attributes of their owner.
-
-    Args:
-        owner: whose attributes the things are.
+    `load_state_dict(state)`, and an attribute of its `owner`.
     """
 
     def __init__(self, owner: Any):
@@ -102,15 +92,14 @@ class State:
         if name in self.names or (hasattr(self.owner, name) and getattr(self.owner, name) is not None):
             raise UsageError(f"'{name}' cannot be registered, because the {type(self.owner).__name__} has it already")
         if not isinstance(thing, nn.Module | Tensor | dict) and not hasattr(thing, "places"):
-            raise UsageError(
-                f"'{name}' is a {type(thing).__name__}, but must be a module, a tensor or a dict of numbers"
-            )
+            kind = type(thing).__name__
+            raise UsageError(f"'{name}' is a {kind}, but must be a module, a tensor or a dict of numbers")
         self.names.append(name)
         setattr(self.owner, name, thing)
 
-    def things(self) -> Iterator[tuple[str, Any]]:
+    def things(self) -> dict[str, Any]:
         """All that is declared, by name."""
-        return ((name, getattr(self.owner, name)) for name in self.names)
+        return {name: getattr(self.owner, name) for name in self.names}
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules among it."""
@@ -119,7 +108,7 @@ class State:
     def places(self, skip: Any = ()) -> list[Place]:
         """Where each tensor and number of it stands, but for the parameters in `skip`."""
         places: list[Place] = []
-        for name, thing in self.things():
+        for name, thing in self.things().items():
             if isinstance(thing, nn.Module):
                 places += module_places(thing, name, skip=skip)
             elif isinstance(thing, Tensor):
@@ -132,7 +121,7 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors, numbers and dicts of these."""
-        return {name: _stored(thing) for name, thing in self.things()}
+        return {name: _stored(thing) for name, thing in self.things().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -140,9 +129,8 @@ class State:
         Raises:
             ValueError: names the first part that differs.
         """
-        fresh = self.state_dict()
-        for name, thing in self.things():
-            check_like(state.get(name), fresh[name], name)
+        for name, thing in self.things().items():
+            check_like(state.get(name), _stored(thing), name)
             if isinstance(thing, Tensor):
                 with torch.no_grad():
                     thing.copy_(state[name])

@@ -1,8 +1,5 @@
-"""What the rest of the package needs to be recordable: loops, sums over processes, constants, and whether Python is
-running an algorithm or writing down what it does.
-
-A program is made by running ordinary methods once and recording their tensor operations (rlcore/programs). Loops go
-through `loop`, so that a recording holds their body once; the few places whose flow could depend on data ask here.
+"""What the rest of the package needs to be recordable: loops, sums over processes, constants, and whether tensor
+operations are run or recorded for a program (rlcore/programs), in which a loop's body stands once.
 """
 
 from __future__ import annotations
@@ -10,7 +7,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,11 +53,9 @@ def loop(
 ) -> tuple[Tree, Tree, int | Tensor]:
     """`carry, y = body(carry, x)` for each row x of `xs`: Python's `for`, or one scan of a program.
 
-    The body may read and write declared state beside its carry; y is a tensor or a dict of them.
-
     Args:
-        body: what to do with a row.
-        carry: what one turn hands to the next, beside declared state.
+        body: may read and write declared state beside its carry; y is a tensor or a dict of them.
+        carry: what one turn hands to the next.
         xs: a tensor, or a dict of them, whose first dimension is gone through; or a number of turns. At least one.
         until: ends the loop after a turn whose carry it holds for, a 0-dim bool tensor.
         unroll: turns to write out one after the other in a compiled program.
@@ -83,11 +78,10 @@ def loop(
 
 def rows_of(xs: Tree) -> Iterator[Tree]:
     """The rows of a tensor, or of all tensors in a dict together."""
-    if isinstance(xs, Tensor):
-        return iter(xs.unbind())
-    if not isinstance(xs, dict):  # what is put together row by row
-        return (xs[t] for t in range(len(xs)))
-    return (dict(zip(xs, row, strict=True)) for row in zip(*(x.unbind() for x in xs.values()), strict=True))
+    if isinstance(xs, dict):
+        return (dict(zip(xs, row, strict=True)) for row in zip(*(x.unbind() for x in xs.values()), strict=True))
+    # Stacked frames are no tensor, and put together row by row.
+    return iter(xs.unbind()) if isinstance(xs, Tensor) else (xs[t] for t in range(len(xs)))
 
 
 def _stacked(rows: list[Tree]) -> Tree:
@@ -108,18 +102,14 @@ def leaves_of(tree: Tree) -> list[Tensor]:
     return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves_of(part)]
 
 
-def numbered(tree: Tree) -> Any:
-    """The tree with a number in the place of each tensor."""
-    count = itertools.count()
-
-    def number(tree: Tree) -> Any:
-        if isinstance(tree, dict):
-            return {name: number(part) for name, part in tree.items()}
-        if isinstance(tree, list | tuple):
-            return [number(part) for part in tree]
-        return None if tree is None else next(count)
-
-    return number(tree)
+def numbered(tree: Tree, numbers: Iterator[int] | None = None) -> Any:
+    """The tree with a number in the place of each tensor, out of `numbers`: 0, 1, ..."""
+    numbers = itertools.count() if numbers is None else numbers
+    if isinstance(tree, dict):
+        return {name: numbered(part, numbers) for name, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [numbered(part, numbers) for part in tree]
+    return None if tree is None else next(numbers)
 
 
 def in_places(places: Any, leaves: Sequence[Tensor]) -> Tree:
@@ -132,12 +122,8 @@ def in_places(places: Any, leaves: Sequence[Tensor]) -> Tree:
 
 
 class Constant:
-    """A tensor that never changes, copied once to each device and type: a copy from ordinary host memory is what a
-    CUDA graph cannot hold. A recording takes it for what it is, where it refuses other tensors from outside.
-
-    Args:
-        value: `[...]`, on the CPU.
-    """
+    """A tensor that never changes, of `value [...]` on the CPU, copied once to each device and type, since a CUDA graph
+    cannot hold a copy from host memory. A recording takes it, where it refuses other tensors from outside."""
 
     def __init__(self, value: Tensor):
         self.value = value
@@ -147,31 +133,20 @@ class Constant:
         """The value on the device of `x [...]` and in its type."""
         key = x.device, x.dtype
         if key not in self._copies:
-            with torch.inference_mode(False), _unrecorded():  # gradients may pass it later
+            # Outside of inference mode, since gradients may pass it later.
+            with torch.inference_mode(False), thread.recorder.paused() if thread.recorder else nullcontext():
                 copy = self.value.to(x.device, x.dtype, copy=True)
             copy.is_constant = True
             self._copies[key] = copy
         return self._copies[key]
 
 
-@contextmanager
-def _unrecorded() -> Iterator[None]:
-    if thread.recorder is None:
-        yield
-        return
-    with thread.recorder.paused():
-        yield
-
-
 _reduce: Callable[[Tensor], Tensor] | None = None
 
 
 def reduce(x: Tensor) -> Tensor:
-    """The sum of `x [...]` over all processes that learn together: x itself where there is one.
-
-    Every sum that more than one of them takes part in goes through here: the gradient, numerators and denominators of
-    masked means, running statistics.
-    """
+    """The sum of `x [...]` over all processes that learn together, x itself where there is one; for the gradient,
+    numerators and denominators of masked means, and running statistics."""
     return x if _reduce is None else _reduce(x)
 
 

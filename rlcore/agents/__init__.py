@@ -23,14 +23,11 @@ ENTRY_POINTS = "rlcore.agents"  # the group under which a package names its agen
 
 
 class AgentTable(Mapping[str, type[Agent]]):
-    """Agent classes by their lower-case names, rlcore's own first, then those of installed packages.
+    """Agent classes by their lower-case names, `own` ones first, whose names no package can take, then those that
+    installed packages offer by an entry point `name = "module:Class"` in the group `rlcore.agents`.
 
-    A package offers an agent by an entry point `name = "module:Class"` in the group `rlcore.agents`. It is imported
-    when it is asked for. Going through the table leaves out one that cannot be loaded, with a warning; asking for it
-    by name raises.
-
-    Args:
-        own: the agents that need no entry point; no package can take their names.
+    One of a package is imported when it is asked for. Going through the table leaves out, with a warning, what cannot
+    be loaded.
 
     Raises:
         UsageError: where the agent asked for cannot be imported or is no agent.
@@ -83,9 +80,8 @@ def _load_entry_point(point: EntryPoint) -> type[Agent]:
     if not (isinstance(agent, type) and issubclass(agent, Agent)):
         raise UsageError(f"{_described(point)} is no agent: {point.value} must be a subclass of rlcore.agents.Agent")
     if agent.__name__.lower() != point.name:  # checkpoints and run folders name the class
-        raise UsageError(
-            f"{_described(point)} must bear the name of its class in lower case, '{agent.__name__.lower()}'"
-        )
+        own = agent.__name__.lower()
+        raise UsageError(f"{_described(point)} must bear the name of its class in lower case, '{own}'")
     return agent
 
 
@@ -121,19 +117,6 @@ def load(
 
 
 __all__ = [
-    "A2C",
-    "AGENTS",
-    "GRPO",
-    "PPO",
-    "REINFORCE",
-    "TRPO",
-    "A2CConfig",
-    "Agent",
-    "AgentTable",
-    "Config",
-    "GRPOConfig",
-    "PPOConfig",
-    "REINFORCEConfig",
-    "TRPOConfig",
-    "load",
+    "A2C", "AGENTS", "GRPO", "PPO", "REINFORCE", "TRPO", "A2CConfig", "Agent", "AgentTable", "Config", "GRPOConfig",
+    "PPOConfig", "REINFORCEConfig", "TRPOConfig", "load",
 ]  # fmt: skip

@@ -1,8 +1,7 @@
 """The loop that all on-policy agents share: collect, estimate, update, repeat.
 
 An algorithm is a subclass in a file of its own that provides a `Config`, `estimate(buffer)` and `loss(network, batch)`.
-What learns from a rollout is `learn_from_buffer` and what it calls: ordinary methods that read and write declared state
-(`register`), which is also what programs are recorded from (rlcore/programs).
+Programs (rlcore/programs) are recorded from `learn_from_buffer` and what it calls, which read and write declared state.
 """
 
 from __future__ import annotations
@@ -108,7 +107,6 @@ class Agent:
         self.reward_scaler: RewardScaler | None = None
         if config.norm_reward:
             self.state.register("reward_scaler", RewardScaler(config.num_envs, config.gamma).to(self.device))
-        self.coefs: dict[str, float]
         self.state.register("coefs", {})
         self.sampler = RowSampler(config.num_minibatches, config.update_epochs, config.whole_episodes)
         self.draws: dict[str, Tensor] = {}
@@ -123,16 +121,25 @@ class Agent:
         return []
 
     def make_network(self, torso: Torso | None) -> ActorCritic:
-        """The network; `torso` is one of the user's own, if there is one."""
-        return setup.make_network(self, torso)
+        """The network; `torso` is one of the user's own, if there is one. A UsageError where it does not fit."""
+        config = self.config
+        network = ActorCritic(
+            self.envs.single_observation_space, self.adapter.action_spec, shared=config.shared,
+            torso=config.torso if torso is None else torso, hidden_sizes=config.hidden_sizes,
+            activation=config.activation, log_std_init=config.log_std_init,
+            state_dependent_std=config.state_dependent_std, norm_obs=config.norm_obs, precision=config.precision,
+        )  # fmt: skip
+        if self.critic_apart and network.shared:
+            raise UsageError(
+                f"actor and critic share a torso (shared is true, or torso is one module), but {type(self).__name__} "
+                "fits its critic apart, which would move the policy; torso may be a function that makes one for each"
+            )
+        return network
 
     def register(self, name: str, thing: nn.Module | Tensor | dict[str, float]) -> None:
-        """Declare state as `self.NAME`: it is moved to the device, saved and restored with the agent, and known to
-        programs. Parameters of modules that require gradients learn with those of the network. In the constructor.
-
-        Raises:
-            UsageError: where the name is taken or the thing is of another kind.
-        """
+        """Declare state as `self.NAME`, in the constructor: it is moved to the device, saved and restored with the
+        agent, and known to programs. Parameters of modules that require gradients learn with those of the network.
+        A UsageError where the name is taken or the thing is of another kind."""
         self.state.register(name, thing.to(self.device) if isinstance(thing, nn.Module | Tensor) else thing)
         if isinstance(thing, nn.Module):
             self.refresh()
@@ -185,11 +192,8 @@ class Agent:
         return self.config.target_kl is not None
 
     def frozen_copy(self, source: str = "initial") -> ActorCritic:
-        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file.
-
-        Raises:
-            CheckpointError: where the file's weights do not fit.
-        """
+        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file, where
+        they fit (else a CheckpointError)."""
         network = copy.deepcopy(self.network).requires_grad_(False)
         return network if source == "initial" else stored.with_weights_of(network, source)
 
@@ -226,7 +230,9 @@ class Agent:
             self.anneal(1 - self.global_step / total_steps)
             episodes = self.collect()
             collected = time.perf_counter()
-            metrics = self._numbers(self.engine.learn() if self.engine.program else self.learn_from_buffer())
+            learned = self.engine.learn() if self.engine.program else self.learn_from_buffer()
+            learned["param_norm"] = torch.linalg.vector_norm(self.parameters.vector)
+            metrics = dict(zip(learned, torch.stack([x.detach() for x in learned.values()]).tolist(), strict=True))
             self.iteration += 1
             end = time.perf_counter()
             self.seconds["collect"] += collected - start
@@ -280,8 +286,8 @@ class Agent:
         if self.stops_early:
             return self._gradient_steps_until_far(batch)
 
-        def step(carry: Any, rows: Tensor) -> tuple[Any, dict[str, Tensor]]:
-            return carry, self.step(self.sampler.take(batch, rows))
+        def step(_: Any, rows: Tensor) -> tuple[Any, dict[str, Tensor]]:
+            return None, self.step(self.sampler.take(batch, rows))
 
         _, metrics, count = loop(step, None, (self.draws or self.draw())["minibatches"])
         return _means(metrics, count)
@@ -298,15 +304,14 @@ class Agent:
             return {"kl": torch.where(x["ends"], 0.0, kl), "far": far}, metrics
 
         start = {"kl": torch.zeros((), device=self.device), "far": torch.zeros_like(ends_epoch[0])}
-        xs = {"rows": minibatches, "ends": ends_epoch}
-        _, metrics, taken = loop(step, start, xs, until=lambda carry: carry["far"])
+        turns = {"rows": minibatches, "ends": ends_epoch}
+        _, metrics, taken = loop(step, start, turns, until=lambda carry: carry["far"])
         return _means(metrics, taken)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on a minibatch."""
         loss, metrics = self.loss(self.network, batch)
-        gradient = reduce(gradient_of(loss, self.parameters))
-        gradient, norm = clipped(gradient, self.config.max_grad_norm)
+        gradient, norm = clipped(reduce(gradient_of(loss, self.parameters)), self.config.max_grad_norm)
         self.optimizer.step(gradient)
         return {name: x.detach() for name, x in {"loss": loss, **metrics, "grad_norm": norm}.items()}
 
@@ -318,26 +323,21 @@ class Agent:
         """`critic_updates` steps on (V − R)² alone, each over the whole rollout; returns the last loss."""
         batch = batch.take((self.draws or self.draw())["rows"])
 
-        def step(carry: Any, _: Any) -> tuple[Any, Tensor]:
+        def step(*_: Any) -> tuple[Any, Tensor]:
             loss = self.critic_loss(self.network, batch)
             self.critic_optimizer.step(reduce(gradient_of(loss, self.critic_optimizer.moved())))
-            return carry, loss.detach()
+            return None, loss.detach()
 
         _, losses, _ = loop(step, None, self.config.critic_updates)
         return losses[-1]
-
-    def _numbers(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        metrics["param_norm"] = torch.linalg.vector_norm(self.parameters.vector)
-        return dict(zip(metrics, torch.stack([x.detach() for x in metrics.values()]).tolist(), strict=True))
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
         # The weights too: those of the last step are in no loss yet, and a loss may be finite where they have no sense.
         bad = [name for name in ("loss", "grad_norm", "param_norm") if not math.isfinite(metrics.get(name, 0.0))]
         if bad:
-            raise DivergenceError(
-                f"{bad[0]} became {metrics[bad[0]]} in iteration {self.iteration} at step {self.global_step:,} "
-                f"(learning_rate {self.config.learning_rate:g})"
-            )
+            where = f"in iteration {self.iteration} at step {self.global_step:,}"
+            rate = f"(learning_rate {self.config.learning_rate:g})"
+            raise DivergenceError(f"{bad[0]} became {metrics[bad[0]]} {where} {rate}")
 
     # Environments.
 
@@ -349,18 +349,16 @@ class Agent:
 
     def reset_seeds(self, iteration: int) -> int | list[int]:
         """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset."""
-        group_size = self.config.group_size if self.group_starts else None
-        return setup.reset_seeds(self.config.seed, iteration, self.config.num_envs, group_size)
+        if self.group_starts:
+            return setup.group_seeds(self.config, iteration)
+        return setup.restart_seed(self.config.seed, iteration)
 
     def act(self, obs: Any, deterministic: bool = False) -> np.ndarray:
-        """Actions for a batch of observations, as the environment takes them.
+        """Actions `[N, ...]` as the environment takes them, in the action space, drawn or the most probable.
 
         Args:
             obs: observations `[N, ...]` as a vector environment of this kind returns them.
             deterministic: the most probable action instead of a draw.
-
-        Returns:
-            Actions `[N, ...]`: shifted, squashed or clipped into the action space.
         """
         return self.adapter.action_spec.to_env(self._actor(self.adapter.split(obs), deterministic))
 
@@ -372,7 +370,8 @@ class Agent:
         env: str | VectorEnv | None = None,
         max_steps: int = 1_000_000,
     ) -> Evaluation:
-        """Play whole episodes in fresh environments; training is not touched, normalisation statistics stay frozen.
+        """Play whole episodes in fresh environments, for returns and lengths by the environment's own rewards; training
+        is not touched, normalisation statistics stay frozen.
 
         Args:
             episodes: how many.
@@ -380,9 +379,6 @@ class Agent:
             deterministic: the most probable action instead of a draw.
             env: an id or a vector environment to play in place of the one trained on.
             max_steps: longest episode; one that is still running is cut there.
-
-        Returns:
-            Evaluation: returns and lengths, the environment's own rewards without scaling.
 
         Raises:
             UsageError: where `env` is needed or does not fit, or `episodes` is not a whole number of at least 1.
@@ -397,14 +393,9 @@ class Agent:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of a run depends on, as tensors and built-in types."""
-        return {
-            **self.state.state_dict(),
-            "generator": self.generator.get_state(),
-            "collector": self.collector.state_dict(),
-            "how": self.engine.how,
-            "backend": self.backend,
-            "iteration": self.iteration,
-        }
+        how_it_runs = {"how": self.engine.how, "backend": self.backend, "iteration": self.iteration}
+        parts = {"generator": self.generator.get_state(), "collector": self.collector.state_dict()}
+        return {**self.state.state_dict(), **parts, **how_it_runs}
 
     def load_state_dict(self, state: dict[str, Any], restore_envs: bool = True) -> None:
         """Go on where `state_dict` was taken, with an agent of the same configuration.

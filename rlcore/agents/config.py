@@ -105,10 +105,8 @@ class Config:
             return
         batch = self.num_envs * self.num_steps
         if batch % self.num_minibatches:
-            raise UsageError(
-                f"num_minibatches is {self.num_minibatches}, but must divide num_envs × num_steps = "
-                f"{self.num_envs} × {self.num_steps} = {batch}"
-            )
+            product = f"num_envs × num_steps = {self.num_envs} × {self.num_steps} = {batch}"
+            raise UsageError(f"num_minibatches is {self.num_minibatches}, but must divide {product}")
 
 
 def make_config(config_class: type[Config], values: dict[str, Any]) -> Config:
@@ -129,22 +127,18 @@ def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None
 @functools.cache
 def field_types(config_class: type[Config]) -> dict[str, Any]:
     """The resolved type of each field, without its range and marks."""
-    return {name: kind for name, kind in typing.get_type_hints(config_class).items() if not _is_class_variable(kind)}
-
-
-def _is_class_variable(kind: Any) -> bool:
-    return kind is ClassVar or typing.get_origin(kind) is ClassVar
+    kinds = typing.get_type_hints(config_class)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(config_class)}
 
 
 @functools.cache
 def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
-    """What is declared of each field beside its type: its range, and that it stands apart from programs. Where a class
-    declares a field anew without any, it stays as it was."""
+    """What is declared of each field beside its type: its range, and that it stands apart from programs; the same as
+    before where a class declares a field anew without any."""
     declared: dict[str, tuple[Any, ...]] = {}
     for cls in reversed(config_class.__mro__):
         kinds = typing.get_type_hints(cls, include_extras=True)
-        own = inspect.get_annotations(cls)
-        declared |= {name: marks for name in own if (marks := _metadata(kinds[name]))}
+        declared |= {name: marks for name in inspect.get_annotations(cls) if (marks := _metadata(kinds[name]))}
     return {name: declared.get(name, ()) for name in field_types(config_class)}
 
 
@@ -162,7 +156,7 @@ def enters_programs(config_class: type[Config]) -> list[str]:
 
 def is_optional(kind: Any) -> bool:
     """Whether None is allowed."""
-    return typing.get_origin(kind) in (types.UnionType, typing.Union) and types.NoneType in typing.get_args(kind)
+    return types.NoneType in typing.get_args(kind)
 
 
 def inner_type(kind: Any) -> Any:
@@ -177,16 +171,14 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
     base = inner_type(kind)
     if typing.get_origin(base) is Literal:
         choices = typing.get_args(base)
-        for choice in choices:
-            if value == choice and type(value) is type(choice):
-                return choice
+        if any(type(value) is type(choice) and value == choice for choice in choices):
+            return value
         words = [choice_word(choice) for choice in choices]
         hint = did_you_mean(shown(value).strip("'"), words)
         raise UsageError(f"{name} is {shown(value)}, but may be one of {', '.join(words)}{hint}")
-    if typing.get_origin(base) is tuple:
-        if isinstance(value, list | tuple) and all(_is_number(v, int) for v in value):
-            return tuple(value)
-        raise UsageError(f"{name} is {shown(value)}, but must be a list of whole numbers such as 64,64")
+    is_list = typing.get_origin(base) is tuple and isinstance(value, list | tuple)
+    if is_list and all(_is_number(v, int) for v in value):
+        return tuple(value)
     if base is float and _is_number(value, int | float):
         try:
             return float(value)
@@ -218,7 +210,9 @@ def _is_number(value: Any, kind: Any) -> bool:
 def describe_type(kind: Any) -> str:
     """A type in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return words[inner_type(kind)] + (" or none" if is_optional(kind) else "")
+    words[tuple] = "a list of whole numbers such as 64,64"
+    base = inner_type(kind)
+    return words[typing.get_origin(base) or base] + (" or none" if is_optional(kind) else "")
 
 
 def check_range(name: str, value: Any, allowed: Range) -> None:
@@ -251,8 +245,7 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
             return {"true": True, "false": False}[text.lower()]
         return base(text) if base in (int, float) else text
     except (ValueError, KeyError):
-        words = "a list of whole numbers such as 64,64" if typing.get_origin(base) is tuple else describe_type(kind)
-        raise UsageError(f"{name} is '{text}', but must be {words}") from None
+        raise UsageError(f"{name} is '{text}', but must be {describe_type(kind)}") from None
 
 
 # A field and its first comment; lines that go on with it are indented further or close its brackets.

@@ -59,20 +59,16 @@ class Actor:
         policy = self.network.policy(tensors)
         if deterministic:
             return policy.mode().cpu().numpy()
-        num_envs = len(policy.params)
-        noise = torch.empty(num_envs, noise_size(self.envs.action_spec), device=device)
+        noise = torch.empty(len(policy.params), noise_size(self.envs.action_spec), device=device)
         return policy.sample(self.draw_noise(noise, self.generator)).cpu().numpy()
 
 
 def evaluate(
     agent: Agent, episodes: int, seed: int | None, deterministic: bool, env: str | VectorEnv | None, max_steps: int
 ) -> Evaluation:
-    """As `Agent.evaluate`.
-
-    Raises:
-        UsageError: where `env` is needed, or does not fit.
-    """
-    check_episodes(episodes)
+    """As `Agent.evaluate`; a UsageError where `env` is needed, or does not fit."""
+    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
+        raise UsageError(f"episodes is {episodes!r}, but must be a whole number of at least 1")
     if env is None and agent.env_id is None:
         raise UsageError("this agent was given a VectorEnv and cannot make another: pass evaluate(env=...)")
     if isinstance(env, VectorEnv):
@@ -103,13 +99,9 @@ def _play(
 def play_episodes(
     actor: Actor, envs: VectorAdapter, episodes: int, seed: int | None, deterministic: bool, max_steps: int
 ) -> Evaluation:
-    """Play `episodes` whole episodes, a number fixed in advance in each environment.
-
-    Taking whichever episodes end first would favour short ones. An episode still running after `max_steps` is cut.
-
-    Raises:
-        EnvironmentFault: where an environment fails, or returns a reward that is not finite.
-    """
+    """Play `episodes` whole episodes, a number fixed in advance in each environment, since taking whichever end first
+    would favour short ones. An episode still running after `max_steps` is cut; an environment that fails, or returns a
+    reward that is not finite, is an EnvironmentFault."""
     envs.clock = "at step {:,} of the evaluation"
     quota = np.full(envs.num_envs, episodes // envs.num_envs)
     quota[: episodes % envs.num_envs] += 1
@@ -120,8 +112,10 @@ def play_episodes(
     obs = envs.reset(seed)
     while (played < quota).any():
         step = envs.step(actor(obs, deterministic))
-        obs = step.obs
-        _check_rewards(step.rewards, envs)
+        obs, bad = step.obs, np.flatnonzero(~np.isfinite(step.rewards))
+        if len(bad):
+            when = envs.clock.format(envs.steps)
+            raise EnvironmentFault(f"environment {bad[0]} returned {step.rewards[bad[0]]} in its reward {when}")
         running_return += np.where(step.real, step.rewards, 0.0)
         running_length += step.real
         done = step.done & step.real
@@ -135,16 +129,3 @@ def play_episodes(
                 played[n] += 1
         running_return[done], running_length[done] = 0.0, 0
     return Evaluation(np.concatenate(returns).astype(np.float64), np.concatenate(lengths).astype(np.int64))
-
-
-def _check_rewards(rewards: np.ndarray, envs: VectorAdapter) -> None:
-    bad = np.flatnonzero(~np.isfinite(rewards))
-    if len(bad):
-        when = envs.clock.format(envs.steps)
-        raise EnvironmentFault(f"environment {bad[0]} returned {rewards[bad[0]]} in its reward {when}")
-
-
-def check_episodes(episodes: int) -> None:
-    """Refuse a number of evaluation episodes that is not a whole number of at least 1."""
-    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
-        raise UsageError(f"episodes is {episodes!r}, but must be a whole number of at least 1")

@@ -19,7 +19,7 @@ from rlcore.envs import make_vec
 from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
-from rlcore.networks import ActorCritic, Torso
+from rlcore.networks import Torso
 from rlcore.networks.torsos import is_image
 from rlcore.spaces import Field, Part
 
@@ -30,20 +30,19 @@ ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from th
 
 
 def configure(kind: type[Agent], env: Any, torso: Torso | str | None, hyperparameters: dict[str, Any]) -> Config:
-    """The configuration that hyperparameters give, where `torso` may be one too; of a VectorEnv, num_envs is known."""
+    """The configuration that hyperparameters give, where `torso` may be one too; a VectorEnv gives num_envs."""
     if isinstance(torso, str):
         hyperparameters = {**hyperparameters, "torso": torso}
     if isinstance(env, VectorEnv):
-        hyperparameters = with_num_envs_of(env, hyperparameters)
+        given = hyperparameters.get("num_envs", env.num_envs)
+        if given != env.num_envs:
+            raise UsageError(f"num_envs is {given}, but the VectorEnv has {env.num_envs} environments")
+        hyperparameters = {**hyperparameters, "num_envs": env.num_envs}
     return make_config(kind.Config, hyperparameters)
 
 
 def environments(agent: Agent, env: str | VectorEnv) -> tuple[VectorEnv, str | None]:
-    """The vector environment, and how one made from an id is stepped.
-
-    Raises:
-        UsageError: where there is none of that kind.
-    """
+    """The vector environment, and how one made from an id is stepped."""
     if not isinstance(env, str):
         return own_envs(env, agent.config, agent.env_kwargs), None
     restarts = agent.config.on_env_error == "restart"
@@ -75,39 +74,12 @@ def own_envs(env: Any, config: Config, env_kwargs: dict[str, Any]) -> VectorEnv:
     """A vector environment of the user's own, or a UsageError where it is none or cannot be what is asked for."""
     if not isinstance(env, VectorEnv):
         raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
+    for_id = "for an environment id; this agent was given a VectorEnv"
     if config.on_env_error == "restart":
-        raise UsageError(
-            "on_env_error is 'restart', which is for an environment id; this agent was given a VectorEnv, whose "
-            "environments it cannot make anew"
-        )
+        raise UsageError(f"on_env_error is 'restart', which is {for_id}, whose environments it cannot make anew")
     if env_kwargs:
-        raise UsageError(
-            "env_kwargs are for an environment id; this agent was given a VectorEnv, which is made already"
-        )
+        raise UsageError(f"env_kwargs are {for_id}, which is made already")
     return env
-
-
-def make_network(agent: Agent, torso: Torso | None) -> ActorCritic:
-    """The network that an agent's configuration asks for."""
-    config = agent.config
-    network = ActorCritic(
-        agent.envs.single_observation_space,
-        agent.adapter.action_spec,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        shared=config.shared,
-        torso=config.torso if torso is None else torso,
-        log_std_init=config.log_std_init,
-        state_dependent_std=config.state_dependent_std,
-        norm_obs=config.norm_obs,
-        precision=config.precision,
-    )
-    if network.shared and agent.critic_apart:
-        raise UsageError(
-            f"actor and critic share a torso (shared is true, or torso is one module), but {type(agent).__name__} "
-            "fits its critic apart, which would move the policy; torso may be a function that makes one for each"
-        )
-    return network
 
 
 def added_fields(agent: Agent) -> list[Field]:
@@ -119,8 +91,7 @@ def added_fields(agent: Agent) -> list[Field]:
 
 def make_collector(agent: Agent, backend: str | None) -> Collector:
     """The collector for the agent's environments; by backend "native", for their native twin."""
-    config = agent.config
-    arguments = agent.adapter, agent.buffer, agent.generator
+    config, arguments = agent.config, [agent.adapter, agent.buffer, agent.generator]
     arguments += config.whole_episodes, agent.needs_values, config.noise_correlation
     if backend == "native":
         return NativeCollector(find_native(find_spec(agent.env_id).id), *arguments)
@@ -134,21 +105,18 @@ def acting_generator(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed ^ ACTING_STREAM)
 
 
-def reset_seeds(seed: int, iteration: int, num_envs: int, group_size: int | None) -> int | list[int]:
-    """Seeds with which the environments begin the rollout of an iteration: one for all, or, where groups share a start,
-    one each: members of a group have the same, and each iteration and group another."""
-    if group_size is None:
-        return restart_seed(seed, iteration)
-    seeds = np.random.SeedSequence([seed, iteration]).generate_state(num_envs // group_size)
-    return [int(one % 2**31) for one in seeds.repeat(group_size)]
-
-
 def restart_seed(seed: int, iteration: int) -> int:
     """The seed of environments that begin anew after `iteration` rollouts.
 
     Gymnasium gives environment n seed + n, so seeds 0 and 1 as they stand would share all starts but one.
     """
     return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0] % 2**31)
+
+
+def group_seeds(config: Any, iteration: int) -> list[int]:
+    """A seed for each environment: members of a group have the same, and each iteration and group another."""
+    seeds = np.random.SeedSequence([config.seed, iteration]).generate_state(config.num_envs // config.group_size)
+    return [int(one % 2**31) for one in seeds.repeat(config.group_size)]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -171,8 +139,8 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread of the CPU: what splits its work among several rounds differently with each number of
-    them, and the weights that a run begins with must depend on its seed alone."""
+    """Let torch use one thread of the CPU: its work rounds differently with each number of them, and the weights that a
+    run begins with must depend on its seed alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -181,24 +149,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def with_num_envs_of(envs: VectorEnv, hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with the number of environments that a vector environment has."""
-    given = hyperparameters.get("num_envs", envs.num_envs)
-    if given != envs.num_envs:
-        raise UsageError(f"num_envs is {given}, but the VectorEnv has {envs.num_envs} environments")
-    return {**hyperparameters, "num_envs": envs.num_envs}
-
-
 def check_group_starts(obs: Any, group_size: int) -> None:
     """Refuse environments that do not start alike from the same seed."""
-    for part in obs.values() if isinstance(obs, dict) else [obs]:
-        part = np.asarray(part)
-        first = part[::group_size].repeat(group_size, 0)
-        if not np.array_equal(part, first):
-            raise UsageError(
-                "members of a group were reset with the same seed but their first observations differ; "
-                "this environment does not reproduce a start from a seed, so its groups would share nothing"
-            )
+    for part in map(np.asarray, obs.values() if isinstance(obs, dict) else [obs]):
+        if not np.array_equal(part, part[::group_size].repeat(group_size, 0)):
+            problem = "members of a group were reset with the same seed but their first observations differ"
+            reason = "this environment does not reproduce a start from a seed, so its groups would share nothing"
+            raise UsageError(f"{problem}; {reason}")
 
 
 def time_limit(envs: VectorEnv) -> int:
@@ -207,14 +164,12 @@ def time_limit(envs: VectorEnv) -> int:
     spec = single[0].spec if envs.spec is None and single else envs.spec
     limit = getattr(spec, "max_episode_steps", None)
     if limit is None:
-        raise UsageError(
-            "num_steps is none, which means the environment's time limit, but this environment has none; "
-            "give num_steps, the longest episode to collect"
-        )
+        problem = "num_steps is none, which means the environment's time limit, but this environment has none"
+        raise UsageError(f"{problem}; give num_steps, the longest episode to collect")
     return int(limit)
 
 
 def shares_torso(parts: Part | dict[str, Part], torso: Torso | str) -> bool:
     """Whether actor and critic share a torso unless told otherwise: where it is one of our convolutions."""
-    parts = list(parts.values()) if isinstance(parts, dict) else [parts]
-    return torso in ("auto", "nature", "impala") and any(map(is_image, parts))
+    images = map(is_image, parts.values() if isinstance(parts, dict) else [parts])
+    return torso in ("auto", "nature", "impala") and any(images)

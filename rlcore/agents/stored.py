@@ -25,25 +25,13 @@ if TYPE_CHECKING:
 
 def save(agent: Agent, path: str | Path, extra: dict[str, Any]) -> None:
     """As `Agent.save`."""
-    write_checkpoint(
-        path,
-        {
-            "algo": type(agent).__name__.lower(),
-            "env_id": agent.env_id,
-            "env_kwargs": agent.env_kwargs,
-            "config": dataclasses.asdict(agent.config),
-            "agent": agent.state_dict(),
-            "extra": extra,
-        },
-    )
+    made_from = {"algo": type(agent).__name__.lower(), "env_id": agent.env_id, "env_kwargs": agent.env_kwargs}
+    config = dataclasses.asdict(agent.config)
+    write_checkpoint(path, {**made_from, "config": config, "agent": agent.state_dict(), "extra": extra})
 
 
 def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: Iterable[str] = ()) -> None:
-    """As `Agent.load_state_dict`.
-
-    Args:
-        changed: hyperparameters that are not those of the state; what depends on one begins anew.
-    """
+    """As `Agent.load_state_dict`; what depends on hyperparameters that have `changed` begins anew."""
     fresh, changed = agent.state.state_dict(), set(changed)
     state = as_of_now(state, fresh)
     _check_kinds(state)
@@ -75,8 +63,7 @@ def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: It
 
 
 def as_of_now(state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """A state as this version writes it; before, absent parts were None and optimisers those of torch, without moments
-    until their first step."""
+    """A state as this version writes it; before, absent parts were None and optimisers those of torch."""
     state = {name: part for name, part in state.items() if part is not None or name in ("how", "backend")}
     for name in ("optimizer", "critic_optimizer"):
         if isinstance(state.get(name), dict) and "param_groups" in state[name]:
@@ -88,17 +75,14 @@ def _of_torch(state: dict[str, Any], name: str) -> dict[str, Any]:
     """The state of one of torch's optimisers as one of ours."""
     moments, groups = state.get("state"), state["param_groups"]
     rate = groups[0].get("lr") if isinstance(groups, list) and groups and isinstance(groups[0], dict) else None
-    if not isinstance(moments, dict) or not isinstance(rate, float | int):
+    rows = list(moments.values()) if isinstance(moments, dict) else [None]
+    names = {"step", *rows[0]} if rows and isinstance(rows[0], dict) else {"step"}
+    whole = all(isinstance(row, dict) and all(isinstance(row.get(key), Tensor) for key in names) for row in rows)
+    if not whole or not isinstance(rate, float | int):
         raise ValueError(f"{name} has other parts than expected")
-    rows = list(moments.values())
     if not rows:  # none before the first step
         return {"learning_rate": float(rate)}
-    if not all(isinstance(row, dict) and isinstance(row.get("step"), Tensor) for row in rows):
-        raise ValueError(f"{name} has other parts than expected")
-    names = [key for key in rows[0] if key != "step"]
-    if not all(isinstance(row.get(key), Tensor) for row in rows for key in names):
-        raise ValueError(f"{name} has other parts than expected")
-    vectors = {key: torch.cat([row[key].flatten() for row in rows]) for key in names}
+    vectors = {key: torch.cat([row[key].flatten() for row in rows]) for key in names - {"step"}}
     return {"learning_rate": float(rate), "step_count": rows[0]["step"].float(), **vectors}
 
 
@@ -116,11 +100,7 @@ def _check_kinds(state: dict[str, Any]) -> None:
 
 
 def with_weights_of(network: ActorCritic, path: str | Path) -> ActorCritic:
-    """The network with the weights that a checkpoint holds.
-
-    Raises:
-        CheckpointError: where they do not fit.
-    """
+    """The network with the weights that a checkpoint holds, or a CheckpointError where they do not fit."""
     try:
         state = read_agent(path)["agent"].get("network")
         check_like(state, dict(network.state_dict()), "network")
@@ -162,21 +142,18 @@ def load_agent(
         raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_reason(error)}") from error
     try:
         same_envs = env is None and kwargs == payload["env_kwargs"]
-        changed = [name for name, value in overrides.items() if payload["config"].get(name) != _plain(value)]
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+        changed = [name for name, value in given.items() if payload["config"].get(name) != value]
         restore(agent, payload["agent"], same_envs, changed)
         if "reference" in payload["config"] and "reference" not in overrides:
             agent.config = dataclasses.replace(agent.config, reference=payload["config"]["reference"])
     except Exception as error:
         agent.close()
-        problem = f"the checkpoint {path} does not fit this network or environment: {_reason(error)}"
-        raise CheckpointError(problem) from error
+        sentence = f"the checkpoint {path} does not fit this network or environment: {_reason(error)}"
+        raise CheckpointError(sentence) from error
     if "compile" in overrides:  # asked for now, so not as the run began
         agent.engine.go_on(None)
     return agent
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _env_kwargs(
@@ -185,9 +162,9 @@ def _env_kwargs(
     """Arguments for the environment's constructor; what the file says of it is taken only where that is harmless."""
     if isinstance(env, VectorEnv):
         return {}
-    if env is None and payload["env_id"] is None:
-        raise UsageError(f"the agent in {path} was trained on a VectorEnv of your own: pass load(path, env=...)")
     if env is None:
+        if payload["env_id"] is None:
+            raise UsageError(f"the agent in {path} was trained on a VectorEnv of your own: pass load(path, env=...)")
         check_imported(payload["env_id"], f"the checkpoint {path}")
     kwargs = {**payload["env_kwargs"], **given}
     check_env_kwargs(kwargs, given, f"the checkpoint {path}")
@@ -199,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_num_envs(payload: dict[str, Any], path: str | Path) -> None:
-    """Refuse a number of environments that the file does not hold the states of, before any is made."""
+    """Refuse a number of environments that is not that of the file's states, before any is made."""
     collector, claimed = payload["agent"].get("collector"), payload["config"].get("num_envs")
     collector = collector if isinstance(collector, dict) else {}
     carry = collector.get("carry") if isinstance(collector.get("carry"), dict) else {}

@@ -1,7 +1,5 @@
-"""One face for gymnasium's three autoreset modes.
-
-What differs between the modes is where the true successor of an episode's last step is found, and whether a dead row
-follows it:
+"""One face for gymnasium's three autoreset modes, which differ in where the true successor of an episode's last step
+is found, and in whether a dead row follows it:
 
     DISABLED   `step` returns the true successor in its row; `reset` with a mask then renews only the finished ones
     SAME_STEP  `step` returns the first observation of the next episode; the true successor is in infos["final_obs"]
@@ -34,10 +32,9 @@ class Step(NamedTuple):
         done: `[N]` bool, whether an episode of the environment's own ended.
         real: `[N]` bool, False where this step was the dead row of a next-step autoreset.
         begun, first: `[N]` bool, whether `obs` begins an episode of the environment's own, or one to learn from.
-        final_envs: indices of environments whose true successor is not in `obs`, in the order of `final_obs`.
-        final_obs: their true successors `[len(final_envs), ...]`, or None where there are none.
-        failed: `[N]` bool, whose step was none because the environment failed; each has begun a new episode since.
-            None where none has failed.
+        final_envs: indices of environments whose true successor is not in `obs`; None where there are none.
+        final_obs: their true successors `[len(final_envs), ...]`; None where there are none.
+        failed: `[N]` bool, where the environment failed and has begun a new episode since; None where none has.
     """
 
     obs: Any
@@ -58,50 +55,31 @@ FAULT_STREAM = 0xFA17  # keeps the seeds of restarts apart from all others of a 
 
 
 class Restarts:
-    """How often failed environments were begun anew, and the seeds they began with.
-
-    Attributes:
-        counts: `[N]` so far; the next seed of each depends on it.
-        in_a_row: `[N]` since the environment's last good step.
-        first, latest: the sentences of the first and the last one in this process.
-        seed: of the run.
-    """
+    """How often failed environments were begun anew, and the seeds they began with: `counts [N]` so far, on which the
+    next seed depends, `in_a_row [N]` since the last good step; `first` and `latest` are sentences of this process."""
 
     def __init__(self, num_envs: int):
         self.counts, self.in_a_row = (np.zeros(num_envs, dtype=np.int64) for _ in range(2))
         self.troubled = False  # whether any of these is above 0: asked in every step
         self.first: str | None = None
         self.latest: str | None = None
-        self.seed = 0
+        self.seed = 0  # of the run
 
     def add(self, n: int, sentence: str) -> int:
-        """Count a restart of environment n after the fault in `sentence`; returns the seed to begin with.
-
-        Raises:
-            EnvironmentFault: where the environment does not come to a good step any more.
-        """
+        """Count a restart of environment n after the fault in `sentence`; the seed to begin with, or an
+        EnvironmentFault where the environment does not come to a good step any more."""
         self.counts[n] += 1
         self.in_a_row[n] += 1
         self.troubled = True
         self.first, self.latest = self.first or sentence, sentence
         if self.in_a_row[n] >= FAULTS_IN_A_ROW:
-            raise EnvironmentFault(
-                f"{sentence}, which is its fault number {FAULTS_IN_A_ROW} in a row without a good step between them"
-            )
+            number = f"fault number {FAULTS_IN_A_ROW} in a row without a good step between them"
+            raise EnvironmentFault(f"{sentence}, which is its {number}")
         sequence = np.random.SeedSequence(self.seed, spawn_key=(FAULT_STREAM, int(n), int(self.counts[n])))
         return int(sequence.generate_state(1)[0] % 2**31)
 
-    def forgive(self, good: np.ndarray) -> None:
-        """The environments `good [N]` have made a step."""
-        self.in_a_row[good] = 0
-        self.troubled = bool(self.in_a_row.any())
-
     def load(self, counts: Any) -> None:
-        """Go on with stored `counts`.
-
-        Raises:
-            ValueError: where they are not those of as many environments.
-        """
+        """Go on with stored `counts`, or raise a ValueError where they are not those of as many environments."""
         counts = np.asarray(counts)
         if counts.shape != self.counts.shape or counts.dtype != np.int64 or (counts < 0).any():
             raise ValueError(f"its number of restarts is not one for each of {len(self.counts)} environments")
@@ -111,16 +89,15 @@ class Restarts:
 class VectorAdapter:
     """Steps a vector environment and tells, whatever its autoreset mode, which rows are real and where episodes led.
 
-    What goes wrong in an environment is an EnvironmentFault. Environments that report a fault in their infos instead
-    (`make_vec(..., on_env_error="restart")`) begin a new episode at once, with a seed of its own.
+    What goes wrong in an environment is an EnvironmentFault. Where a fault is reported in infos instead
+    (`make_vec(..., on_env_error="restart")`), a new episode begins at once, with a seed of its own.
 
     Attributes:
         has_dead_rows: whether a row that is no transition follows each episode.
         steps: vector steps so far.
         clock: how errors tell their number.
         restarts: of environments that failed.
-        fields: what the environments tell in their infos beside each observation, such as which actions are allowed
-            (`metadata["fields"]`).
+        fields: what infos tell beside each observation, such as which actions are allowed (`metadata["fields"]`).
         extras: those infos, `[N, ...]` each, of the latest observation.
         astray: `[N]` bool, who did not begin with the seed given to the last `reset`, because that failed twice.
 
@@ -146,7 +123,7 @@ class VectorAdapter:
         self.extras: dict[str, np.ndarray] = {}
         self._composite = isinstance(self.observation_space, spaces.Dict | spaces.Tuple)
         self._starts = map_parts(lambda part: part.start, self.parts)
-        self._shifted = any(np.any(x) for x in (self._starts.values() if self._composite else [self._starts]))
+        self._shifted = any(map(np.any, self._starts.values() if self._composite else [self._starts]))
 
     @property
     def frame_stack(self) -> int:
@@ -157,11 +134,10 @@ class VectorAdapter:
         """First observations `[N, ...]` of all environments.
 
         Raises:
-            UsageError: where `seed` is a list and the environments take one number only.
             EnvironmentFault: where an environment fails.
+            UsageError: where `seed` is a list and the environments take one number only.
         """
-        self.pending = np.zeros(self.num_envs, dtype=bool)
-        self.astray = np.zeros(self.num_envs, dtype=bool)
+        self.pending, self.astray = (np.zeros(self.num_envs, dtype=bool) for _ in range(2))
         if isinstance(seed, list) and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             seed = np.array(seed)  # what vector environments in C++ take
         try:
@@ -178,10 +154,9 @@ class VectorAdapter:
         """Say what may be the reason where environments were given a seed each."""
         own = isinstance(error, gymnasium.error.Error | TypeError | ValueError) and not isinstance(error, RlcoreError)
         if own and not isinstance(seed, int | None):
-            raise UsageError(
-                f"{type(self.envs.unwrapped).__name__} cannot be reset with a seed for each environment, which groups "
-                "that share a start need; take backend sync or async"
-            ) from error
+            refused = f"{type(self.envs.unwrapped).__name__} cannot be reset with a seed for each environment"
+            needed = "which groups that share a start need; take backend sync or async"
+            raise UsageError(f"{refused}, {needed}") from error
 
     def _keep_extras(self, infos: dict[str, Any], which: np.ndarray | None = None) -> None:
         """Keep what `infos` tell of the environments `which [N]`, or of all."""
@@ -235,7 +210,8 @@ class VectorAdapter:
             real = real & ~failed
             step = step._replace(real=real, begun=step.begun | failed, first=step.first | failed, failed=failed)
         if self.restarts.troubled:
-            self.restarts.forgive(real)
+            self.restarts.in_a_row[real] = 0
+            self.restarts.troubled = bool(self.restarts.in_a_row.any())
         return step._replace(obs=self._begin_anew(faults)) if faults else step
 
     def restart(self, which: np.ndarray, after: int) -> Any:
@@ -251,9 +227,9 @@ class VectorAdapter:
             )
         return self._renew(which)
 
-    def _renew(self, which: np.ndarray, seeds: list[int | None] | None = None) -> Any:
+    def _renew(self, which: np.ndarray) -> Any:
         """Reset the environments `which [N]`; observations of all."""
-        obs, faults = self._reset(which, seeds)
+        obs, faults = self._reset(which, None)
         return self._begin_anew(faults) if faults else obs
 
     def _reset(self, which: np.ndarray, seeds: list[int | None] | None) -> tuple[Any, dict[int, str]]:
@@ -266,12 +242,8 @@ class VectorAdapter:
         return self.split(obs), _faults(infos)
 
     def _begin_anew(self, faults: dict[int, str], seeds: Any = None) -> Any:
-        """Begin new episodes where `faults` were, until all have begun; observations of all environments.
-
-        Args:
-            faults: environments and sentences.
-            seeds: of all environments, which are tried once more before others are taken.
-        """
+        """Begin new episodes where `faults` were (environments and sentences), until all have begun; observations of
+        all environments, whose `seeds`, where there is a list, are tried once more before others are taken."""
         obs = None
         while faults:
             which, own = np.zeros(self.num_envs, dtype=bool), [None] * self.num_envs
@@ -284,7 +256,7 @@ class VectorAdapter:
         return obs
 
     def _fault(self, error: Exception) -> EnvironmentFault:
-        """What to raise in place of an `error` from the vector environment; other errors of ours say it all already."""
+        """What to raise in place of an `error` from the vector environment; other errors of ours say it all."""
         if isinstance(error, RlcoreError) and not isinstance(error, EnvironmentFault):
             raise error
         self._failed = True
@@ -300,18 +272,12 @@ class VectorAdapter:
     def _final_from_infos(self, infos: dict[str, Any], final_envs: np.ndarray) -> Any:
         final = infos.get("final_obs")
         if final is None:
-            raise EnvironmentFault(
-                "the environment's autoreset mode is SAME_STEP and an episode ended, but its infos have no 'final_obs'"
-            )
+            mode = "the environment's autoreset mode is SAME_STEP"
+            raise EnvironmentFault(f"{mode} and an episode ended, but its infos have no 'final_obs'")
         if isinstance(final, dict | tuple):  # batched already, part by part
             return map_parts(lambda x: np.asarray(x)[final_envs], self.split(final))
-        rows = [self._split_one(final[n]) for n in final_envs]
-        if not self._composite:
-            return np.stack(rows)
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _split_one(self, obs: Any) -> Any:
-        return map_parts(np.asarray, self.split(obs))
+        rows = [map_parts(np.asarray, self.split(final[n])) for n in final_envs]
+        return map_parts(lambda *parts: np.stack(parts), *rows)
 
     def close(self) -> None:
         """Close the environments; where a fault has been told already, what follows from it is not told again."""
@@ -323,16 +289,14 @@ class VectorAdapter:
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
-    """The mode in the environment's metadata; nothing may be assumed where it names none."""
+    """The mode in the environment's metadata."""
     mode = (envs.metadata or {}).get("autoreset_mode")
     try:
-        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+        return AutoresetMode(mode)
     except ValueError:
-        modes = ", ".join(mode.name for mode in AutoresetMode)
-        raise UsageError(
-            f"the vector environment's metadata['autoreset_mode'] is {mode!r}, "
-            f"but must be one of AutoresetMode's {modes}"
-        ) from None
+        modes = "one of AutoresetMode's " + ", ".join(mode.name for mode in AutoresetMode)
+        sentence = f"the vector environment's metadata['autoreset_mode'] is {mode!r}, but must be {modes}"
+        raise UsageError(sentence) from None
 
 
 def _faults(infos: dict[str, Any]) -> dict[int, str]:

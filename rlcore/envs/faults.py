@@ -14,15 +14,9 @@ from rlcore.errors import DivergenceError, EnvironmentFault
 class Faults:
     """Keeps what failed environments did out of a rollout, where they are begun anew.
 
-    Of such an environment nothing is learned but what came before: the row of the fault is masked, and the row before
-    it is cut (truncated), so that its successor, which the faulty row shows, is valued. Of a rollout of whole episodes
-    the episode is left out, and with it those that it would be compared with.
-
-    Args:
-        envs: the environments.
-        num_steps: T.
-        group_size: G, where each G environments are compared with each other; 1 where not.
-        whole_episodes: whether rollouts are whole episodes.
+    The row of the fault is masked, and the row before it is cut (truncated), so that its successor, which the faulty
+    row shows, is valued. Of a rollout of whole episodes the episode is left out, and with it those of its group: each
+    `group_size` environments are compared with each other.
 
     Attributes:
         gave_up: `[T, N]` rows after which a fault cut the episode, None where there was none in this rollout.
@@ -43,12 +37,8 @@ class Faults:
         return ~astray
 
     def give_up(self, t: int, failed: np.ndarray, playing: np.ndarray, rows: Any, counter: Any) -> np.ndarray:
-        """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing.
-
-        Args:
-            rows: of the rollout, with `mask`, `terminated`, `truncated` and `done` `[T, N]`.
-            counter: of episodes.
-        """
+        """Let nothing depend on row t of the environments `failed [N]`; returns who is still playing. The `rows` have
+        `mask`, `terminated`, `truncated` and `done` `[T, N]`; `counter` counts the episodes."""
         if self.gave_up is None:
             self.gave_up = np.zeros(self.shape, dtype=bool)
         if self.whole_episodes:
@@ -65,27 +55,18 @@ class Faults:
         return playing
 
     def end(self, mask: np.ndarray) -> None:
-        """A rollout, whose `mask` this is, has ended.
-
-        Raises:
-            EnvironmentFault: where nothing of it is left.
-        """
+        """A rollout, whose `mask` this is, has ended; an EnvironmentFault where nothing of it is left."""
         self.tell()
         if (self.gave_up is not None or self.envs.astray.any()) and not mask.any():
-            raise EnvironmentFault(
-                "nothing of a rollout is left to learn from, since each environment, or one of its group, failed in "
-                f"it: {self.envs.restarts.latest}"
-            )
+            why = f"since each environment, or one of its group, failed in it: {self.envs.restarts.latest}"
+            raise EnvironmentFault(f"nothing of a rollout is left to learn from, {why}")
 
     def tell(self) -> None:
         """Tell of the first fault, once."""
         if self.envs.restarts.first is not None and not self._told:
             self._told = True
-            warnings.warn(
-                f"{self.envs.restarts.first}; it was begun anew (on_env_error is restart), and so will others be "
-                "without a word",
-                stacklevel=2,
-            )
+            after = "it was begun anew (on_env_error is restart), and so will others be without a word"
+            warnings.warn(f"{self.envs.restarts.first}; {after}", stacklevel=2)
 
     def _with_group(self, which: np.ndarray) -> np.ndarray:
         """`which [N]` and all others of their groups."""
@@ -112,38 +93,22 @@ class Seen(NamedTuple):
 
 
 def refuse_nan(seen: list[Seen], output: np.ndarray, observations: list[np.ndarray], first_step: int) -> None:
-    """Say which environment gave the first number that is not finite, or that this was not its fault.
-
-    Args:
-        output, observations: of the policy, see `refuse_policy`.
-        first_step: steps before this rollout.
-
-    Raises:
-        EnvironmentFault, DivergenceError: name the environment and the step.
-    """
+    """Raise an EnvironmentFault that names who gave the first number that is not finite, and the vector step, counted
+    on from `first_step`; or, where `output` and `observations` say that it was the policy, as `refuse_policy`."""
     bad = next((x for x in seen if not x.is_finite()), None)
     if bad is None:
         return
     t, n = np.argwhere(~np.isfinite(bad.values.reshape(*bad.values.shape[:2], -1)).all(-1))[0]
     refuse_policy(output, observations, t + bad.offset, first_step)
-    value = bad.values[t, n].ravel()
-    raise EnvironmentFault(
-        f"environment {n if bad.envs is None else bad.envs[n]} returned {value[~np.isfinite(value)][0]} in {bad.what} "
-        f"at vector step {first_step + t + bad.offset:,}"
-    )
+    values, env = bad.values[t, n].ravel(), n if bad.envs is None else bad.envs[n]
+    what = f"environment {env} returned {values[~np.isfinite(values)][0]} in {bad.what}"
+    raise EnvironmentFault(f"{what} at vector step {first_step + t + bad.offset:,}")
 
 
 def refuse_policy(output: np.ndarray, observations: list[np.ndarray], steps: int, first_step: int) -> None:
-    """Refuse actions that are not finite although what the policy saw was, in the first `steps` rows: what comes of
-    them in an environment is not the environment's fault.
-
-    Args:
-        output: `[T, N, P + A]` of the policy.
-        observations: parts `[T, N, ...]`.
-
-    Raises:
-        DivergenceError: names the environment and the step.
-    """
+    """Raise a DivergenceError where actions are not finite although what the policy saw was, in the first `steps` rows:
+    what comes of them in an environment is not its fault. The policy's `output` is `[T, N, P + A]`, each part of the
+    `observations` `[T, N, ...]`."""
     output = output[:steps]
     bad = ~np.isfinite(output).all(-1)
     for values in observations:
@@ -153,7 +118,5 @@ def refuse_policy(output: np.ndarray, observations: list[np.ndarray], steps: int
         return
     t, n = np.argwhere(bad)[0]
     value = output[t, n][~np.isfinite(output[t, n])][0]
-    raise DivergenceError(
-        f"the policy's action for environment {n} is {value} at vector step {first_step + t + 1:,}: "
-        "the weights are no longer finite"
-    )
+    what = f"the policy's action for environment {n} is {value} at vector step {first_step + t + 1:,}"
+    raise DivergenceError(f"{what}: the weights are no longer finite")

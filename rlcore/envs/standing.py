@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from gymnasium.vector import VectorEnv
@@ -18,12 +19,13 @@ class Standing:
 
     Args:
         envs: the vector environment.
-        again: makes another like it, to be looked at when a state is first taken; without, the environments themselves
-            are looked at when they begin, after which Python is slower to reach their attributes.
+        again: makes another like it, to look at when a state is first taken; without, the environments themselves are
+            looked at when they begin, after which Python is slower to reach their attributes.
     """
 
     def __init__(self, envs: VectorEnv, again: Callable[[], VectorEnv] | None = None):
         self.envs, self.again = envs, again
+        self._in_processes = isinstance(envs, GuardedAsyncVectorEnv)
         self._seeded = False  # whether the environments began with a seed
         self._fresh: bytes | None = None  # state of environments that have just begun, packed
 
@@ -34,7 +36,7 @@ class Standing:
             self._fresh = pickle.dumps(self._capture())
 
     def capture(self) -> dict[str, Any] | None:
-        """The state, or None where it cannot be stored; a resumed run then begins new episodes."""
+        """The state, or None where it cannot be stored."""
         state = self._capture()
         if state is None:
             return None
@@ -63,10 +65,6 @@ class Standing:
         self.envs.set_states(state["workers"]) if of_processes else restore_state(self.envs, state)
         return True
 
-    @property
-    def _in_processes(self) -> bool:
-        return isinstance(self.envs, GuardedAsyncVectorEnv)
-
     def _capture(self) -> dict[str, Any] | None:
         try:
             if self._in_processes:
@@ -79,11 +77,8 @@ class Standing:
     def _capture_another(self) -> dict[str, Any] | None:
         """The state of another vector environment after its first reset."""
         try:
-            other = self.again()
-            try:
+            with closing(self.again()) as other:
                 other.reset(seed=0 if self._seeded else None)
                 return capture_state(other)
-            finally:
-                other.close()
         except Exception:  # whatever the environment does when it is made once more
             return None
