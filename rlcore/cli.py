@@ -1,7 +1,5 @@
 """The command line: train, eval, video, list."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

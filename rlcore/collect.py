@@ -6,8 +6,6 @@ is the same whoever steps the environments: `HostCollector` where Gymnasium does
 they are tensor functions.
 """
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What to look at while an agent learns; all of it respects the mask."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ time-out still counts the value of where the episode would have gone on. A slot 
 whatever stands in it, and nothing flows through it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Parameters as one vector, and what works on it: optimisers and conjugate gradient."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator

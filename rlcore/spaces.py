@@ -4,8 +4,6 @@ A single observation space (Box, Discrete, MultiDiscrete, MultiBinary) is one te
 not, become a flat dict of named parts (`"camera"`, `"robot/joints"`, `"0"`). `map_parts` treats both alike.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ Checkpoints, device moves and what programs take in and give back follow from th
 tensor that is not declared no program can be recorded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -2,8 +2,6 @@
 operations are run or recorded for a program (rlcore/programs), in which a loop's body stands once.
 """
 
-from __future__ import annotations
-
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Hyperparameters: frozen dataclasses, checked by name, type and range, documented by the comment beside each field."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

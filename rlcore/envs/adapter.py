@@ -7,8 +7,6 @@ is found, and in whether a dead row follows it:
                observation of the next episode: that row is no transition
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import gymnasium

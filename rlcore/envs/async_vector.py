@@ -10,8 +10,6 @@ that is meant for the run. Here both ends of the pipes are our own:
     - the state of an environment can be taken out of its process and put back, for exact resumes
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import multiprocessing

@@ -10,8 +10,6 @@ from, `clip_reward`), and an episode is a whole game. Backends:
     sync, async  gymnasium's AtariEnv behind gymnasium's wrappers
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ were reset. Here a seed makes a new pool, and an observation always has all rows
 every row of a rollout is a real transition.
 """
 
-from __future__ import annotations
-
 import importlib
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """What becomes of a rollout in which something went wrong: environments that failed, numbers that are not finite."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ An environment may raise, or return what does not fit its spaces. A vector envir
 environment's number, or write it into its arrays as best it can; here it becomes one sentence that names both.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import operator

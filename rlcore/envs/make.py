@@ -1,7 +1,5 @@
 """Vector environments by name."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import inspect

@@ -9,8 +9,6 @@ arithmetic operation by operation and differ from it by the rounding of sine and
 `rlcore.envs.native_vector` makes a gymnasium vector environment of a task.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Gymnasium environments of native tasks: a vector environment that steps N copies at once, and a single one."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -8,8 +8,6 @@ deterministic one always plays the same and loses every round after the first. A
 of the game (von Neumann 1928), no opponent wins anything on average.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from typing import Any
 

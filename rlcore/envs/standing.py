@@ -1,7 +1,5 @@
 """Where the environments of a run stand, for its checkpoints."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from contextlib import closing

@@ -11,8 +11,6 @@ random generators and texts must stand where they stand there, under the same na
 alone may differ, and single characters (cards, cells of a map), in which nothing can hide.
 """
 
-from __future__ import annotations
-
 import enum
 import inspect
 import math

@@ -7,8 +7,6 @@ obs ─ Preprocess ─ torso ─── policy head ─> distribution over action
 obs ─ Preprocess ─ torso ─── value head ──> V
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import gymnasium

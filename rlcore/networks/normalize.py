@@ -5,8 +5,6 @@ behaviour policy and the policy being trained see the same numbers. Evaluation n
 buffers, so they are saved with the weights.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Torsos: from one preprocessed observation part to a feature vector; an MLP for numbers, convolutions for images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal

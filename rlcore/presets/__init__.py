@@ -1,7 +1,5 @@
 """Tuned hyperparameters, one TOML file per family of environments, one table `[algo."env id"]` per pair."""
 
-from __future__ import annotations
-
 import tomllib
 from fnmatch import fnmatchcase
 from functools import cache

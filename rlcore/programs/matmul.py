@@ -5,8 +5,6 @@ whose calls are made for larger matrices than a network of 64 units has. Program
 where it pays. It is compiled into each program, so nothing has to be installed or loaded.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

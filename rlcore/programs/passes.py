@@ -1,8 +1,6 @@
 """Rewriting of recorded operations, each equal up to rounding: before they are compiled, what inductor does not do by
 itself; before they are run one by one, fewer and cheaper calls."""
 
-from __future__ import annotations
-
 import operator
 import types
 from collections.abc import Callable

@@ -10,8 +10,6 @@ while their tensor operations are recorded (rlcore/programs/recording.py), and t
 Nothing here knows an algorithm.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

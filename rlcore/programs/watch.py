@@ -1,7 +1,5 @@
 """Numbers that a program has from when it was made: whether they are still the same."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable, Iterator
 from functools import partial

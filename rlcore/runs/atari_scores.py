@@ -1,7 +1,5 @@
 """Human-normalised scores of Atari games."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from importlib import resources

@@ -1,7 +1,5 @@
 """How a run shows itself: a live line on a terminal, plain lines in a pipe, nothing where it is switched off."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """What config.toml holds, read as a file deserves that anyone may have written."""
 
-from __future__ import annotations
-
 import datetime
 import tomllib
 from pathlib import Path

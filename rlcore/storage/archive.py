@@ -5,8 +5,6 @@ size: a pickle of a few bytes may still ask for gigabytes. Here nothing is made 
 byte, so that reading takes at most some ten times the file's size.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

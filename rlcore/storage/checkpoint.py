@@ -1,7 +1,5 @@
 """Checkpoint files: written all or not at all, and read without executing or believing anything they bring along."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any
