@@ -78,20 +78,20 @@ class EpisodeCounter:
         """
         steps = mask.sum(1)
         self.steps = int(steps.sum())
-        # Sums up to each row, of which what an episode of the same environment before it had is taken away.
+        # Sums up to each row, of which what belongs to earlier episodes of the same environment is taken away.
         returns = self.returns + np.cumsum(np.where(mask, rewards, 0.0), axis=0)
         lengths = self.lengths + np.cumsum(mask, axis=0)
-        self.returns, self.lengths = np.zeros_like(self.returns), np.zeros_like(self.lengths)
+        earlier_returns, earlier_lengths = np.zeros_like(self.returns), np.zeros_like(self.lengths)
         at, episodes = first_step + np.cumsum(steps), Episodes()
         given_up = np.zeros_like(ends) if cuts is None else cuts
         for t, n in np.argwhere((ends | given_up) & mask).tolist():
             if not given_up[t, n]:
                 episodes.step.append(int(at[t]))
                 episodes.env.append(n)
-                episodes.returns.append(float(returns[t, n] - self.returns[n]))
-                episodes.lengths.append(int(lengths[t, n] - self.lengths[n]))
-            self.returns[n], self.lengths[n] = returns[t, n], lengths[t, n]
-        self.returns, self.lengths = returns[-1] - self.returns, lengths[-1] - self.lengths
+                episodes.returns.append(float(returns[t, n] - earlier_returns[n]))
+                episodes.lengths.append(int(lengths[t, n] - earlier_lengths[n]))
+            earlier_returns[n], earlier_lengths[n] = returns[t, n], lengths[t, n]
+        self.returns, self.lengths = returns[-1] - earlier_returns, lengths[-1] - earlier_lengths
         return episodes
 
     def state_dict(self) -> dict[str, Tensor]:

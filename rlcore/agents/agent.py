@@ -4,14 +4,12 @@ An algorithm is a subclass in a file of its own that provides a `Config`, `estim
 Programs (rlcore/programs) are recorded from `learn_from_buffer` and what it calls, which read and write declared state.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -204,7 +202,7 @@ class Agent:
         """Environment steps so far, over all environments, padding not counted."""
         return self.collector.global_step
 
-    def learn(self, total_steps: int) -> Agent:
+    def learn(self, total_steps: int) -> Self:
         """Train until `global_step` reaches `total_steps`; whole iterations, so it may end a little above."""
         for _ in self.iterations(total_steps):
             pass
@@ -398,15 +396,8 @@ class Agent:
         return {**self.state.state_dict(), **parts, **how_it_runs}
 
     def load_state_dict(self, state: dict[str, Any], restore_envs: bool = True) -> None:
-        """Go on where `state_dict` was taken, with an agent of the same configuration.
-
-        Args:
-            state: what `state_dict` gave.
-            restore_envs: False begins new episodes, in environments that may differ from those of the state.
-
-        Raises:
-            ValueError: where a part of the state is not of the kind and size that this agent has.
-        """
+        """Go on where `state_dict` was taken, with an agent of the same configuration; without `restore_envs` new
+        episodes begin, in environments that may be others. A ValueError where a part does not fit this agent."""
         stored.restore(self, state, restore_envs)
 
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:

@@ -4,10 +4,8 @@ Neighbouring observations of a stack of S frames share S − 1 of them. Here eac
 together when it is read, which takes 1/S of the memory.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -89,14 +87,14 @@ class FrameStacks:
         self.table[t].copy_(torch.from_numpy(np.where(known, self._whole[t], self.blank)), non_blocking=True)
         return torch.from_numpy(np.asarray(obs)) if self._host is None else self[t]
 
-    def __getitem__(self, index: Any) -> Tensor | FrameStacks:
+    def __getitem__(self, index: Any) -> Tensor | Self:
         table = self.table[index]
         if isinstance(index, slice):
             return self._view(table)
         frames = self.frames.index_select(0, table.reshape(-1))
         return frames.view(*table.shape, *self.frames.shape[1:])
 
-    def flatten(self, start: int, end: int) -> FrameStacks:
+    def flatten(self, start: int, end: int) -> Self:
         """`[T, N, S, H, W]` as `[T · N, S, H, W]`; dimensions 0 and 1 are the only choice, else a ValueError."""
         if (start, end) != (0, 1):
             raise ValueError(f"frame stacks flatten over dimensions 0 and 1 alone, not {start} to {end}")
@@ -106,7 +104,7 @@ class FrameStacks:
         """The rows, each put together."""
         return tuple(self[t] for t in range(len(self)))
 
-    def _view(self, table: Tensor) -> FrameStacks:
+    def _view(self, table: Tensor) -> Self:
         view = copy.copy(self)
         view.table = table
         return view

@@ -9,15 +9,13 @@ evaluation.json        the final evaluation
 *.damaged              what could not be read when the run was resumed, and was set aside
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import tomli_w
 
@@ -61,7 +59,7 @@ class RunFolder:
             )
 
     @classmethod
-    def create(cls, path: str | Path) -> RunFolder:
+    def create(cls, path: str | Path) -> Self:
         """A new, empty folder, locked for this process; FolderTaken where another run has it."""
         cls.refuse_existing(path)
         folder = cls(path)
@@ -78,7 +76,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def create_numbered(cls, path: str | Path) -> RunFolder:
+    def create_numbered(cls, path: str | Path) -> Self:
         """As `create`, with a number behind the name where other runs have it."""
         for number in range(1, 10_000):
             try:
@@ -88,7 +86,7 @@ class RunFolder:
         raise taken
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
+    def open(cls, path: str | Path) -> Self:
         """An existing run folder to read from, or a UsageError where there is none."""
         folder = cls(path)
         if not os.path.isdir(path):
@@ -98,7 +96,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open_to_write(cls, path: str | Path) -> RunFolder:
+    def open_to_write(cls, path: str | Path) -> Self:
         """As `open`, locked for this process; what dead ones had half written is removed."""
         folder = cls.open(path)
         try:

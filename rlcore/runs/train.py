@@ -1,7 +1,5 @@
 """A training run: an agent, a run folder, and everything that is recorded between them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -16,7 +14,7 @@ import warnings
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -64,7 +62,7 @@ class StopSignals:
 
     code: int | None = None  # the exit code that tells of the first
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
@@ -105,7 +103,7 @@ class Run:
         self.handed_over = self.began
 
     @classmethod
-    def start(cls, path: str | Path | RunFolder, agent: Agent, settings: dict[str, Any]) -> Run:
+    def start(cls, path: str | Path | RunFolder, agent: Agent, settings: dict[str, Any]) -> Self:
         """Begin a new run in a new folder, which no other process can write to until `close`."""
         folder = path if isinstance(path, RunFolder) else RunFolder.create(path)
         with contextlib.ExitStack() as on_failure:
@@ -122,7 +120,7 @@ class Run:
     def resume(
         cls, path: str | Path, total_steps: int | None, *, checkpoint_every: int | None = None,
         eval_episodes: int | None = None, env_kwargs: dict[str, Any] | None = None, **overrides: Any,
-    ) -> Run:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone.
 
         The three counts are as before where they are None; `env_kwargs` take the place of stored arguments of the

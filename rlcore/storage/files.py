@@ -1,7 +1,5 @@
 """Files and folders that several processes may want at once: written whole or not at all, and locked while in use."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -13,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from filelock import FileLock, Timeout
 
@@ -117,7 +115,7 @@ class FolderLock(contextlib.AbstractContextManager):
         """Whether it is held; False also where the file system has no locks, of which a warning tells."""
         return self._lock.is_locked
 
-    def acquire(self, wait: bool = False) -> FolderLock:
+    def acquire(self, wait: bool = False) -> Self:
         """Take the lock. Where it is held, `wait` for it or raise InUse; an OSError where its file cannot be made."""
         os.stat(self.file.parent)  # which the library would make
         _refuse_foreign(self.file)
