@@ -131,14 +131,9 @@ class Collector:
     """
 
     def __init__(
-        self,
-        envs: VectorAdapter,
-        buffer: RolloutBuffer,
-        generator: torch.Generator,
-        whole_episodes: bool = False,
-        with_values: bool = True,
-        noise_correlation: float = 0.0,
-    ):
+        self, envs: VectorAdapter, buffer: RolloutBuffer, generator: torch.Generator, whole_episodes: bool = False,
+        with_values: bool = True, noise_correlation: float = 0.0,
+    ):  # fmt: skip
         self.envs, self.buffer, self.generator = envs, buffer, generator
         self.whole_episodes, self.with_values, self.noise_correlation = whole_episodes, with_values, noise_correlation
         if noise_correlation and envs.action_spec.dtype != torch.float32:

@@ -19,8 +19,7 @@ class FrameStacks:
     stores single frames. Frames before the first of an episode are zeros, as the environments here give them.
 
     Args:
-        num_steps: T.
-        num_envs: N.
+        num_steps, num_envs: T and N.
         shape: (S, H, W).
         device: where the frames live.
         staged: whether frames go through host memory of their own; by default, where the device is not the host.
