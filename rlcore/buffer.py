@@ -158,7 +158,8 @@ class RolloutBuffer:
 
         fields = {name: flat(vars(self)[name]) for name in self.fields}
         fields |= {"obs": map_parts(flat, self.obs), "advantages": flat(advantages), "returns": flat(returns)}
-        return Batch(fields, weight=None if weight is None else torch.where(fields["mask"], flat(weight), 0.0))
+        weight = None if weight is None else torch.where(fields["mask"], flat(weight), 0.0)
+        return Batch(fields, weight, _readable(fields["mask"]))
 
 
 RESERVED = ("advantages", "returns", "weight", "weighted")  # names that a batch has beside the buffer's fields
@@ -177,24 +178,25 @@ class Batch:
         weighted: whether it did.
 
     Args:
-        fields: tensors `[B, ...]`, `mask` among them.
-        weight: `[B]` of the estimator, where it gave weights.
+        fields, weight: tensors `[B, ...]`, `mask` among them, and `[B]` of the estimator, where it gave weights.
+        readable: `[B]`, see `_readable`, for a batch of which many are taken.
     """
 
-    def __init__(self, fields: dict[str, Any], weight: Tensor | None = None):
+    def __init__(self, fields: dict[str, Any], weight: Tensor | None = None, readable: Tensor | None = None):
         vars(self).update(fields)
         self.weighted = weight is not None
         self.weight: Tensor = _weight(self.mask) if weight is None else weight
         self._whole: Batch | None = None  # that this one is a part of
+        self._readable = readable
 
     def __getattr__(self, name: str) -> Any:
         whole = self.__dict__.get("_whole")
         if whole is None or name.startswith("_"):
-            known = ", ".join(sorted(name for name in vars(self) if not name.startswith("_")))
-            raise AttributeError(f"a batch has no '{name}'; it has {known}")
-        value = map_parts(lambda x: x[self._rows], getattr(whole, name))  # read when it is first asked for
-        vars(self)[name] = value
-        return value
+            raise AttributeError(
+                f"a batch has no '{name}'; it has {', '.join(sorted(x for x in vars(self) if x[0] != '_'))}"
+            )
+        vars(self)[name] = map_parts(lambda x: x[self._rows], getattr(whole, name))  # read when it is first asked for
+        return vars(self)[name]
 
     def _names(self) -> list[str]:
         """Of its fields, read or not."""
@@ -211,7 +213,7 @@ class Batch:
         whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
         """
         mask, weight = self.mask[indices], None
-        real = torch.where(mask, indices, self.mask.int().argmax())
+        real = (_readable(self.mask) if self._readable is None else self._readable)[indices]
         if padded:
             mask = mask & (indices >= 0)
         if self.weighted:  # a minibatch stands for the whole: scale up by how many real transitions were left out
@@ -290,8 +292,12 @@ class RowSampler:
         return not self.ragged or int(mask.sum()) >= 2 * self.num_minibatches
 
 
+def _readable(mask: Tensor) -> Tensor:
+    """`[B]` the row to read for each: itself, or a real one in place of padding."""
+    return torch.where(mask, torch.arange(len(mask), device=mask.device), mask.int().argmax())
+
+
 def _size(one: Part | Field) -> int:
-    """Bytes of one of a transition's."""
     return math.prod(one.shape) * one.dtype.itemsize
 
 
@@ -299,9 +305,8 @@ def _memory(device: torch.device) -> int:
     """Bytes of memory on a device, used or not; 0 where that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1] if torch.cuda.is_available() else 0
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 0
+    known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 0
 
 
 def _weight(mask: Tensor) -> Tensor:

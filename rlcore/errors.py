@@ -1,7 +1,4 @@
-"""What goes wrong for reasons a user can act on.
-
-Each message is one sentence that names what is wrong, its value, and what it may be.
-"""
+"""What a user can act on: each message is one sentence that names what is wrong, its value, and what it may be."""
 
 import difflib
 from collections.abc import Iterable

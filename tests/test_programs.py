@@ -402,6 +402,7 @@ def test_programs_of_ones_own_code_are_known_by_what_was_recorded(nothing_built)
         assert (engine._key("learn") is None) == (name != "plain")
         keys[name] = engine._learning()._folder(engine._key("learn"))
     assert keys["own"] == keys["again"] and len(set(keys.values())) == 5
+    assert not rlcore.GRPO("CartPole-v1", kl_coef=0.1).engine._has_own_code()  # though its reference is of its own
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch):

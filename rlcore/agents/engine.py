@@ -184,8 +184,10 @@ class Engine:
         agent = self.agent
         modules = [m for module in agent.state.modules().values() for m in module.modules()]
         kinds = {type(x) for x in (agent, *modules, getattr(agent.collector, "task", agent))}
-        foreign = not all(is_ours(base.__module__) for kind in kinds for base in kind.__mro__)
-        return foreign or any(callable(value) and hasattr(type(agent), name) for name, value in vars(agent).items())
+        replaced = any(
+            callable(getattr(type(agent), name, None)) for name in vars(agent)
+        )  # methods, in this agent alone
+        return replaced or not all(is_ours(base.__module__) for kind in kinds for base in kind.__mro__)
 
     def _key(self, part: str) -> dict[str, Any] | None:
         """All that a program depends on beside its places; None where only its recording can tell."""
