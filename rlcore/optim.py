@@ -177,12 +177,15 @@ class Adam(Optimizer):
     moments = ("exp_avg", "exp_avg_sq")
 
     def change(self, gradient: Tensor) -> Tensor:
-        t = self.step_count
-        t = t.double() if isinstance(t, Tensor) else t  # 1 - 0.999 has few digits left in float32
         self.exp_avg = self.exp_avg.lerp(gradient, 0.1)
         self.exp_avg_sq = self.exp_avg_sq.lerp(gradient * gradient, 0.001)
-        root = self.exp_avg_sq.sqrt() / (1 - 0.999**t) ** 0.5 + self.eps
-        return self.exp_avg * (self.learning_rate / (1 - 0.9**t)) / root
+        root = self.exp_avg_sq.sqrt() / self._correction(0.999) ** 0.5 + self.eps
+        return self.exp_avg * (self.learning_rate / self._correction(0.9)) / root
+
+    def _correction(self, beta: float) -> float | Tensor:
+        """1 − βᵗ, of which little would be left in float32 if it were taken as that."""
+        x = self.step_count * math.log(beta)
+        return -torch.expm1(x) if isinstance(x, Tensor) else -math.expm1(x)
 
 
 class RMSprop(Optimizer):
