@@ -39,8 +39,7 @@ class Episodes:
     Attributes:
         step: environment steps over all environments by the end of the row in which each ended.
         env: which environment each ran in.
-        returns: undiscounted sum of the environment's own rewards.
-        lengths: number of transitions.
+        returns, lengths: undiscounted sum of the environment's own rewards, and number of transitions.
     """
 
     step: list[int] = field(default_factory=list)

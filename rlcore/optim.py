@@ -104,8 +104,7 @@ class Optimizer:
 
     Args:
         parameters: where all parameters are.
-        learning_rate: of the next step; may be set between steps.
-        eps: ε in the denominator of a step.
+        learning_rate, eps: of the next step, may be set between steps; ε in a step's denominator.
         which: the parameters that are moved, where these are not all.
     """
 
@@ -183,8 +182,7 @@ class Adam(Optimizer):
         return self.exp_avg * (self.learning_rate / self._correction(0.9)) / root
 
     def _correction(self, beta: float) -> float | Tensor:
-        """1 − βᵗ, of which little would be left in float32 if it were taken as that."""
-        x = self.step_count * math.log(beta)
+        x = self.step_count * math.log(beta)  # 1 − βᵗ as such would have few digits left in float32
         return -torch.expm1(x) if isinstance(x, Tensor) else -math.expm1(x)
 
 
