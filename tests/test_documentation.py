@@ -17,9 +17,9 @@ PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 # What a user may call. A package or module with `__all__` offers that, any other its names without an underscore.
 MODULES = [
     "agents", "agents.a2c", "agents.evaluation", "agents.grpo", "agents.ppo", "agents.reinforce", "agents.trpo",
-    "buffer", "collect", "diagnostics", "envs", "envs.rock_paper_scissors", "errors", "estimators", "networks",
-    "networks.distributions", "networks.normalize", "networks.torsos", "optim", "presets", "spaces", "state",
-    "storage.checkpoint", "tracing",
+    "buffer", "collect", "diagnostics", "envs", "envs.memory_tasks", "envs.rock_paper_scissors", "errors",
+    "estimators", "networks", "networks.distributions", "networks.normalize", "networks.torsos", "optim", "presets",
+    "spaces", "state", "storage.checkpoint", "tracing",
 ]  # fmt: skip
 TENSORS = {"Tensor", "Tensor | None", "Obs", "Tensor | dict[str, Tensor]", "np.ndarray"}
 PAPER = re.compile(r"[A-Z]\w+(?: et al\.| & [A-Z]\w+| and [A-Z]\w+)? (?:19|20)\d\d")

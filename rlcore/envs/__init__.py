@@ -2,6 +2,7 @@
 
 from rlcore.envs.adapter import Step, VectorAdapter
 from rlcore.envs.make import make_vec
+from rlcore.envs.memory_tasks import MEMORY_TASKS
 from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.envs.native_vector import NativeVectorEnv, register_native
 from rlcore.envs.rock_paper_scissors import RockPaperScissors
@@ -18,5 +19,5 @@ __all__ = [
     "register_native",
 ]
 
-for _id in ("rlcore/Catch-v0", "rlcore/CatchPixels-v0"):
-    register_native(NATIVE_TASKS[_id])
+for _task in (NATIVE_TASKS["rlcore/Catch-v0"], NATIVE_TASKS["rlcore/CatchPixels-v0"], *MEMORY_TASKS):
+    register_native(_task)
