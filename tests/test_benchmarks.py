@@ -1,6 +1,7 @@
 """What the benchmarks compute and decide by themselves."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -211,6 +212,41 @@ def test_costs_of_features_are_shares_of_the_bare_time():
     assert cost["progress"]["wall_median"] == pytest.approx(0.05)
     assert cost["progress"]["calls_median"] == pytest.approx(0.02)
     assert cost["nan check"] == {"calls_median": pytest.approx(0.01)}
+
+
+def test_rows_that_are_there_are_left_out_unless_their_settings_have_changed():
+    import memory
+
+    def keys(rows, **more):
+        found = memory.missing(rows, ["Repeat4", "TMaze"], ["feedforward", "gru"], range(2), **more)
+        return [memory.key(row) for row in found]
+
+    rows = {}
+    every = keys(rows)
+    assert len(every) == 8 and every[:3] == ["Repeat4 feedforward 0", "Repeat4 gru 0", "TMaze feedforward 0"]
+    for row in memory.missing(rows, ["TMaze"], ["gru"], range(1)):
+        rows[memory.key(row)] = json.loads(json.dumps(row))
+    assert keys(rows) == [one for one in every if one != "TMaze gru 0"]
+    assert keys(rows, total_steps=7) == every
+    rows["TMaze gru 0"]["settings"]["hyperparameters"]["gamma"] = 0.5
+    assert keys(rows) == every
+    without, with_memory = (memory.settings("TMaze", policy)["hyperparameters"] for policy in ("feedforward", "lstm"))
+    assert with_memory == {**without, "memory": "lstm", "memory_size": 64, "sequence_length": 64}
+
+
+def test_seeds_that_solved_a_memory_task_are_counted():
+    import memory
+
+    means = {"gru": [1.0, 0.95, 0.94], "feedforward": [0.5]}
+    rows = {
+        f"{policy} {seed}": {"task": "TMaze", "policy": policy, "seed": seed, "mean": mean, "learn_seconds": 2.0 + seed}
+        for policy, found in means.items() for seed, mean in enumerate(found)
+    }  # fmt: skip
+    summary = memory.summarize(rows)
+    assert list(summary) == ["TMaze feedforward", "TMaze gru"]
+    row = summary["TMaze gru"]
+    assert (row["solved"], row["seeds"], row["min"], row["max"]) == (2, [0, 1, 2], 0.94, 1.0)
+    assert row["learn_seconds_median"] == 3.0 and summary["TMaze feedforward"]["solved"] == 0
 
 
 # gpu.sh with a stand-in for Python, which says what it is called with.
