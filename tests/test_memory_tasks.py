@@ -169,7 +169,7 @@ def test_differences_of_positions_balance_the_pole_and_positions_do_not():
         return (torch.stack((x, theta, dx, dtheta), 1) @ torch.tensor(weights) > 0).long()
 
     assert not returns(task, uniform, lambda seen: lean([0.1, 1.0, 0.2, 0.3], seen), 500)[1].any()
-    for x in np.linspace(-1, 1, 21):
+    for x in np.linspace(-1, 1, 21).tolist():
         assert returns(task, uniform, lambda seen, x=x: lean([x, 1.0, 0.0, 0.0], seen), 500)[1].all()
 
 
