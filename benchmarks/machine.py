@@ -48,7 +48,8 @@ def write(name: str, result: dict[str, Any]) -> Path:
 def shown(argument: str | Path) -> str:
     """A path of this checkout relative to the current folder, anything else as it is."""
     path, here = Path(argument).resolve(), Path.cwd()
-    return str(path.relative_to(here)) if path.exists() and path.is_relative_to(here) else str(argument)
+    exists = os.path.exists(path)  # False for a text that is too long to be a path
+    return str(path.relative_to(here)) if exists and path.is_relative_to(here) else str(argument)
 
 
 def _git(*arguments: str) -> str:
