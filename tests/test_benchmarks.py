@@ -239,14 +239,14 @@ def test_seeds_that_solved_a_memory_task_are_counted():
 
     means = {"gru": [1.0, 0.95, 0.94], "feedforward": [0.5]}
     rows = {
-        f"{policy} {seed}": {"task": "TMaze", "policy": policy, "seed": seed, "mean": mean, "learn_seconds": 2.0 + seed}
+        f"{policy} {seed}": {"task": "TMaze", "policy": policy, "seed": seed, "mean": mean, "train_seconds": 2.0 + seed}
         for policy, found in means.items() for seed, mean in enumerate(found)
     }  # fmt: skip
     summary = memory.summarize(rows)
     assert list(summary) == ["TMaze feedforward", "TMaze gru"]
     row = summary["TMaze gru"]
     assert (row["solved"], row["seeds"], row["min"], row["max"]) == (2, [0, 1, 2], 0.94, 1.0)
-    assert row["learn_seconds_median"] == 3.0 and summary["TMaze feedforward"]["solved"] == 0
+    assert row["train_seconds_median"] == 3.0 and summary["TMaze feedforward"]["solved"] == 0
 
 
 # gpu.sh with a stand-in for Python, which says what it is called with.
