@@ -89,12 +89,12 @@ class TMaze(NativeTask):
 
     def observe(self, state: Tensor) -> Tensor:
         side, position, begun = state.unbind(1)
-        place = 2 + (position >= self.length).long()
+        place = 2 + (position == self.length).long()
         return torch.where(begun > 0, place, side.long())
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         side, position, _ = state.unbind(1)
-        forward, at_junction = action == 0, position >= self.length
+        forward, at_junction = action == 0, position == self.length
         terminated = at_junction & ~forward
         right = terminated & (action == side.long() + 1)
         position = (position + forward.to(state.dtype)).clamp(max=self.length)
