@@ -56,7 +56,7 @@ class Task:
 
 
 # An answer changes nothing of what comes after it: γ = 0.
-ANSWERS = dict(num_envs=16, gamma=0.0)
+ANSWERS = dict(num_envs=16, gamma=0.0, learning_rate=3e-3)
 TASKS = {
     "Repeat1": Task("rlcore/Repeat1-v0", 32, 8, 30.4, 200_000, 32, ANSWERS),
     "Repeat4": Task("rlcore/Repeat4-v0", 32, 8, 30.4, 400_000, 32, ANSWERS),

@@ -51,8 +51,9 @@ PEERS = {
     "sb3_contrib-shared": dict(enable_critic_lstm=False, shared_lstm=True),
 }
 DIFFERS = (
-    "sb3-contrib's LSTM reads the observation, and layers of 64-64 follow it, for the actor and for the critic",
-    "sb3_contrib has two LSTMs, one for the critic; sb3_contrib-shared one, whose gradient is the actor's alone",
+    "sb3-contrib's LSTM reads the observation, and layers of 64-64 follow it; in rlcore the memory follows the layers",
+    "rlcore and sb3_contrib have a memory for the actor and one for the critic; sb3_contrib-shared has one alone, whose "
+    "gradient is the actor's",
     "sb3-contrib cuts sequences where episodes begin and pads them to the longest in a minibatch, so that its speed "
     "follows the length of episodes; rlcore's are of one length, with the memory reset inside them",
     "sb3-contrib's minibatches are 256 transitions in a row, from a random place on; rlcore's are whole sequences",
