@@ -85,7 +85,8 @@ def compare(row: str, folder: Path, core: int, options: argparse.Namespace) -> d
         for side, root in sides.items():
             task = {"row": row, "seconds": options.seconds, "core": core}
             cache = folder / f"programs of {side}"
-            found[side].append(harness.worker(__file__, task, cache=cache, PYTHONPATH=str(root)))
+            settings = {"PYTHONPATH": str(root), "TORCHINDUCTOR_CACHE_DIR": str(folder / f"kernels-of-{side}")}
+            found[side].append(harness.worker(__file__, task, cache=cache, **settings))
     ratios = [t["steps_per_second"] / o["steps_per_second"] for t, o in zip(found["this"], found["other"], strict=True)]
     commit = _git("rev-parse", "--short", "HEAD")
     return {"commit": commit, "ratio": sorted(ratios)[len(ratios) // 2], "ratios": ratios, **found}

@@ -15,8 +15,11 @@ PEERS = {
     "sb3_atari": ("stable-baselines3==2.9.2", "ale-py==0.12.1", "opencv-python-headless"),
     "rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2"),
 }
-# These get the versions of torch, numpy and gymnasium that rlcore is measured with.
-ON_TORCH = ("sb3", "sb3_contrib", "sb3_atari")
+ON_TORCH = (
+    "sb3",
+    "sb3_contrib",
+    "sb3_atari",
+)  # these get the versions of torch, numpy and gymnasium that rlcore is measured with
 
 
 def interpreter(name: str) -> Path:

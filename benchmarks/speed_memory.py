@@ -52,7 +52,7 @@ PEERS = {
 }
 DIFFERS = (
     "sb3-contrib's LSTM reads the observation, and layers of 64-64 follow it; in rlcore the memory follows the layers",
-    "rlcore and sb3_contrib have a memory for the actor and one for the critic; sb3_contrib-shared has one alone, whose "
+    "rlcore and sb3_contrib have a memory for the actor and one for the critic; sb3_contrib-shared has one, whose "
     "gradient is the actor's",
     "sb3-contrib cuts sequences where episodes begin and pads them to the longest in a minibatch, so that its speed "
     "follows the length of episodes; rlcore's are of one length, with the memory reset inside them",

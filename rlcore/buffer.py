@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlcore.envs.frames import FrameStacks
 from rlcore.errors import UsageError
-from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
+from rlcore.spaces import ActionSpec, Field, Obs, Part, Sequences, action_spec, map_parts, observation_parts
 from rlcore.state import Place
 from rlcore.tracing import is_recording, reduce
 
@@ -66,6 +66,7 @@ class RolloutBuffer:
         device: where all fields live.
         frame_stack: number of frames in an observation `[S, H, W]` that is a stack of the latest, 0 where it is none.
         added: further fields, of the policy, the environments or the agent.
+        sequence_length: L, rows of the sequences that a policy with memory learns from; 0 for one without.
 
     Raises:
         UsageError: where a size is below 1, a name is taken, a space has no tensor form, or memory does not suffice.
@@ -80,13 +81,14 @@ class RolloutBuffer:
         device: torch.device | str = "cpu",
         frame_stack: int = 0,
         added: Sequence[Field] = (),
+        sequence_length: int = 0,
     ):
         for name, size in (("num_steps", num_steps), ("num_envs", num_envs)):
             if size < 1:
                 raise UsageError(f"{name} is {size}, but a buffer holds at least 1")
         spec = action_space if isinstance(action_space, ActionSpec) else action_spec(action_space)
         self.num_steps, self.num_envs, self.device = num_steps, num_envs, torch.device(device)
-        self.length = num_steps
+        self.length, self.sequence_length = num_steps, sequence_length
         self.fields: dict[str, Field] = {}
         parts, fields = observation_parts(observation_space), [*core_fields(spec), *added]
         self._check_memory(parts, frame_stack, fields)
@@ -111,7 +113,8 @@ class RolloutBuffer:
 
     def _zeros(self, one: Part | Field) -> Tensor:
         """Room for a rollout of it. Large host memory is taken as it is written: an agent that only acts takes none."""
-        shape, size = (self.num_steps, self.num_envs, *one.shape), self.num_steps * self.num_envs * _size(one)
+        rows = self.num_steps // self.sequence_length if getattr(one, "per_sequence", False) else self.num_steps
+        shape, size = (rows, self.num_envs, *one.shape), rows * self.num_envs * _size(one)
         if size < LARGE or self.device.type != "cpu":
             return torch.zeros(shape, dtype=one.dtype, device=self.device)
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -131,6 +134,17 @@ class RolloutBuffer:
     def filled_by(self, source: str) -> list[str]:
         """Names of the fields that this source fills."""
         return [name for name, field in self.fields.items() if field.source == source]
+
+    @property
+    def memory(self) -> list[str]:
+        """Names of the fields that hold what a policy remembers."""
+        return [name for name, field in self.fields.items() if field.per_sequence]
+
+    def remember(self, t: int, carry: dict[str, Tensor]) -> None:
+        """Keep the `carry` of a policy with memory before row t, where a sequence begins there."""
+        if self.sequence_length and t % self.sequence_length == 0:
+            for name, x in carry.items():
+                vars(self)[name][t // self.sequence_length].copy_(x)
 
     def tensors(self) -> dict[str, Any]:
         """The rollout by field, for a look at it; frames that are stored once are left out."""
@@ -152,14 +166,21 @@ class RolloutBuffer:
         `advantages [T, N]`, `returns [T, N]` and, where the loss is no mean over transitions, the `weight [T, N]` of
         each. A loss should take its samples with `Batch.take`, which keeps padding out."""
         length = self.num_steps if is_recording() else self.length
+        if 0 < self.sequence_length < self.num_steps:  # whole ones
+            length = math.ceil(length / self.sequence_length) * self.sequence_length
 
         def flat(x: Tensor) -> Tensor:
             return x[:length].flatten(0, 1) if length < self.num_steps else x.flatten(0, 1)
 
-        fields = {name: flat(vars(self)[name]) for name in self.fields}
+        fields = {name: flat(vars(self)[name]) for name, field in self.fields.items() if not field.per_sequence}
         fields |= {"obs": map_parts(flat, self.obs), "advantages": flat(advantages), "returns": flat(returns)}
         weight = None if weight is None else torch.where(fields["mask"], flat(weight), 0.0)
-        return Batch(fields, weight, _readable(fields["mask"]))
+        if not self.sequence_length:
+            return Batch(fields, weight, _readable(fields["mask"]))
+        carry = {name: vars(self)[name][: -(-length // self.sequence_length)].flatten(0, 1) for name in self.memory}
+        steps = min(length, self.sequence_length)
+        fields["obs"] = Sequences(fields["obs"], fields["dones"], carry, steps, self.num_envs)
+        return SequenceBatch(fields, weight, _readable(fields["mask"]))
 
 
 RESERVED = ("advantages", "returns", "weight", "weighted")  # names that a batch has beside the buffer's fields
@@ -219,12 +240,16 @@ class Batch:
         if self.weighted:  # a minibatch stands for the whole: scale up by how many real transitions were left out
             share = reduce(self.mask.sum()) / reduce(mask.sum()).clamp(min=1)
             weight = torch.where(mask, self.weight[indices] * share, 0.0)
-        part = Batch({"mask": mask}, weight)
+        part = type(self)({"mask": mask}, weight)
         part._whole, part._rows = self, real
         if is_recording():  # what is first read inside a loop would belong to that loop
             for name in self._names():
                 getattr(part, name)
         return part
+
+    def units(self) -> Tensor:
+        """Indices of all that can be taken: of each transition, or of each sequence where the policy has memory."""
+        return torch.arange(len(self.mask), device=self.mask.device)
 
     def mean(self, x: Tensor) -> Tensor:
         """Σ weight · x over `x [B]`: the mean over the real transitions, unless the estimator gave other weights."""
@@ -246,22 +271,40 @@ class Batch:
         return new
 
 
+class SequenceBatch(Batch):
+    """One whose `obs` are `Sequences`, which are taken whole."""
+
+    def units(self) -> Tensor:
+        return torch.arange(len(self.mask) // self.obs.length, device=self.mask.device)
+
+    def take(self, indices: Tensor, padded: bool = False) -> Batch:
+        """The transitions of the sequences `indices [M]`, step by step: `[L · M]`."""
+        rows = self.obs.rows_of(indices)
+        part = super().take(rows)
+        part.obs = self.obs.part(indices, part._rows, self.obs.first[rows])
+        return part
+
+    def _names(self) -> list[str]:
+        return [name for name in super()._names() if name != "obs"]
+
+
 class RowSampler:
-    """Minibatches of single transitions, reshuffled each epoch.
+    """Minibatches of single transitions, reshuffled each epoch; of sequences where the policy has memory.
 
     Args:
         num_minibatches: into how many a rollout is split.
         epochs: how often.
         ragged: leave padding out, so that their size is another in each rollout: whole episodes may be mostly padding.
+        length: rows of each sequence, 1 where transitions are taken one by one.
     """
 
-    def __init__(self, num_minibatches: int, epochs: int, ragged: bool):
-        self.num_minibatches, self.epochs, self.ragged = num_minibatches, epochs, ragged
+    def __init__(self, num_minibatches: int, epochs: int, ragged: bool, length: int = 1):
+        self.num_minibatches, self.epochs, self.ragged, self.length = num_minibatches, epochs, ragged, length
 
     def draw(self, mask: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """What to learn from in an iteration, whose rollout has the `mask [T, N]`: `rows [R]` of the batch, and
         `minibatches [epochs · num_minibatches, M]` of these; one a row shorter than others is filled up with -1."""
-        rows = torch.arange(mask.numel(), device=mask.device)
+        rows = torch.arange(mask.numel() // self.length, device=mask.device)
         rows = rows[mask.flatten()] if self.ragged else rows
         count = min(self.num_minibatches, len(rows))
         orders = [torch.randperm(len(rows), generator=generator, device=rows.device) for _ in range(self.epochs)]
@@ -278,7 +321,7 @@ class RowSampler:
 
     def example(self, mask: Tensor) -> dict[str, Tensor]:
         """What `draw` gives, for a rollout of the form of `mask [T, N]`, without drawing."""
-        rows = torch.arange(mask.numel(), device=mask.device)
+        rows = torch.arange(mask.numel() // self.length, device=mask.device)
         rows = rows[: max(len(rows) - 3, 2)] if self.ragged else rows  # so that no size is one of another kind
         size = -(-len(rows) // self.num_minibatches)
         return {"rows": rows, "minibatches": rows[:size].expand(self.epochs * self.num_minibatches, -1).contiguous()}

@@ -7,6 +7,7 @@ they are tensor functions.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from rlcore.envs.standing import Standing
 from rlcore.errors import UsageError
 from rlcore.networks import ActorCritic
 from rlcore.networks.distributions import distribution_class, noise_size
-from rlcore.spaces import map_parts
+from rlcore.spaces import Sequences, map_parts
 from rlcore.state import Place
 from rlcore.storage.checkpoint import check_like, stored_count
 from rlcore.tracing import is_recording, loop, rows_of
@@ -155,7 +156,7 @@ class Collector:
         if self.next_obs is None:
             self.reset()
         self._draw_noise()
-        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
+        self._begin_carry(network)
         rewards, ends, cuts = self._play(network)
         episodes = self.counter.count(rewards, ends, self.buffer.mask.cpu().numpy(), self.global_step, cuts)
         self.rows_collected += self.buffer.length
@@ -166,10 +167,16 @@ class Collector:
         """Start all environments afresh, or raise an EnvironmentFault where one fails; episodes under way are dropped.
         Equal seeds in a list give equal starts."""
         self._begin(seed)
-        self.carry, self.counter = {}, EpisodeCounter(self.buffer.num_envs)
+        self.carry.clear()
+        self.counter = EpisodeCounter(self.buffer.num_envs)
 
     def _begin(self, seed: int | list[int] | None) -> None:
         raise NotImplementedError
+
+    def _begin_carry(self, network: ActorCritic) -> None:
+        """Let the policy remember nothing, where it has not played yet; in place, where programs find it."""
+        if not self.carry:
+            self.carry.update(network.initial_carry(self.buffer.num_envs))
 
     def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Fill the buffer; rewards as the environments gave them, ends of their own episodes, and of those given up,
@@ -201,12 +208,12 @@ class Collector:
     def _complete(self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None) -> None:
         """Fill what needs no environment: log-probabilities, values and next values; `last_obs [N, ...]` is after the
         last row, and `cut` where episodes ended out of sight: rows `[K]`, environments `[K]`, their final observations
-        `[K, ...]`, and whether each really is one `[K]`."""
+        `[K, ...]`, and whether each really is one `[K]`. Both as the network takes them, see `_recalled`."""
         buffer, obs = self.buffer, self.buffer.obs
         buffer.logprobs = network.distribution(buffer.dist_params).log_prob(buffer.actions)
         if not self.with_values:
             return
-        if not network.shared:
+        if not network.acts_with_values:
             # Images row by row, whose activations would take too much memory at once.
             images = not isinstance(obs, dict) and obs.ndim >= 5
             buffer.values = loop(lambda _, x: (None, network.value(x)), None, obs)[1] if images else network.value(obs)
@@ -217,6 +224,10 @@ class Collector:
             final = torch.where(really, network.value(final_obs), following[rows, envs])
             following = following.index_put((rows, envs), final)
         buffer.next_values = torch.where(buffer.terminated, 0.0, following)
+
+    def _recalled(self, obs: Any, carry: dict[str, Tensor], first: Tensor) -> Any:
+        """Observations `[N, ...]` with what a policy with memory had remembered before them, else as they are."""
+        return Sequences(obs, first, carry, 1, len(first)) if self.buffer.sequence_length else obs
 
     def is_capturable(self) -> bool:
         """Whether the environments' state can be stored; where not, a resumed run begins new episodes."""
@@ -235,7 +246,10 @@ class Collector:
         self.global_step = stored_count(state, "global_step")
         if self._restore(state, restore_envs):
             self.counter.load_state_dict(state)
-            self.carry = {name: x.to(self.buffer.device) for name, x in state.get("policy", {}).items()}
+            if "policy" in state:
+                like = {name: getattr(self.buffer, name)[0] for name in self.buffer.memory}
+                check_like(state["policy"], like, "collector.policy")
+                self.carry.update({name: x.to(self.buffer.device) for name, x in state["policy"].items()})
 
     def _restore(self, state: dict[str, Any], restore_envs: bool) -> bool:
         """Whether the environments go on where they were."""
@@ -321,6 +335,10 @@ class StagedRows(HostRows):
             setattr(self.buffer, name, self.tensors[name])  # waits: the next rollout writes here
 
 
+Final = tuple[int, np.ndarray, Any, dict[str, Tensor]]
+"""Episodes that ended out of sight: row, environments, their final observations, and what the policy remembered."""
+
+
 class HostCollector(Collector):
     """Plays environments that are stepped in host memory, row by row.
 
@@ -374,7 +392,8 @@ class HostCollector(Collector):
             rows.end(t, step, playing)
             obs, first, begun = step.obs, step.first, step.begun
             if step.final_obs is not None:
-                finals.append((t, step.final_envs, step.final_obs))
+                memory = {name: x[torch.from_numpy(step.final_envs)].clone() for name, x in self.carry.items()}
+                finals.append((t, step.final_envs, step.final_obs, memory))
             if step.failed is not None:
                 refuse_policy(*self._policy_rows(), t + 1, self.rows_collected)
                 restarted, playing = True, self.faults.give_up(t, step.failed, playing, rows, self.counter)
@@ -392,15 +411,21 @@ class HostCollector(Collector):
         self._check_finite(finals, t + 1)
         rows.flush()
         cut = self._cut(finals) if finals and self.with_values else None
-        self._complete(network, self._to_device(obs), cut)
+        first = torch.from_numpy(first.copy()).to(self.buffer.device)
+        self._complete(network, self._recalled(self._to_device(obs), self.carry, first), cut)
         return rows.raw_rewards, rows.done, self.faults.gave_up
 
     def _act(self, network: ActorCritic, t: int, obs: Any, first: np.ndarray) -> None:
         """Choose the actions of row t, whose observations are `obs` and `first [N]` of an episode."""
-        began = torch.from_numpy(first.copy()).to(self.buffer.device) if self.carry else None
+        began = self._remember(t, first) if self.carry else None
         chosen, self.carry = network.act(obs, self.carry, began, self.rows.noise[t], self.with_values)
         for name, value in chosen.items():
             self.rows.policy[name][t].copy_(value)
+
+    def _remember(self, t: int, first: np.ndarray) -> Tensor:
+        """Store what the policy remembers before row t, as far as it is stored; `first [N]` as a tensor."""
+        self.buffer.remember(t, self.carry)
+        return torch.from_numpy(first.copy()).to(self.buffer.device)
 
     def _bound_actor(self) -> Callable[[int, Any, np.ndarray], None]:
         """The same by a program. A row takes microseconds, so nested tensors are laid flat here."""
@@ -410,7 +435,8 @@ class HostCollector(Collector):
         def act(t: int, obs: Any, first: np.ndarray) -> None:
             leaves = [*obs.values(), noise_rows[t]] if isinstance(obs, dict) else [obs, noise_rows[t]]
             if after:
-                leaves += [*self.carry.values(), torch.from_numpy(first.copy()).to(self.buffer.device)]
+                began = self._remember(t, first)
+                leaves += [*self.carry.values(), began]
             outputs = run(leaves)
             for rows, value in zip(targets, outputs, strict=False):
                 rows[t].copy_(value)
@@ -419,31 +445,34 @@ class HostCollector(Collector):
 
         return act
 
-    def _cut(self, finals: list[tuple[int, np.ndarray, Any]]) -> tuple[Tensor, Tensor, Any, Tensor] | None:
+    def _cut(self, finals: list[Final]) -> tuple[Tensor, Tensor, Any, Tensor] | None:
         """Where episodes ended out of sight, for `_complete`."""
-        rows = np.concatenate([np.full(len(envs), t) for t, envs, _ in finals])
-        envs = np.concatenate([envs for _, envs, _ in finals])
-        obs = map_parts(lambda *parts: np.concatenate(parts), *(obs for _, _, obs in finals))
+        times, envs, obs, memories = zip(*finals, strict=True)
+        rows = np.concatenate([np.full(len(n), t) for t, n in zip(times, envs, strict=True)])
+        envs = np.concatenate(envs)
+        obs = map_parts(lambda *parts: np.concatenate(parts), *obs)
+        memory = map_parts(lambda *parts: torch.cat(parts), *memories)
         cut = ~self.rows.terminated[rows, envs]  # what follows a termination is worth nothing
         if not cut.any():
             return None
         device, obs = self.buffer.device, map_parts(lambda x: x[cut], obs)
-        rows, envs = (torch.from_numpy(x[cut]).to(device) for x in (rows, envs))
-        return rows, envs, self._to_device(obs), torch.ones(len(rows), dtype=torch.bool, device=device)
+        rows, envs, cut = (torch.from_numpy(x).to(device) for x in (rows[cut], envs[cut], cut))
+        memory, really = map_parts(lambda x: x[cut], memory), torch.ones_like(rows, dtype=torch.bool)
+        return rows, envs, self._recalled(self._to_device(obs), memory, ~really), really
 
     def _to_device(self, obs: Any) -> Any:
         return map_parts(
             lambda x, like: torch.from_numpy(np.asarray(x)).to(like.device, like.dtype), obs, self.buffer.obs
         )
 
-    def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool = False) -> None:
+    def _check_finite(self, finals: list[Final], length: int, failed: bool = False) -> None:
         """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
         parts = [(f"observation part {name!r}" if name else "observation", x) for name, x in _parts(self.rows.obs)]
         seen = [Seen(f"its {what}", x[:length], 0) for what, x in parts]
         seen.append(Seen("its reward", self.rows.raw_rewards[: length - failed], 1))
         if not failed:
             ends = [(length - 1, None, "observation", self.next_obs)]
-            ends += [(t, envs, "final observation", obs) for t, envs, obs in finals]
+            ends += [(t, envs, "final observation", obs) for t, envs, obs, _ in finals]
             seen += [Seen(f"its {what}", x[None], t + 1, n) for t, n, what, obs in ends for _, x in _parts(obs)]
         if failed or not all(x.is_finite() for x in seen):
             refuse_nan(seen, *self._policy_rows(), self.rows_collected)
@@ -554,7 +583,7 @@ class NativeCollector(Collector):
             self.reset(0)
         if not self.draws:
             self._draw_noise()
-        self.carry = self.carry or network.initial_carry(self.buffer.num_envs)
+        self._begin_carry(network)
         self.generator = own
 
     def places(self) -> list[Place]:
@@ -579,17 +608,21 @@ class NativeCollector(Collector):
         """T rows of policy and environment; what programs are recorded from."""
         buffer, network = self.buffer, self.network
         turns = 8 if buffer.num_envs <= 64 else 1  # a loop costs microseconds a turn
-        start = {**self.standing, **{f"policy.{name}": x for name, x in self.carry.items()}}
-        end, rows, _ = loop(self._row, start, self.draws, unroll=turns, apart=("obs", "final_obs"))
+        start, began = {**self.standing, **{f"policy.{name}": x for name, x in self.carry.items()}}, {**self.carry}
+        end, rows, _ = loop(self._row, start, self.draws, unroll=turns, apart=("obs", "final_obs", "memory"))
         self.standing.update({name: end[name] for name in self.standing})
         self.carry.update({name: end[f"policy.{name}"] for name in self.carry})
-        finals = rows.pop("final_obs", None)
+        finals, memory = rows.pop("final_obs", None), rows.pop("memory", {})
+        for name, x in began.items() if buffer.sequence_length else ():  # before each sequence
+            before = torch.cat([x.unsqueeze(0), memory[name][:-1]]) if memory else x.unsqueeze(0)
+            setattr(buffer, name, before[:: buffer.sequence_length])
         if self.whole_episodes:  # an episode that is still running is cut here
             cut = rows["truncated"][-1] | end["playing"]
             rows["truncated"] = torch.cat([rows["truncated"][:-1], cut.unsqueeze(0)])
         for name, x in rows.items():
             setattr(buffer, name, x)
-        self._complete(network, self.task.observe(end["state"]), None if finals is None else self._cut(finals))
+        last = self._recalled(self.task.observe(end["state"]), self.carry, end["first"])
+        self._complete(network, last, None if finals is None else self._cut(finals, memory))
 
     def _row(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """One row: observe, act, step, and begin anew where an episode ended."""
@@ -607,6 +640,9 @@ class NativeCollector(Collector):
         row |= {"dones": carry["first"], **chosen, **task.extras(carry["state"])}
         if self.with_values and limit:
             row["final_obs"] = task.observe(following)
+        length = self.buffer.sequence_length
+        if length and ("final_obs" in row or length < self.buffer.num_steps):
+            row["memory"] = policy
         if self.whole_episodes:
             playing = playing & ~done
             following = torch.where(playing.unsqueeze(-1), following, carry["state"])  # who waits stands still
@@ -616,19 +652,25 @@ class NativeCollector(Collector):
         after = {"state": following, "elapsed": elapsed, "first": done, "playing": playing, "noise": noise}
         return {**after, **{f"policy.{name}": x for name, x in policy.items()}}, row
 
-    def _cut(self, finals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where episodes were cut, for `_complete`; a time limit cuts an environment at most so `often` in T rows."""
+    def _cut(self, finals: Any, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor, Any, Tensor]:
+        """Where episodes were cut, for `_complete`, with final observations and what the policy remembered after each
+        row, `[T, N, ...]`; a time limit cuts an environment at most so `often` in T rows."""
         truncated = self.buffer.truncated
         T, N = truncated.shape
         often = min(T, (T - 1) // self.max_episode_steps + 1)
         rows = truncated.float().topk(often, dim=0)[1].flatten()  # [often · N]
         envs = torch.arange(N, device=rows.device).repeat(often)
-        return rows, envs, finals[rows, envs], truncated[rows, envs]
+        really = truncated[rows, envs]
+        obs, memory = (map_parts(lambda x: x[rows, envs], y) for y in (finals, memory))
+        return rows, envs, self._recalled(obs, memory, torch.zeros_like(really)), really
 
     def _check_finite(self, rewards: np.ndarray) -> None:
-        # Looked at where they lie: only what is to be explained is worth a copy from the device.
+        # Looked at where they lie: only what is to be explained is worth a copy from the device. A sum tells in one
+        # pass that all is well; one that overflows is looked at closely.
         numbers = [x for x in (self.buffer.obs, self.buffer.dist_params) if x.is_floating_point()]
-        if np.isfinite(rewards).all() and torch.stack([x.isfinite().all() for x in numbers]).all():
+        if math.isfinite(rewards.sum()) and math.isfinite(sum(x.sum() for x in numbers)):
+            return
+        if np.isfinite(rewards).all() and all(x.isfinite().all() for x in numbers):
             return
         obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
         refuse_policy(output, [obs], len(output), self.rows_collected)

@@ -8,7 +8,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,47 @@ from rlcore.tracing import Constant
 
 Obs = Tensor | dict[str, Tensor]
 """One tensor, or a dict of named tensors for Tuple and Dict observation spaces."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Observations in the order they were made, for a policy that remembers: what it gets in the place of a tensor.
+
+    B = K · L · S rows: K stretches of L steps of S environments, time going first within each, so that a rollout
+    `[T, N]` flattened is one of these with K · L = T and S = N.
+
+    Attributes:
+        obs: `[B, ...]`.
+        first: `[B]` bool, where an episode begins and what was remembered is forgotten.
+        carry: `[K · S, ...]` each, what was remembered before the first step of each sequence.
+        length: L.
+        width: S.
+    """
+
+    obs: Any
+    first: Tensor
+    carry: dict[str, Tensor]
+    length: int
+    width: int
+
+    def by_sequence(self, x: Tensor) -> Tensor:
+        """`x [B, ...]` as `[L, K · S, ...]`."""
+        return x.unflatten(0, (-1, self.length, self.width)).transpose(0, 1).flatten(1, 2)
+
+    def by_row(self, x: Tensor) -> Tensor:
+        """`x [L, K · S, ...]` as `[B, ...]`."""
+        return x.unflatten(1, (-1, self.width)).transpose(0, 1).flatten(0, 2)
+
+    def rows_of(self, which: Tensor) -> Tensor:
+        """The rows `[L · M]` of the sequences `which [M]`, step by step."""
+        begin = which // self.width * (self.length * self.width) + which % self.width
+        steps = torch.arange(self.length, device=which.device) * self.width
+        return (begin + steps.unsqueeze(1)).flatten()
+
+    def part(self, which: Tensor, rows: Tensor, first: Tensor) -> Self:
+        """The sequences `which [M]`, whose observations are read from `rows [L · M]`, and their `first [L · M]`."""
+        obs, carry = (map_parts(lambda x, i=i: x[i], y) for y, i in ((self.obs, rows), (self.carry, which)))
+        return Sequences(obs, first, carry, self.length, len(which))
 
 
 def map_parts(function: Callable, obs: Any, *others: Any) -> Any:
@@ -110,12 +151,14 @@ class Field:
         shape: of one transition's.
         dtype: of its numbers.
         source: who fills it: the environment at each step, the policy when it acts, or the agent after a rollout.
+        per_sequence: whether it is stored where sequences begin alone, `[T / L, N, *shape]`: a policy's memory.
     """
 
     name: str
     shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     source: Literal["environment", "policy", "agent"] = "agent"
+    per_sequence: bool = False
 
 
 @dataclass(frozen=True)

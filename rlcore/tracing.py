@@ -20,6 +20,7 @@ class _Thread(threading.local):
 
     looks = True  # whether values may be looked at
     recorder: Any = None  # what writes down the operations, see rlcore/programs/recording.py
+    twice: bool = False  # whether derivatives of derivatives will be taken
 
 
 thread = _Thread()
@@ -39,6 +40,21 @@ def recording(recorder: Any = None) -> Iterator[None]:
         yield
     finally:
         thread.looks, thread.recorder = before
+
+
+@contextmanager
+def twice_differentiated() -> Iterator[None]:
+    """Derivatives of derivatives will be taken of what runs inside, which not every fast kernel has."""
+    before, thread.twice = thread.twice, True
+    try:
+        yield
+    finally:
+        thread.twice = before
+
+
+def is_twice_differentiated() -> bool:
+    """Whether derivatives of derivatives will be taken."""
+    return thread.twice
 
 
 def loop(

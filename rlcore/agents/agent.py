@@ -7,7 +7,7 @@ Programs (rlcore/programs) are recorded from `learn_from_buffer` and what it cal
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,7 +25,7 @@ from rlcore.collect import Episodes
 from rlcore.diagnostics import explained_variance
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import DivergenceError, UsageError
-from rlcore.networks import ActorCritic, Torso
+from rlcore.networks import ActorCritic, Memory, Torso
 from rlcore.networks.normalize import RewardScaler
 from rlcore.optim import Adam, Optimizer, Parameters, clipped, gradient_of, make_optimizer
 from rlcore.spaces import Field
@@ -40,6 +40,8 @@ class Agent:
         env: an environment id, of which `num_envs` copies are made, or a `gymnasium.vector.VectorEnv`.
         env_kwargs: passed to the environment's constructor; only with an id.
         torso: a name (the hyperparameter), or a torso of your own, see `ActorCritic`.
+        memory: a name (the hyperparameter), or a function that makes a `rlcore.networks.Memory` of your own from the
+            number of features it gets.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:
@@ -70,9 +72,10 @@ class Agent:
         *,
         env_kwargs: dict[str, Any] | None = None,
         torso: Torso | str | None = None,
+        memory: Callable[[int], Memory] | str | None = None,
         **hyperparameters: Any,
     ):
-        self.config = setup.configure(type(self), env, torso, hyperparameters)
+        self.config = setup.configure(type(self), env, torso, memory, hyperparameters)
         self.device = setup.resolve_device(self.config.device)
         self.env_id, self.env_kwargs = env if isinstance(env, str) else None, dict(env_kwargs or {})
         self.envs, self.backend = setup.environments(self, env)
@@ -82,11 +85,13 @@ class Agent:
         # The same weights on every device and with any number of threads, and nobody else's generator moved.
         with setup.one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
+            self._own_memory = memory if callable(memory) else None
             network = self.make_network(None if isinstance(torso, str) else torso).to(self.device)
         self.state.register("network", network)
+        length = setup.sequence_length(self)
         self.buffer = RolloutBuffer(
             config.num_steps, config.num_envs, self.envs.single_observation_space, self.adapter.action_spec,
-            self.device, self.adapter.frame_stack, setup.added_fields(self),
+            self.device, self.adapter.frame_stack, setup.added_fields(self), length,
         )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # A generator of its own, so that acting on the side does not change the course of training.
@@ -106,7 +111,8 @@ class Agent:
         if config.norm_reward:
             self.state.register("reward_scaler", RewardScaler(config.num_envs, config.gamma).to(self.device))
         self.state.register("coefs", {})
-        self.sampler = RowSampler(config.num_minibatches, config.update_epochs, config.whole_episodes)
+        ragged = config.whole_episodes and not length
+        self.sampler = RowSampler(config.num_minibatches, config.update_epochs, ragged, length or 1)
         self.draws: dict[str, Tensor] = {}
         self.iteration = 0
         self.seconds = {"prepare": 0.0, "collect": 0.0, "learn": 0.0}
@@ -120,13 +126,7 @@ class Agent:
 
     def make_network(self, torso: Torso | None) -> ActorCritic:
         """The network; `torso` is one of the user's own, if there is one. A UsageError where it does not fit."""
-        config = self.config
-        network = ActorCritic(
-            self.envs.single_observation_space, self.adapter.action_spec, shared=config.shared,
-            torso=config.torso if torso is None else torso, hidden_sizes=config.hidden_sizes,
-            activation=config.activation, log_std_init=config.log_std_init,
-            state_dependent_std=config.state_dependent_std, norm_obs=config.norm_obs, precision=config.precision,
-        )  # fmt: skip
+        network = setup.make_network(self, torso, self._own_memory)
         if self.critic_apart and network.shared:
             raise UsageError(
                 f"actor and critic share a torso (shared is true, or torso is one module), but {type(self).__name__} "
@@ -319,7 +319,7 @@ class Agent:
 
     def fit_critic(self, batch: Batch) -> Tensor:
         """`critic_updates` steps on (V − R)² alone, each over the whole rollout; returns the last loss."""
-        batch = batch.take((self.draws or self.draw())["rows"])
+        batch = self.sampler.take(batch, (self.draws or self.draw())["rows"])
 
         def step(*_: Any) -> tuple[Any, Tensor]:
             loss = self.critic_loss(self.network, batch)
@@ -351,14 +351,16 @@ class Agent:
             return setup.group_seeds(self.config, iteration)
         return setup.restart_seed(self.config.seed, iteration)
 
-    def act(self, obs: Any, deterministic: bool = False) -> np.ndarray:
+    def act(self, obs: Any, deterministic: bool = False, first: Any = None) -> np.ndarray:
         """Actions `[N, ...]` as the environment takes them, in the action space, drawn or the most probable.
 
         Args:
             obs: observations `[N, ...]` as a vector environment of this kind returns them.
             deterministic: the most probable action instead of a draw.
+            first: `[N]` bool or one for all, whose observation begins an episode: a policy with memory remembers from
+                call to call, and forgets there.
         """
-        return self.adapter.action_spec.to_env(self._actor(self.adapter.split(obs), deterministic))
+        return self.adapter.action_spec.to_env(self._actor(self.adapter.split(obs), deterministic, first))
 
     def evaluate(
         self,

@@ -67,6 +67,10 @@ class Config:
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
     torso: TorsoName = "auto"  # mlp, nature or impala (convolutions); auto: nature for images, mlp for all else
     shared: bool | None = None  # one torso for actor and critic instead of one each; none: for images where possible
+    memory: Literal["gru", "lstm", "transformer"] | None = None  # what a policy remembers by; none: it does not
+    memory_size: Count = 64  # units of the memory, the transformer's width
+    memory_context: Count = 64  # observations that a transformer looks back upon
+    sequence_length: Count | None = None  # L, steps through which a memory's gradients go; must divide T; none: T
     log_std_init: Annotated[float, Range(-20, 2)] = 0.0  # initial log standard deviation of Gaussian policies
     noise_correlation: Below1 = 0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
     state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters

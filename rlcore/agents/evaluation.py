@@ -46,21 +46,37 @@ class Evaluation:
 
 
 class Actor:
-    """Turns observations `[N, ...]` of an adapter into actions `[N, ...]`, greedy or drawn, on the network's device."""
+    """Turns observations `[N, ...]` of an adapter into actions `[N, ...]`, greedy or drawn, on the network's device.
+    A policy with memory remembers from call to call."""
 
     def __init__(self, network: ActorCritic, envs: VectorAdapter, generator: torch.Generator):
         self.network, self.envs, self.generator = network, envs, generator
+        self.carry: dict[str, torch.Tensor] = {}
         self.draw_noise = distribution_class(envs.action_spec).noise_
 
     @torch.inference_mode()
-    def __call__(self, obs: Any, deterministic: bool = True) -> np.ndarray:
+    def __call__(self, obs: Any, deterministic: bool = True, first: Any = None) -> np.ndarray:
         device = self.generator.device
         tensors = map_parts(lambda x, part: torch.from_numpy(np.array(x)).to(device, part.dtype), obs, self.envs.parts)
-        policy = self.network.policy(tensors)
+        some = next(iter(tensors.values())) if isinstance(tensors, dict) else tensors
+        policy, _, self.carry = self.network.step(tensors, *self._memory(len(some), first))
         if deterministic:
             return policy.mode().cpu().numpy()
         noise = torch.empty(len(policy.params), noise_size(self.envs.action_spec), device=device)
         return policy.sample(self.draw_noise(noise, self.generator)).cpu().numpy()
+
+    def _memory(self, count: int, first: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """What was remembered of so many environments, and whose episode begins."""
+        begins = torch.as_tensor(False if first is None else first, dtype=torch.bool, device=self.generator.device)
+        if begins.ndim and begins.shape != (count,):
+            raise UsageError(f"first has shape {list(begins.shape)}, but there are {count} observations")
+        carry, remembered = self.carry, len(next(iter(self.carry.values()), ()))
+        if begins.all() or not carry:
+            carry = self.network.initial_carry(count)
+        elif remembered != count:
+            problem = f"there are {count} observations, but the policy remembers {remembered} environments"
+            raise UsageError(f"{problem}; pass first=True where episodes begin")
+        return carry, begins.expand(count)
 
 
 def evaluate(
@@ -109,10 +125,10 @@ def play_episodes(
     lengths: list[list[int]] = [[] for _ in quota]
     running_return, running_length = np.zeros(len(quota)), np.zeros(len(quota), dtype=np.int64)
     played = np.zeros(len(quota), dtype=np.int64)
-    obs = envs.reset(seed)
+    obs, first = envs.reset(seed), np.ones(len(quota), dtype=bool)
     while (played < quota).any():
-        step = envs.step(actor(obs, deterministic))
-        obs, bad = step.obs, np.flatnonzero(~np.isfinite(step.rewards))
+        step = envs.step(actor(obs, deterministic, first))
+        obs, first, bad = step.obs, step.first, np.flatnonzero(~np.isfinite(step.rewards))
         if len(bad):
             when = envs.clock.format(envs.steps)
             raise EnvironmentFault(f"environment {bad[0]} returned {step.rewards[bad[0]]} in its reward {when}")
@@ -121,7 +137,7 @@ def play_episodes(
         done = step.done & step.real
         cut = ~done & (running_length >= max_steps)
         if cut.any():
-            obs, done = envs.restart(cut, max_steps), done | cut
+            obs, first, done = envs.restart(cut, max_steps), first | cut, done | cut
         for n in np.flatnonzero(done):
             if played[n] < quota[n]:
                 returns[n].append(float(running_return[n]))

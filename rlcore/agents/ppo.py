@@ -105,7 +105,7 @@ class PPO(Agent):
         The paper sets no bounds; here β stays within a factor 1,024 of its start, or long quiet stretches would take
         it so low that it could not come back in time.
         """
-        batch = batch.take(torch.arange(len(batch.weight), device=self.device))
+        batch = batch.take(batch.units())
         kl = batch.mean(self.network.distribution(batch.dist_params).kl(self.network.policy(batch.obs)))
         start, target = self.config.kl_coef, self.config.target_kl
         factor = torch.where(kl > 1.5 * target, 2.0, torch.where(kl < target / 1.5, 0.5, 1.0))

@@ -19,7 +19,7 @@ from rlcore.envs import make_vec
 from rlcore.envs.make import find_spec, resolve_backend
 from rlcore.envs.native import find_native
 from rlcore.errors import UsageError
-from rlcore.networks import Torso
+from rlcore.networks import GRU, LSTM, ActorCritic, Memory, RecurrentActorCritic, Torso, Transformer
 from rlcore.networks.torsos import is_image
 from rlcore.spaces import Field, Part
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
 
-def configure(kind: type[Agent], env: Any, torso: Torso | str | None, hyperparameters: dict[str, Any]) -> Config:
-    """The configuration that hyperparameters give, where `torso` may be one too; a VectorEnv gives num_envs."""
-    if isinstance(torso, str):
-        hyperparameters = {**hyperparameters, "torso": torso}
+def configure(
+    kind: type[Agent], env: Any, torso: Torso | str | None, memory: Any, hyperparameters: dict[str, Any]
+) -> Config:
+    """The configuration that hyperparameters give, where `torso` and `memory` may be some too; a VectorEnv gives
+    num_envs."""
+    named = {name: x for name, x in (("torso", torso), ("memory", memory)) if x is not None and not callable(x)}
+    hyperparameters = {**hyperparameters, **named}
     if isinstance(env, VectorEnv):
         given = hyperparameters.get("num_envs", env.num_envs)
         if given != env.num_envs:
@@ -87,6 +90,48 @@ def added_fields(agent: Agent) -> list[Field]:
     of_environments = [dataclasses.replace(field, source="environment") for field in agent.adapter.fields]
     of_policy = [dataclasses.replace(field, source="policy") for field in agent.network.fields()]
     return [*of_environments, *of_policy, *agent.fields()]
+
+
+def make_network(agent: Agent, torso: Torso | None, memory: Callable[[int], Memory] | None) -> ActorCritic:
+    """The agent's network; `torso` and `memory` are the user's own, where there are any."""
+    config, spaces = agent.config, (agent.envs.single_observation_space, agent.adapter.action_spec)
+    options: dict[str, Any] = dict(
+        shared=config.shared, torso=config.torso if torso is None else torso, hidden_sizes=config.hidden_sizes,
+        activation=config.activation, log_std_init=config.log_std_init,
+        state_dependent_std=config.state_dependent_std, norm_obs=config.norm_obs, precision=config.precision,
+    )  # fmt: skip
+    if memory is None and config.memory is None:
+        return ActorCritic(*spaces, **options)
+    if memory is None:
+        kind = {"gru": GRU, "lstm": LSTM, "transformer": Transformer}[config.memory]
+        context = {"context": config.memory_context} if config.memory == "transformer" else {}
+        memory = partial(kind, size=config.memory_size, **context)
+    return RecurrentActorCritic(*spaces, memory=memory, **options)
+
+
+def sequence_length(agent: Agent) -> int:
+    """Rows of the sequences that the agent's policy learns from, 0 where it has no memory.
+
+    Raises:
+        UsageError: where they do not divide a rollout, or cannot be split into minibatches.
+    """
+    config, length = agent.config, agent.config.sequence_length
+    if not isinstance(agent.network, RecurrentActorCritic):
+        if length is not None:
+            raise UsageError(f"sequence_length is {length}, but the policy has no memory; it may be none")
+        return 0
+    if config.whole_episodes and length not in (None, config.num_steps):
+        kind = type(agent).__name__
+        raise UsageError(f"sequence_length is {length}, but {kind} learns from whole episodes; it may be none")
+    length = config.num_steps if length is None else length
+    if config.num_steps % length:
+        raise UsageError(f"sequence_length is {length}, but must divide num_steps = {config.num_steps}")
+    sequences = config.num_steps // length * config.num_envs
+    if sequences % config.num_minibatches:
+        product = f"num_envs × num_steps / sequence_length = {config.num_envs} × {config.num_steps} / {length}"
+        problem = f"num_minibatches is {config.num_minibatches}, but with memory must divide the number of sequences"
+        raise UsageError(f"{problem}, {product} = {sequences}")
+    return length
 
 
 def make_collector(agent: Agent, backend: str | None) -> Collector:

@@ -20,7 +20,7 @@ from rlcore.agents.config import Above0, Apart, Config, Count, From0, Range, Uni
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
 from rlcore.optim import conjugate_gradient, flat
-from rlcore.tracing import loop
+from rlcore.tracing import loop, twice_differentiated
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TRPO(Agent):
         return value_loss, {"value_loss": value_loss}
 
     def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
-        whole = batch.take(torch.arange(len(batch.mask), device=self.device))
+        whole = batch.take(batch.units())
         return batch, self.policy_step(whole.replace(advantages=self._advantages(whole)))
 
     def _advantages(self, batch: Batch) -> Tensor:
@@ -83,8 +83,10 @@ class TRPO(Agent):
 
     def fisher_product(self, batch: Batch):
         """A function v -> F v with F the Hessian of the mean KL at the present parameters."""
-        part = batch.take(torch.arange(0, len(batch.mask), round(1 / self.config.fisher_fraction), device=self.device))
-        parameters, policy = self.network.policy_parameters(), self.network.policy(part.obs)
+        part = batch.take(batch.units()[:: round(1 / self.config.fisher_fraction)])
+        parameters = self.network.policy_parameters()
+        with twice_differentiated():
+            policy = self.network.policy(part.obs)
         kl = part.mean(self.network.distribution(policy.params.detach()).kl(policy))
         slope = flat(torch.autograd.grad(kl, parameters, create_graph=True))
         return lambda v: flat(torch.autograd.grad(slope @ v, parameters, retain_graph=True))

@@ -1,6 +1,11 @@
 """The actor-critic network and what it is made of: torsos, distributions over actions, running normalisation."""
 
 from rlcore.networks.actor_critic import ActorCritic, Torso
+from rlcore.networks.memory import GRU, LSTM, Memory, RecurrentActorCritic
 from rlcore.networks.torsos import MLP, ImpalaCNN, NatureCNN
+from rlcore.networks.transformer import Transformer
 
-__all__ = ["MLP", "ActorCritic", "ImpalaCNN", "NatureCNN", "Torso"]
+__all__ = [
+    "GRU", "LSTM", "MLP", "ActorCritic", "ImpalaCNN", "Memory", "NatureCNN", "RecurrentActorCritic", "Torso",
+    "Transformer",
+]  # fmt: skip

@@ -191,11 +191,23 @@ class ActorCritic(nn.Module):
             obs, noise: `[N, ...]`; the noise of the actions, see rlcore.networks.distributions.
             carry: of the row before, `initial_carry` at the beginning.
             first: `[N]` bool, whose row begins an episode after another; may be None where there is no carry.
-            with_values: whether values are wanted, where these come for free from a shared torso.
+            with_values: whether values are wanted, where these come with acting.
         """
-        policy, values = self(obs) if with_values and self.shared else (self.policy(obs), None)
+        policy, values, carry = self.step(obs, carry, first, with_values)
         row = {"actions": policy.sample(noise), "dist_params": policy.params}
         return row if values is None else {**row, "values": values}, carry
+
+    def step(
+        self, obs: Obs, carry: dict[str, Tensor], first: Tensor | None, with_values: bool = False
+    ) -> tuple[Distribution, Tensor | None, dict[str, Tensor]]:
+        """The policy at one row, the values where they come with it, and the carry; arguments as those of `act`."""
+        policy, values = self(obs) if with_values and self.shared else (self.policy(obs), None)
+        return policy, values, carry
+
+    @property
+    def acts_with_values(self) -> bool:
+        """Whether values come with acting: for free from a shared torso."""
+        return self.shared
 
     def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of `actions`, entropies and values, each `[...]`, at `obs [..., *shape]`."""
@@ -205,11 +217,11 @@ class ActorCritic(nn.Module):
     def policy_parameters(self) -> list[nn.Parameter]:
         """The parameters that `policy` depends on."""
         free_std = [self.log_std] if self.free_std else []
-        return [*self.actor.torsos.parameters(), *self.policy_head.parameters(), *free_std]
+        return [*self.actor.parameters(), *self.policy_head.parameters(), *free_std]
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters that `value` depends on."""
-        return [*self.critic.torsos.parameters(), *self.value_head.parameters()]
+        return [*self.critic.parameters(), *self.value_head.parameters()]
 
     def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
         """Merge the real rows of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
