@@ -18,7 +18,8 @@ PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 MODULES = [
     "agents", "agents.a2c", "agents.evaluation", "agents.grpo", "agents.ppo", "agents.reinforce", "agents.trpo",
     "buffer", "collect", "diagnostics", "envs", "envs.memory_tasks", "envs.rock_paper_scissors", "errors",
-    "estimators", "networks", "networks.distributions", "networks.normalize", "networks.torsos", "optim", "presets",
+    "estimators", "networks", "networks.distributions", "networks.memory", "networks.normalize",
+    "networks.recurrent", "networks.torsos", "networks.transformer", "optim", "presets",
     "spaces", "state", "storage.checkpoint", "tracing",
 ]  # fmt: skip
 TENSORS = {"Tensor", "Tensor | None", "Obs", "Tensor | dict[str, Tensor]", "np.ndarray"}

@@ -78,7 +78,7 @@ def test_a_sequence_at_once_is_stepping_through_it(kind, starts):
 def test_the_loops_that_programs_record_and_the_fused_kernel_agree(kind, starts):
     memory, x, carry, first = example(MEMORIES[kind], starts)
     expected = one_by_one(memory, x, carry, first)
-    scanned = memory.scan(x, *carry.values(), first, *memory.weights())
+    scanned = memory._scan(x, *carry.values(), first, *memory._weights())
     by_episode = memory._by_episode(x, carry, first)
     inputs, slope = [x, *memory.parameters()], torch.randn_like(expected)
     for found in (scanned, by_episode):
@@ -94,7 +94,7 @@ def test_the_loops_that_programs_record_and_the_fused_kernel_agree(kind, starts)
 def test_the_gru_is_that_of_the_paper():
     memory, x, carry, _ = example(MEMORIES["gru"], "none")
     h, H = carry["h"], 6
-    w_x, w_h, b_x, b_h = (w.detach().numpy() for w in memory.weights())
+    w_x, w_h, b_x, b_h = (w.detach().numpy() for w in memory._weights())
     for s in range(S):
         state = h[s].numpy()
         for t in range(L):
@@ -108,7 +108,7 @@ def test_the_gru_is_that_of_the_paper():
 def test_the_lstm_is_that_of_the_paper():
     memory, x, carry, _ = example(MEMORIES["lstm"], "none")
     H, found = 6, memory(x, carry, torch.zeros(L, S).bool()).detach()
-    w_x, w_h, b_x, b_h = (w.detach().numpy() for w in memory.weights())
+    w_x, w_h, b_x, b_h = (w.detach().numpy() for w in memory._weights())
     for s in range(S):
         h, c = carry["h"][s].numpy(), carry["c"][s].numpy()
         for t in range(L):

@@ -200,7 +200,8 @@ class ActorCritic(nn.Module):
     def step(
         self, obs: Obs, carry: dict[str, Tensor], first: Tensor | None, with_values: bool = False
     ) -> tuple[Distribution, Tensor | None, dict[str, Tensor]]:
-        """The policy at one row, the values where they come with it, and the carry; arguments as those of `act`."""
+        """The policy at one row, `obs [N, ...]`, the values where they come with it, and the carry; `carry` and
+        `first [N]` as for `act`."""
         policy, values = self(obs) if with_values and self.shared else (self.policy(obs), None)
         return policy, values, carry
 

@@ -56,23 +56,23 @@ class GRU(Memory):
     """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078) in torch's form: `[L, S, in_features]` to
     `[L, S, size]`."""
 
-    parts, gates, scan = ("h",), 3, staticmethod(scan_gru)
+    _parts, _gates, _scan = ("h",), 3, staticmethod(scan_gru)
 
     def __init__(self, in_features: int, size: int = 64):
         super().__init__()
-        self.features, self.sizes = size, dict.fromkeys(self.parts, (size,))
-        self.weight_x = nn.Parameter(torch.empty(self.gates * size, in_features))
-        self.weight_h = nn.Parameter(torch.empty(self.gates * size, size))
-        self.bias_x, self.bias_h = (nn.Parameter(torch.zeros(self.gates * size)) for _ in "xh")
+        self.features, self.sizes = size, dict.fromkeys(self._parts, (size,))
+        self.weight_x = nn.Parameter(torch.empty(self._gates * size, in_features))
+        self.weight_h = nn.Parameter(torch.empty(self._gates * size, size))
+        self.bias_x, self.bias_h = (nn.Parameter(torch.zeros(self._gates * size)) for _ in "xh")
         for gate in (*self.weight_x.split(size), *self.weight_h.split(size)):
             nn.init.orthogonal_(gate)
 
-    def weights(self) -> tuple[Tensor, ...]:
+    def _weights(self) -> tuple[Tensor, ...]:
         """In the order in which torch takes them."""
         return self.weight_x, self.weight_h, self.bias_x, self.bias_h
 
     def step(self, x: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        h = torch.gru_cell(x, carry["h"], *self.weights())
+        h = torch.gru_cell(x, carry["h"], *self._weights())
         return h, {"h": h}
 
     def forward(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class GRU(Memory):
                 raise UsageError("a recurrent memory is differentiated twice, which only Python does here")
             return super().forward(x, carry, first)
         if is_recording() or not self._has_fused(x):  # a recording would write out torch's kernel row by row
-            return self.scan(x, *carry.values(), first, *self.weights())
+            return self._scan(x, *carry.values(), first, *self._weights())
         if first[1:].any():
             return self._by_episode(x, carry, first)
         return self._fused(x, self.begin(carry, first[0]))
@@ -90,7 +90,7 @@ class GRU(Memory):
         return x.is_cuda  # on the CPU, torch's GRU is a loop of small operations, and ours a shorter one
 
     def _fused(self, x: Tensor, carry: dict[str, Tensor]) -> Tensor:
-        return torch.gru(x, carry["h"].unsqueeze(0), self.weights(), True, 1, 0.0, False, False, False)[0]
+        return torch.gru(x, carry["h"].unsqueeze(0), self._weights(), True, 1, 0.0, False, False, False)[0]
 
     def _by_episode(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> Tensor:
         """Each stretch within an episode as a sequence of its own, so that the fused kernel need not stop; row by row
@@ -103,7 +103,7 @@ class GRU(Memory):
         number = (begins.T.flatten().cumsum(0) - 1).view(S, L).T  # of its stretch
         longest, count = int(place.max()) + 1, int(number.max()) + 1
         if longest * count > 2 * L * S:
-            return self.scan(x, *carry.values(), first, *self.weights())
+            return self._scan(x, *carry.values(), first, *self._weights())
         stretches = x.new_zeros(longest, count, x.shape[-1]).index_put((place, number), x)
         carry = self.begin(carry, first[0])
         own = {name: x.new_zeros(count, self.features).index_put((number[0],), old) for name, old in carry.items()}
@@ -114,7 +114,7 @@ class LSTM(GRU):
     """Long short-term memory (Hochreiter & Schmidhuber 1997) in torch's form, with forget gates open at first
     (Jozefowicz et al. 2015); `[L, S, in_features]` to `[L, S, size]`."""
 
-    parts, gates, scan = ("h", "c"), 4, staticmethod(scan_lstm)
+    _parts, _gates, _scan = ("h", "c"), 4, staticmethod(scan_lstm)
 
     def __init__(self, in_features: int, size: int = 64):
         super().__init__(in_features, size)
@@ -122,7 +122,7 @@ class LSTM(GRU):
             self.bias_x[size : 2 * size] = 1.0
 
     def step(self, x: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        h, c = torch.lstm_cell(x, (carry["h"], carry["c"]), *self.weights())
+        h, c = torch.lstm_cell(x, (carry["h"], carry["c"]), *self._weights())
         return h, {"h": h, "c": c}
 
     def _has_fused(self, x: Tensor) -> bool:
@@ -130,11 +130,12 @@ class LSTM(GRU):
 
     def _fused(self, x: Tensor, carry: dict[str, Tensor]) -> Tensor:
         state = carry["h"].unsqueeze(0), carry["c"].unsqueeze(0)
-        return torch.lstm(x, state, self.weights(), True, 1, 0.0, False, False, False)[0]
+        return torch.lstm(x, state, self._weights(), True, 1, 0.0, False, False, False)[0]
 
 
 class MemoryTrunk(nn.Module):
-    """A trunk whose features pass a memory: `Sequences` to `[B, features]`."""
+    """A trunk whose features pass a memory: `Sequences` to `[B, features]`; a UsageError where there are none, or
+    `make_memory` makes something else."""
 
     def __init__(self, trunk: Trunk, make_memory: Callable[[int], Memory]):
         super().__init__()
@@ -155,7 +156,8 @@ class MemoryTrunk(nn.Module):
         return obs.by_row(self.memory(x, carry, obs.by_sequence(obs.first)))
 
     def step(self, obs: Obs, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One row: `obs [N, ...]` with the policy's `carry` to features `[N, H]`, and its part of the carry after."""
+        """One row: `obs [N, ...]`, which is the `first [N]` of an episode for some, with the policy's `carry` to features
+        `[N, H]`, and its part of the carry after."""
         own = self.memory.begin({part: carry[name] for name, part in self.names.items()}, first)
         y, own = self.memory.step(self.trunk(obs), own)
         return y, {name: own[part] for name, part in self.names.items()}

@@ -19,14 +19,16 @@ from rlcore.tracing import is_recording, loop, recording, thread
 
 
 def scan_gru(x: Tensor, h: Tensor, first: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor) -> Tensor:
-    """What torch's GRU puts out for `x [L, S, F]` and `h [S, H]`, `[L, S, H]`, forgetting where `first [L, S]`."""
+    """What torch's GRU puts out for `x [L, S, F]` and `h [S, H]`, `[L, S, H]`, forgetting where `first [L, S]`; its
+    weights are `w_x [3 H, F]`, `w_h [3 H, H]`, `b_x [3 H]` and `b_h [3 H]`."""
     return _GRU.apply(F.linear(x, w_x, b_x), h, first, w_h, b_h)
 
 
 def scan_lstm(
     x: Tensor, h: Tensor, c: Tensor, first: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor
 ) -> Tensor:
-    """The same of torch's LSTM, with cells `c [S, H]`."""
+    """The same of torch's LSTM for `x [L, S, F]`, `h [S, H]` and cells `c [S, H]`, forgetting where `first [L, S]`; its
+    weights are `w_x [4 H, F]`, `w_h [4 H, H]`, `b_x [4 H]` and `b_h [4 H]`."""
     return _LSTM.apply(F.linear(x, w_x, b_x + b_h), h, c, first, w_h)
 
 

@@ -105,8 +105,8 @@ class Block(nn.Module):
         return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1).flatten(2)
 
     def forward(self, x: Tensor, q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
-        """`x [S, L, size]` after looking, with `q [S, L, size]`, at those of `keys [S, K, size]` that are
-        `allowed [S, L, K]`."""
+        """`x [S, L, size]` after looking, with `q [S, L, size]`, at those of `keys [S, K, size]` and
+        `values [S, K, size]` that are `allowed [S, L, K]`."""
         q, keys, values = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, keys, values))
         scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])  # [S, heads, L, K]
         weights = scores.masked_fill(~allowed.unsqueeze(1), -torch.inf).softmax(-1)
