@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rlcore.agents import PPO, PPOConfig
 from rlcore.agents.config import Below1, Count, From0, Range
 from rlcore.buffer import Batch, RolloutBuffer
+from rlcore.envs.frames import FrameStacks
 from rlcore.errors import UsageError
 from rlcore.estimators import linear_scan
 from rlcore.networks import ActorCritic, Torso
@@ -74,10 +75,6 @@ class RND(PPO):
     def fields(self) -> list[Field]:
         return [Field("bonus"), Field("bonus_returns")]
 
-    def numbers(self, obs: Tensor) -> Tensor:
-        """Observations `[..., *shape]` as plain numbers `[..., D]`."""
-        return obs.reshape(*obs.shape[: obs.ndim - len(self.envs.single_observation_space.shape)], -1).float()
-
     def surprise(self, seen: Tensor) -> Tensor:
         """Error of the prediction, `[...]`, at normalised observations `seen [..., D]`."""
         return (self.predictor(seen) - self.target(seen)).pow(2).mean(-1)
@@ -86,7 +83,7 @@ class RND(PPO):
     def rewards(self, buffer: RolloutBuffer) -> None:
         super().rewards(buffer)
         mask, never = buffer.mask, torch.zeros_like(buffer.terminated)
-        numbers = self.numbers(whole(buffer.obs))  # [T, N, D]
+        numbers = flat(buffer.obs, 2)  # [T, N, D]
         self.obs_norm.update(numbers, mask)
         surprise = self.surprise(self.obs_norm(numbers))
         arrived = SimpleNamespace(rewards=surprise, mask=mask, terminated=never, truncated=never)
@@ -97,7 +94,7 @@ class RND(PPO):
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
         config, mask = self.config, buffer.mask
         advantages, returns = super().estimate(buffer)
-        values = self.bonus_values(self.obs_norm(self.numbers(whole(buffer.obs))))
+        values = self.bonus_values(self.obs_norm(flat(buffer.obs, 2)))
         delta = buffer.bonus + config.int_gamma * after(values, mask) - values
         # The last real row of an environment has its successor in the next rollout, and so no bonus yet: it tells the
         # rows before it what it is worth, and is left out itself.
@@ -115,7 +112,7 @@ class RND(PPO):
 
     def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().loss(network, batch)
-        seen = self.obs_norm(self.numbers(batch.obs))  # [M, D]
+        seen = self.obs_norm(flat(batch.obs, 1))  # [M, D]
         value_loss = 0.5 * batch.mean((self.bonus_values(seen) - batch.bonus_returns) ** 2)
         first = math.ceil(self.config.predictor_share * len(batch))  # minibatches are shuffled: any will do
         weight = batch.weight[:first]
@@ -134,9 +131,10 @@ def after(x: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([found[1:], torch.zeros_like(found[:1])])
 
 
-def whole(obs) -> Tensor:
-    """The observations of a rollout as one tensor `[T, N, ...]`, also of frames that are stored once."""
-    return obs if isinstance(obs, Tensor) else torch.stack(obs.unbind())
+def flat(obs: Tensor | FrameStacks, lead: int) -> Tensor:
+    """Observations as plain numbers `[..., D]`, behind so many leading dimensions; images are flattened."""
+    obs = obs if isinstance(obs, Tensor) else torch.stack(obs.unbind())  # frames that are stored once
+    return obs.reshape(*obs.shape[:lead], -1).float()
 
 
 def layers(*sizes: int) -> nn.Sequential:
