@@ -248,6 +248,15 @@ def test_it_goes_on_with_the_same_bits(backend, tmp_path, monkeypatch):
         assert torch.equal(torch.as_tensor(theirs[name]), torch.as_tensor(x)), name
 
 
+def test_it_goes_on_in_another_number_of_environments(tmp_path, monkeypatch):
+    monkeypatch.setitem(AGENTS._loaded, "rnd", RND)
+    agent, _ = train(make(), 2)
+    agent.save(tmp_path / "rnd.pt")
+    other = rlcore.load(tmp_path / "rnd.pt", num_envs=5)
+    assert other.bonus_scaler.carry.shape == (5,) and other.bonus_scaler.stats.count == agent.bonus_scaler.stats.count
+    train(other, 2)
+
+
 # What it refuses.
 
 
