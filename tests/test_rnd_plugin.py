@@ -1,5 +1,6 @@
 """Random network distillation as a plugin: benchmarks/plugins/rnd, and benchmarks/bonus.py, which shows its effect."""
 
+import copy
 import importlib.util
 import json
 import sys
@@ -183,14 +184,16 @@ def test_without_its_weight_the_bonus_leaves_ppo_alone():
 
 
 def test_the_predictor_learns_and_the_random_network_does_not():
-    agent = make(num_steps=64, learning_rate=3e-3, anneal_lr=False)
+    agent = make(num_steps=64, update_epochs=8, learning_rate=3e-3, anneal_lr=False)
+    start = copy.deepcopy(agent.predictor)
     before = {name: x.clone() for name, x in flat(agent.state.state_dict()).items() if isinstance(x, torch.Tensor)}
-    agent, found = train(agent, 30)
+    agent, _ = train(agent, 30)
     after = flat(agent.state.state_dict())
     changed = {name for name, x in before.items() if not torch.equal(after[name], x)}
     assert not any(name.startswith(".target") for name in changed)
     assert {".predictor.0.weight", ".bonus_critic.0.weight", ".obs_norm.mean", ".bonus_scaler.stats.var"} <= changed
-    assert found[-1]["distillation"] < 0.3 * found[0]["distillation"]
+    seen = agent.obs_norm(agent.buffer.obs)
+    assert agent.surprise(seen).mean() < 0.2 * (start(seen) - agent.target(seen)).pow(2).mean()
     assert all(x.grad is None and not x.requires_grad for x in agent.target.parameters())
 
 
@@ -222,14 +225,14 @@ def test_images_are_flattened():
 
 @pytest.mark.parametrize("backend", ["vector", "native"])
 def test_it_is_recorded(backend):
-    options = dict(backend=backend, num_minibatches=3, predictor_share=0.5)
+    options = dict(backend=backend, num_steps=33, num_minibatches=3, predictor_share=0.5)
     ours, theirs = (train(make(how, **options)) for how in (False, "record"))
     assert theirs[0].engine.how == "recorded" and ours[0].buffer.dones.any()
     assert_same(ours, theirs)
 
 
 def test_it_is_compiled():
-    ours, theirs = (train(make(how, backend="native")) for how in (False, True))
+    ours, theirs = (train(make(how, backend="vector", num_steps=4), 8) for how in (False, True))
     assert theirs[0].engine.how == "compiled"
     assert_same(ours, theirs, 2e-5)
 
@@ -291,7 +294,7 @@ def test_observations_of_several_parts_are_refused():
     ):
         make(env=envs)
     with pytest.raises(UsageError, match="but the observation space is Discrete"):
-        make(env="Taxi-v3")
+        make(env="FrozenLake-v1")
 
 
 # Deep Sea, and the script.
