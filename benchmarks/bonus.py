@@ -59,8 +59,13 @@ def main() -> None:
             continue
         runs.append({"task": task, **harness.worker(__file__, task)})
         print(f"{env_id:22}{agent:5}{told(runs[-1])}", flush=True)
-        machine.write(options.name, {"episodes": EPISODES, "summary": summary(runs), "runs": runs})
+        write(options.name, runs)
+    write(options.name, runs)
     report(summary(runs))
+
+
+def write(name: str, runs: list[dict[str, Any]]) -> None:
+    machine.write(name, {"episodes": EPISODES, "summary": summary(runs), "runs": runs})
 
 
 def task_of(env_id: str, agent: str, seed: int) -> dict[str, Any]:
@@ -74,7 +79,8 @@ def task_of(env_id: str, agent: str, seed: int) -> dict[str, Any]:
 def told(run: dict[str, Any]) -> str:
     first = run["first_reached"]
     when = "never" if first is None else f"first at step {first:,}"
-    return f"seed {run['task']['seed']}: {run['mean']:8.2f} ({run['last_hundred']:.2f} in training), goal reached {when}, {run['seconds']:.0f} s"
+    mean = f"{run['mean']:8.2f} ({run['last_hundred']:.2f} in training)"
+    return f"seed {run['task']['seed']}: {mean}, goal reached {when}, {run['seconds']:.0f} s"
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -131,7 +137,8 @@ def work(
     result = learner.evaluate(EPISODES, seed=EVAL_SEED + seed)
     return {
         "mean": result.mean, "std": result.std, "min": float(result.returns.min()), "max": float(result.returns.max()),
-        "first_reached": first, "last_hundred": statistics.mean(returns[-100:]), "steps": learner.global_step, "how": learner.engine.how, "seconds": round(seconds, 2),
+        "first_reached": first, "last_hundred": statistics.mean(returns[-100:]), "steps": learner.global_step,
+        "how": learner.engine.how, "seconds": round(seconds, 2),
     }  # fmt: skip
 
 
