@@ -94,26 +94,21 @@ class RND(PPO):
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
         config, mask = self.config, buffer.mask
         advantages, returns = super().estimate(buffer)
-        values = self.bonus_values(self.obs_norm(flat(buffer.obs, 2)))
+        values = self.bonus_critic(self.obs_norm(flat(buffer.obs, 2))).squeeze(-1)
         delta = buffer.bonus + config.int_gamma * after(values, mask) - values
         # The last real row of an environment has its successor in the next rollout, and so no bonus yet: it tells the
         # rows before it what it is worth, and is left out itself.
-        known = mask & (after(torch.ones_like(values), mask) > 0)
+        known = mask & (after(mask.float(), mask) > 0)
         # GAE without ends, and straight through the padding between two episodes.
         decay = torch.where(mask, config.int_gamma * config.gae_lambda, 1.0)
-        bonus_advantages = linear_scan(torch.where(known, delta, 0.0), decay)
-        bonus_advantages = torch.where(mask, bonus_advantages, 0.0)
+        bonus_advantages = torch.where(mask, linear_scan(torch.where(known, delta, 0.0), decay), 0.0)
         buffer.bonus_returns = values + bonus_advantages
         return config.ext_coef * advantages + config.bonus_coef * bonus_advantages, returns  # [T, N]
-
-    def bonus_values(self, seen: Tensor) -> Tensor:
-        """The bonus's critic, `[...]`, at normalised observations `seen [..., D]`."""
-        return self.bonus_critic(seen).squeeze(-1)
 
     def loss(self, network: ActorCritic, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().loss(network, batch)
         seen = self.obs_norm(flat(batch.obs, 1))  # [M, D]
-        value_loss = 0.5 * batch.mean((self.bonus_values(seen) - batch.bonus_returns) ** 2)
+        value_loss = 0.5 * batch.mean((self.bonus_critic(seen).squeeze(-1) - batch.bonus_returns) ** 2)
         first = math.ceil(self.config.predictor_share * len(batch))  # minibatches are shuffled: any will do
         weight = batch.weight[:first]
         distillation = torch.dot(self.surprise(seen[:first]), weight) / reduce(weight.sum()).clamp(min=1e-8)
