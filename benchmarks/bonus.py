@@ -4,9 +4,9 @@
     python benchmarks/bonus.py --tasks MountainCar-v0 --seeds 100-102 --name trial
 
 PPO and random network distillation (benchmarks/plugins/rnd) learn with the same hyperparameters, which were chosen on
-seeds 100 to 102; what the bonus adds are its own. A run is a process, trains on native environments with recorded
+seeds 100 to 106; what the bonus adds are its own. A run is a process, trains on native environments with recorded
 operations, and ends with 100 greedy episodes. No seed is left out. Runs that the result file has already, with the same
-settings, are not made again: what was interrupted goes on.
+settings, are not made again: what was interrupted goes on. Runs with other settings are dropped from it.
 
 Mountain Car is no task that PPO cannot learn: its preset, which normalises rewards too and goes through each rollout
 ten times, solves it. Here are hyperparameters with which it hardly ever sees the goal.
@@ -29,7 +29,8 @@ import machine
 PLUGIN = Path(__file__).parent / "plugins" / "rnd"
 EPISODES, EVAL_SEED = 100, 1_000_000
 COMMON = dict(num_envs=16, num_steps=64, num_minibatches=4, update_epochs=4, learning_rate=1e-3, clip_vloss=False)
-DEEP_SEA = {"total_steps": 100_000, "reached_above": 0.5, "solved_at": 0.9, "common": COMMON, "bonus": {}}
+DEEP_SEA = {"total_steps": 100_000, "reached_above": 0.5, "solved_at": 0.9, "common": COMMON}
+DEEP_SEA["bonus"] = {"predictor_share": 0.25}
 # By environment: a return that only an episode with the goal in it has, one that counts as solved, and hyperparameters
 # of both agents and of the bonus alone.
 TASKS: dict[str, dict[str, Any]] = {
@@ -40,6 +41,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "rlcore/DeepSea10-v0": DEEP_SEA,
     "rlcore/DeepSea20-v0": {**DEEP_SEA, "total_steps": 200_000},
 }  # fmt: skip
+KEYS = ("env_id", "agent", "seed")
 LISTS = ("seeds", "means", "last_hundreds", "firsts")
 AGENTS = ("ppo", "rnd")
 
@@ -52,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     first, last = map(int, options.seeds.split("-"))
     path = machine.RESULTS / f"{options.name}.json"
-    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = [run for run in stored(path) if run["task"] == task_of(*(run["task"][key] for key in KEYS))]
     for env_id, agent, seed in itertools.product(options.tasks, AGENTS, range(first, last + 1)):
         task = task_of(env_id, agent, seed)
         if any(run["task"] == task for run in runs):
@@ -62,6 +64,10 @@ def main() -> None:
         write(options.name, runs)
     write(options.name, runs)
     report(summary(runs))
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["runs"] if path.exists() else []
 
 
 def write(name: str, runs: list[dict[str, Any]]) -> None:
