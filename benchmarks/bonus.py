@@ -29,8 +29,10 @@ import machine
 PLUGIN = Path(__file__).parent / "plugins" / "rnd"
 EPISODES, EVAL_SEED = 100, 1_000_000
 COMMON = dict(num_envs=16, num_steps=64, num_minibatches=4, update_epochs=4, learning_rate=1e-3, clip_vloss=False)
-DEEP_SEA = {"total_steps": 100_000, "reached_above": 0.5, "solved_at": 0.9, "common": COMMON}
-DEEP_SEA["bonus"] = {"predictor_share": 0.25}
+DEEP_SEA = {
+    "total_steps": 100_000, "reached_above": 0.5, "solved_at": 0.9,
+    "common": COMMON, "bonus": {"predictor_share": 0.25},
+}  # fmt: skip
 # By environment: a return that only an episode with the goal in it has, one that counts as solved, and hyperparameters
 # of both agents and of the bonus alone.
 TASKS: dict[str, dict[str, Any]] = {
