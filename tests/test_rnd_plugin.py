@@ -115,14 +115,17 @@ def test_bonus_and_its_advantages_are_those_of_a_loop(last_real):
     agent, rng = make(ext_coef=0.3, bonus_coef=0.7, gae_lambda=0.8, int_gamma=0.9), np.random.default_rng(0)
     cfg, N = agent.config, agent.config.num_envs
     every, sums, carry = [], [], np.zeros(N)
-    for _ in range(2):  # statistics and discounted sums go on from one rollout to the next
+    for rollout in range(2):  # statistics and discounted sums go on from one to the next
         buffer = fill(agent, rng, last_real)
+        buffer.obs[(*buffer.mask.nonzero()[2], 0)] += 50.0 * rollout  # far out
         obs, mask = buffer.obs.double().numpy(), buffer.mask.numpy()
         agent.rewards(buffer)
         advantages, returns = agent.estimate(buffer)
         every.append(obs[mask])
         seen = np.concatenate(every)
-        seen = ((obs - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8)).clip(-5, 5)
+        seen = (obs - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8)
+        assert (abs(seen[mask]) > 5).any() or rollout == 0
+        seen = seen.clip(-5, 5)
         surprise = ((forward(agent.predictor, seen) - forward(agent.target, seen)) ** 2).mean(-1)
         values = forward(agent.bonus_critic, seen)[..., 0]
         for n in range(N):
@@ -195,6 +198,22 @@ def test_the_predictor_learns_and_the_random_network_does_not():
     seen = agent.obs_norm(agent.buffer.obs)
     assert agent.surprise(seen).mean() < 0.2 * (start(seen) - agent.target(seen)).pow(2).mean()
     assert all(x.grad is None and not x.requires_grad for x in agent.target.parameters())
+
+
+def test_rewards_are_clipped_as_asked_for():
+    agent = make(clip_reward=True)
+    agent.rewards(fill(agent, np.random.default_rng(0)))
+    assert {-1, 1} == set(agent.buffer.rewards.unique().tolist())
+
+
+def test_networks_follow_from_the_seed_and_nobody_elses_draws_are_moved():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, again, other = make(), make(), make(seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("target", "predictor", "bonus_critic"):
+        one, same, another = (getattr(agent, name)[0].weight for agent in (first, again, other))
+        assert torch.equal(one, same) and not torch.equal(one, another)
 
 
 def test_the_predictor_takes_its_share_of_a_minibatch():
