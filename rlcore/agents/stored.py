@@ -17,6 +17,7 @@ from rlcore.agents.setup import restart_seed
 from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported
 from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
 from rlcore.networks import ActorCritic, Torso
+from rlcore.networks.normalize import RewardScaler
 from rlcore.storage.checkpoint import check_like, read_agent, write_checkpoint
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: It
         state = {**state, "optimizer": fresh["optimizer"]}
     if "norm_reward" in changed and agent.reward_scaler is not None:
         state = {"reward_scaler": fresh["reward_scaler"], **state}
-    if agent.reward_scaler is not None and not envs_stay and isinstance(state.get("reward_scaler"), dict):
-        state["reward_scaler"] = {**state["reward_scaler"], "carry": agent.reward_scaler.carry.clone()}
+    for name, module in agent.state.modules().items():
+        if isinstance(module, RewardScaler) and not envs_stay and isinstance(state.get(name), dict):
+            state[name] = {**state[name], "carry": module.carry.clone()}
     agent.state.load_state_dict(state)
     for name in changed & set(agent.coefs):
         agent.coefs[name] = fresh["coefs"][name]
