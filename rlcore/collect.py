@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
@@ -23,13 +24,13 @@ from rlcore.envs.faults import Faults, Seen, refuse_nan, refuse_policy
 from rlcore.envs.frames import FrameStacks
 from rlcore.envs.native import NativeTask
 from rlcore.envs.standing import Standing
-from rlcore.errors import UsageError
+from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic
 from rlcore.networks.distributions import distribution_class, noise_size
-from rlcore.spaces import map_parts
+from rlcore.spaces import ACTION_MASK, map_parts
 from rlcore.state import Place
 from rlcore.storage.checkpoint import check_like, stored_count
-from rlcore.tracing import is_recording, loop, rows_of
+from rlcore.tracing import is_recording, leaves_of, loop, rows_of
 
 
 @dataclass
@@ -438,8 +439,7 @@ class HostCollector(Collector):
 
     def _check_finite(self, finals: list[tuple[int, np.ndarray, Any]], length: int, failed: bool = False) -> None:
         """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
-        parts = [(f"observation part {name!r}" if name else "observation", x) for name, x in _parts(self.rows.obs)]
-        seen = [Seen(f"its {what}", x[:length], 0) for what, x in parts]
+        seen = [Seen(f"its {_named(name)}", x[:length], 0) for name, x in _parts(self.rows.obs)]
         seen.append(Seen("its reward", self.rows.raw_rewards[: length - failed], 1))
         if not failed:
             ends = [(length - 1, None, "observation", self.next_obs)]
@@ -493,6 +493,10 @@ def _parts(obs: Any) -> list[tuple[str, np.ndarray]]:
     return [*obs.items()] if isinstance(obs, dict) else [("", np.asarray(obs))]
 
 
+def _named(part: str) -> str:
+    return f"observation part {part!r}" if part else "observation"
+
+
 class NativeCollector(Collector):
     """Plays environments that are functions of tensors, all rows in one loop: a `task`, beside the arguments of
     `Collector`.
@@ -512,6 +516,9 @@ class NativeCollector(Collector):
     def __init__(self, task: NativeTask, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.task, self.max_episode_steps = task, task.max_episode_steps
+        spec, space = self.envs.action_spec, task.observation_space
+        if spec.masked and not (isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces):
+            raise UsageError(f"actions are masked, but {task} has no part '{ACTION_MASK}' in its observation")
         self.standing: dict[str, Tensor] = {}
         self.draws: dict[str, Tensor] = {}
         self.network: ActorCritic | None = None
@@ -519,7 +526,12 @@ class NativeCollector(Collector):
     @property
     def next_obs(self) -> Tensor | None:
         """Observations to act on next, [N, ...]."""
-        return self.task.observe(self.standing["state"]) if self.standing else None
+        return self._observe(self.standing["state"]) if self.standing else None
+
+    def _observe(self, state: Tensor) -> Any:
+        """Observations `[N, ...]` at `state [N, S]`, parts in the order of the buffer's."""
+        obs = self.task.observe(state)
+        return {name: obs[name] for name in self.envs.parts} if isinstance(obs, dict) else obs
 
     def _begin(self, seed: int | list[int] | None) -> None:
         N, device = self.buffer.num_envs, self.buffer.device
@@ -572,6 +584,8 @@ class NativeCollector(Collector):
         read = self.buffer.rewards, self.buffer.terminated, self.buffer.truncated
         rewards, terminated, truncated = (x.cpu().numpy() for x in read)
         self._check_finite(rewards)
+        if self.envs.action_spec.masked:
+            self._check_masks()
         return rewards, terminated | truncated, None
 
     @torch.no_grad()
@@ -589,14 +603,14 @@ class NativeCollector(Collector):
             rows["truncated"] = torch.cat([rows["truncated"][:-1], cut.unsqueeze(0)])
         for name, x in rows.items():
             setattr(buffer, name, x)
-        self._complete(network, self.task.observe(end["state"]), None if finals is None else self._cut(finals))
+        self._complete(network, self._observe(end["state"]), None if finals is None else self._cut(finals))
 
     def _row(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """One row: observe, act, step, and begin anew where an episode ended."""
         task, rho, limit = self.task, self.noise_correlation, self.max_episode_steps
         noise = rho * carry["noise"] + (1 - rho**2) ** 0.5 * draws["noise"] if rho else draws["noise"]
         policy = {name.removeprefix("policy."): x for name, x in carry.items() if name.startswith("policy.")}
-        obs = task.observe(carry["state"])
+        obs = self._observe(carry["state"])
         chosen, policy = self.network.act(obs, policy, carry["first"], noise, self.with_values)
         actions = self.envs.action_spec.to_env_tensor(chosen["actions"])
         following, rewards, terminated = task.step(carry["state"], actions)
@@ -606,7 +620,7 @@ class NativeCollector(Collector):
         row = {"obs": obs, "rewards": rewards, "terminated": terminated, "truncated": truncated, "mask": playing}
         row |= {"dones": carry["first"], **chosen, **task.extras(carry["state"])}
         if self.with_values and limit:
-            row["final_obs"] = task.observe(following)
+            row["final_obs"] = self._observe(following)
         if self.whole_episodes:
             playing = playing & ~done
             following = torch.where(playing.unsqueeze(-1), following, carry["state"])  # who waits stands still
@@ -616,24 +630,33 @@ class NativeCollector(Collector):
         after = {"state": following, "elapsed": elapsed, "first": done, "playing": playing, "noise": noise}
         return {**after, **{f"policy.{name}": x for name, x in policy.items()}}, row
 
-    def _cut(self, finals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _cut(self, finals: Any) -> tuple[Tensor, Tensor, Any, Tensor]:
         """Where episodes were cut, for `_complete`; a time limit cuts an environment at most so `often` in T rows."""
         truncated = self.buffer.truncated
         T, N = truncated.shape
         often = min(T, (T - 1) // self.max_episode_steps + 1)
         rows = truncated.float().topk(often, dim=0)[1].flatten()  # [often · N]
         envs = torch.arange(N, device=rows.device).repeat(often)
-        return rows, envs, finals[rows, envs], truncated[rows, envs]
+        return rows, envs, map_parts(lambda x: x[rows, envs], finals), truncated[rows, envs]
 
     def _check_finite(self, rewards: np.ndarray) -> None:
         # Looked at where they lie: only what is to be explained is worth a copy from the device.
-        numbers = [x for x in (self.buffer.obs, self.buffer.dist_params) if x.is_floating_point()]
+        numbers = [x for x in leaves_of([self.buffer.obs, self.buffer.dist_params]) if x.is_floating_point()]
         if np.isfinite(rewards).all() and torch.stack([x.isfinite().all() for x in numbers]).all():
             return
-        obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
-        refuse_policy(output, [obs], len(output), self.rows_collected)
-        seen = [Seen("its observation", obs, 0), Seen("its reward", rewards, 1)]
-        refuse_nan(seen, output, [obs], self.rows_collected)
+        parts = _parts(map_parts(lambda x: x.cpu().numpy(), self.buffer.obs))
+        obs, output = [x for _, x in parts], self.buffer.dist_params.cpu().numpy()
+        refuse_policy(output, obs, len(output), self.rows_collected)
+        seen = [*(Seen(f"its {_named(name)}", x, 0) for name, x in parts), Seen("its reward", rewards, 1)]
+        refuse_nan(seen, output, obs, self.rows_collected)
+
+    def _check_masks(self) -> None:
+        """Refuse a rollout with a row in which nothing was allowed."""
+        dimensions = self.buffer.obs[ACTION_MASK].bool().split(self.envs.action_spec.nvec, -1)
+        stuck = self.buffer.mask & ~torch.stack([x.any(-1) for x in dimensions]).all(0)
+        if stuck.any():
+            t, n = stuck.nonzero()[0].tolist()
+            raise EnvironmentFault(f"environment {n} allows no action at vector step {self.rows_collected + t:,}")
 
     def state_dict(self) -> dict[str, Any]:
         standing = {name: x.clone() for name, x in self.standing.items()}

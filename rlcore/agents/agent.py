@@ -76,7 +76,7 @@ class Agent:
         self.device = setup.resolve_device(self.config.device)
         self.env_id, self.env_kwargs = env if isinstance(env, str) else None, dict(env_kwargs or {})
         self.envs, self.backend = setup.environments(self, env)
-        self.adapter = VectorAdapter(self.envs, self.config.squash)
+        self.adapter = VectorAdapter(self.envs, self.config.squash, self.config.mask_actions)
         self.config = config = setup.completed(self, torso)
         self.state = State(self)
         # The same weights on every device and with any number of threads, and nobody else's generator moved.
@@ -85,7 +85,7 @@ class Agent:
             network = self.make_network(None if isinstance(torso, str) else torso).to(self.device)
         self.state.register("network", network)
         self.buffer = RolloutBuffer(
-            config.num_steps, config.num_envs, self.envs.single_observation_space, self.adapter.action_spec,
+            config.num_steps, config.num_envs, self.adapter.observation_space, self.adapter.action_spec,
             self.device, self.adapter.frame_stack, setup.added_fields(self),
         )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -122,7 +122,7 @@ class Agent:
         """The network; `torso` is one of the user's own, if there is one. A UsageError where it does not fit."""
         config = self.config
         network = ActorCritic(
-            self.envs.single_observation_space, self.adapter.action_spec, shared=config.shared,
+            self.adapter.observation_space, self.adapter.action_spec, shared=config.shared,
             torso=config.torso if torso is None else torso, hidden_sizes=config.hidden_sizes,
             activation=config.activation, log_std_init=config.log_std_init,
             state_dependent_std=config.state_dependent_std, norm_obs=config.norm_obs, precision=config.precision,
@@ -351,14 +351,19 @@ class Agent:
             return setup.group_seeds(self.config, iteration)
         return setup.restart_seed(self.config.seed, iteration)
 
-    def act(self, obs: Any, deterministic: bool = False) -> np.ndarray:
+    def act(self, obs: Any, deterministic: bool = False, action_mask: Any = None) -> np.ndarray:
         """Actions `[N, ...]` as the environment takes them, in the action space, drawn or the most probable.
 
         Args:
             obs: observations `[N, ...]` as a vector environment of this kind returns them.
             deterministic: the most probable action instead of a draw.
+            action_mask: which actions are allowed, `[N, P]` or one mask of each environment; where the agent masks
+                actions and observations have no such part.
+
+        Raises:
+            UsageError: where a mask is missing, not wanted, or does not fit.
         """
-        return self.adapter.action_spec.to_env(self._actor(self.adapter.split(obs), deterministic))
+        return self.adapter.action_spec.to_env(self._actor(self.adapter.given(obs, action_mask), deterministic))
 
     def evaluate(
         self,
