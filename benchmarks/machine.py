@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(os.environ.get("RLCORE_RESULTS") or Path(__file__).parent / "results")
-PACKAGES = ("rlcore", "torch", "numpy", "gymnasium", "stable-baselines3", "ale-py", "envpool", "opencv-python-headless")
+PACKAGES = (
+    "rlcore",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "stable-baselines3",
+    "sb3-contrib",
+    "ale-py",
+    "envpool",
+    "opencv-python-headless",
+)
 
 
 def describe() -> dict[str, Any]:

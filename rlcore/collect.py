@@ -583,9 +583,9 @@ class NativeCollector(Collector):
             self._tell_cuts(int(self.standing["playing"].sum()))
         read = self.buffer.rewards, self.buffer.terminated, self.buffer.truncated
         rewards, terminated, truncated = (x.cpu().numpy() for x in read)
-        self._check_finite(rewards)
         if self.envs.action_spec.masked:
             self._check_masks()
+        self._check_finite(rewards)
         return rewards, terminated | truncated, None
 
     @torch.no_grad()

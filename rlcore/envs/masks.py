@@ -162,7 +162,8 @@ class MaskedVectorEnv(VectorWrapper):
         rows = _rows(masks, which)
         for n, row in zip(which, rows, strict=True):
             if len(row) != self.length:
-                raise EnvironmentFault(f"environment {n} gave an action mask of length {len(row)}, but {self._wanted()}")
+                wrong = f"environment {n} gave an action mask of length {len(row)}"
+                raise EnvironmentFault(f"{wrong}, but {self._wanted()}")
         rows, starts = np.asarray(rows), np.cumsum((0, *self.nvec[:-1]))
         for i, dimension in np.argwhere(~np.logical_or.reduceat(rows, starts, axis=1)):
             where = f" in dimension {dimension}" if len(self.nvec) > 1 else ""

@@ -53,7 +53,7 @@ class NativeTask:
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next state `[N, S]` in the dtype of `state [N, S]`, rewards `[N]` float32 and terminated `[N]` bool; the
-        `action` is `[N]` int64 of a Discrete space, `[N, d]` float32 of a Box."""
+        `action` is `[N]` int64 of a Discrete space, `[N, d]` of a MultiDiscrete, `[N, d]` float32 of a Box."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

@@ -205,8 +205,9 @@ class NativeVectorEnv(VectorEnv):
             raise UsageError(f"actions have shape {list(given.shape)}, but must have {list(self.action_space.shape)}")
         if isinstance(space, spaces.Box):
             return np.array(given, np.float32)
-        if given.dtype.kind not in "iu" or not 0 <= given.min() <= given.max() < space.n:
-            raise UsageError(f"actions are {given.tolist()}, but must be whole numbers from 0 to {space.n - 1}")
+        count = space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
+        if given.dtype.kind not in "iu" or (given < 0).any() or (given >= count).any():
+            raise UsageError(f"actions are {given.tolist()}, but must be whole numbers from 0 to {count - 1}")
         return np.array(given, np.int64)
 
 
