@@ -115,12 +115,11 @@ class VectorAdapter:
 
     def __init__(self, envs: VectorEnv, squash: bool = False, mask_actions: bool | None = None):
         self.envs, self.num_envs = envs, envs.num_envs
-        spec = action_spec(envs.single_action_space, squash)
+        self.mode, spec = autoreset_mode(envs), action_spec(envs.single_action_space, squash)
         self.stepped = with_masks(envs, spec, mask_actions)
         self.action_spec: ActionSpec = dataclasses.replace(spec, masked=self.stepped is not envs)
         self.observation_space = self.stepped.single_observation_space
         self.parts = observation_parts(self.observation_space)
-        self.mode = autoreset_mode(envs)
         self.has_dead_rows = self.mode is AutoresetMode.NEXT_STEP
         self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row
         self.steps, self.clock, self._failed = 0, "at vector step {:,}", False

@@ -67,6 +67,7 @@ class MaskedVectorEnv(VectorWrapper):
 
     Attributes:
         source: the same.
+        mode: of autoreset.
         masks: `[N, P]` of the latest observations.
 
     Raises:
@@ -80,6 +81,7 @@ class MaskedVectorEnv(VectorWrapper):
         self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
         # Frames would be stored once, but only of an observation that is nothing else.
         self.metadata = {**(envs.metadata or {}), "frame_stack": 0}
+        self.mode = AutoresetMode(self.metadata["autoreset_mode"])
         self.masks = np.ones((envs.num_envs, self.length), np.uint8)
         self._over = np.zeros(envs.num_envs, dtype=bool)  # whose episode is over, so that nobody acts
         self._told = False  # whether any infos had a mask yet
@@ -106,8 +108,7 @@ class MaskedVectorEnv(VectorWrapper):
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict]:
         """Observations, rewards, terminated and truncated `[N]`, and infos; raises as `reset` does."""
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        begins_at_once = self.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
-        self._over = np.zeros(self.num_envs, dtype=bool) if begins_at_once else np.logical_or(terminated, truncated)
+        self._over = np.logical_or(terminated, truncated) & (self.mode is not AutoresetMode.SAME_STEP)
         self._read(obs, infos, np.ones(self.num_envs, dtype=bool))
         if "final_obs" in infos:
             infos = {**infos, "final_obs": self._final(infos["final_obs"])}
@@ -129,8 +130,10 @@ class MaskedVectorEnv(VectorWrapper):
             raise UsageError(f"action_mask does not fit: {fault}") from None
 
     def _read(self, obs: Any, infos: dict[str, Any], asked: np.ndarray) -> None:
-        """Take the masks of the environments `asked [N]`, but not of those that failed, which are begun anew."""
-        needed = asked & ~self._over & ~infos.get(f"_{FAULT_KEY}", np.zeros_like(asked))
+        """Take masks, from infos those of the environments that were `asked [N]`; but not of those that failed, which
+        are begun anew."""
+        needed = ~self._over & ~infos.get(f"_{FAULT_KEY}", np.zeros_like(asked))
+        needed = needed & asked if self.source == "infos" else needed
         which, found = np.flatnonzero(needed), self._found(obs, infos, needed)
         self.masks = self.masks.copy()  # what was given out before stays as it is
         if found is not None and len(which):
@@ -143,8 +146,7 @@ class MaskedVectorEnv(VectorWrapper):
             return _side_by_side(obs[ACTION_MASK])
         if self.source == "infos":
             return self._from_infos(infos, needed)
-        disabled = self.metadata.get("autoreset_mode") is AutoresetMode.DISABLED
-        reset_follows = FAULT_KEY in infos or (disabled and self._over.any())
+        reset_follows = FAULT_KEY in infos or (self.mode is AutoresetMode.DISABLED and self._over.any())
         return None if reset_follows else self.env.unwrapped.call("action_masks")
 
     def _from_infos(self, infos: dict[str, Any], needed: np.ndarray) -> Any:
@@ -158,7 +160,7 @@ class MaskedVectorEnv(VectorWrapper):
         return infos.get(ACTION_MASK)
 
     def _checked(self, masks: Any, which: np.ndarray) -> np.ndarray:
-        """The `masks` of the environments `which`, of all those that there are, as bool `[len(which), P]`."""
+        """The `masks` of the environments `which`, of all those that there are, as `[len(which), P]` of 0 and 1."""
         rows = _rows(masks, which)
         for n, row in zip(which, rows, strict=True):
             if len(row) != self.length:
@@ -168,7 +170,7 @@ class MaskedVectorEnv(VectorWrapper):
         for i, dimension in np.argwhere(~np.logical_or.reduceat(rows, starts, axis=1)):
             where = f" in dimension {dimension}" if len(self.nvec) > 1 else ""
             raise EnvironmentFault(f"environment {which[i]} allows no action{where}")
-        return rows
+        return rows.astype(np.uint8)
 
     def _wanted(self) -> str:
         return f"actions {self.env.single_action_space} take one of length {self.length}"
