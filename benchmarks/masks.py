@@ -184,7 +184,7 @@ def train_sb3(masked: bool, values: dict[str, Any], total_steps: int, every: int
     from sb3_contrib.common.wrappers import ActionMasker
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.vec_env import DummyVecEnv
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
     def make() -> Any:
         env = gymnasium.make(ENV_ID, disable_env_checker=True)
@@ -198,10 +198,11 @@ def train_sb3(masked: bool, values: dict[str, Any], total_steps: int, every: int
         def _on_step(self) -> bool:
             return True
 
-    count = values["num_envs"]
-    model = (MaskablePPO if masked else PPO)(
-        "MlpPolicy", DummyVecEnv([make] * count), seed=seed, device="cpu", **names_of_sb3(values)
-    )
+    envs: Any = DummyVecEnv([make] * values["num_envs"])
+    if values.get("norm_reward"):
+        envs = VecNormalize(envs, norm_obs=False, gamma=values.get("gamma", 0.99))
+    kind = MaskablePPO if masked else PPO
+    model = kind("MlpPolicy", envs, seed=seed, device="cpu", **names_of_sb3(values))
 
     def act(obs: np.ndarray, masks: np.ndarray) -> np.ndarray:
         return model.predict(obs, deterministic=True, **({"action_masks": masks} if masked else {}))[0]
