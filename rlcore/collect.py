@@ -511,6 +511,9 @@ class NativeCollector(Collector):
             noise    [N, A] action noise of the step before, where it is correlated
 
         draws: noise of actions `[T, N, A]` and of starts `[T, N, D]` for the next rollout.
+
+    Raises:
+        UsageError: where actions are masked and the task's observation has no part `action_mask`.
     """
 
     def __init__(self, task: NativeTask, *arguments: Any, **options: Any):
