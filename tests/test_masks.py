@@ -1,6 +1,7 @@
 """Masked policies against closed forms, and no forbidden action anywhere, wherever masks come from."""
 
 import json
+import os
 import warnings
 
 import gymnasium
@@ -42,8 +43,9 @@ def nvec_of(space):
 class Forbidding(gymnasium.Env):
     """Shows which actions are allowed and refuses all others; after an episode nothing is allowed."""
 
-    def __init__(self, source="infos", space=DISCRETE, fails_at=None):
-        self.source, self.action_space, self.nvec, self.fails_at = source, space, nvec_of(space), fails_at
+    def __init__(self, source="infos", space=DISCRETE, fails_at=None, dies_at=None):
+        self.source, self.action_space, self.nvec = source, space, nvec_of(space)
+        self.fails_at, self.dies_at = fails_at, dies_at
         plain = spaces.Box(-1, 1, (sum(self.nvec),), np.float32)
         mask = spaces.Box(0, 1, (self.nvec[0],), np.int8)
         if len(self.nvec) > 1:
@@ -83,6 +85,8 @@ class Forbidding(gymnasium.Env):
         self.t, self.steps = self.t + 1, self.steps + 1
         if self.steps == self.fails_at:
             raise KeyError("bad thing")
+        if self.steps == self.dies_at:
+            os._exit(3)
         self._draw()
         done = self.t >= self.length
         if done:
@@ -320,6 +324,42 @@ def test_an_environment_that_fails_is_begun_anew(source, backend):
     agent.close()
 
 
+def test_a_process_that_died_is_not_asked_for_masks():
+    kwargs = {"source": "method", "dies_at": 9}
+    options = {**SMALL, "backend": "async", "on_env_error": "restart"}
+    agent = PPO(FORBIDDING, num_envs=2, env_kwargs=kwargs, **options)
+    with pytest.warns(UserWarning, match="died"):
+        iterate(agent, 2)
+    agent.close()
+
+
+def test_nobody_is_asked_for_masks_after_the_end_where_a_reset_follows():
+    class Strict(AskedForbidding):
+        def action_masks(self):
+            assert self.t < self.length
+            return super().action_masks()
+
+    for mode in (AutoresetMode.DISABLED, AutoresetMode.SAME_STEP):
+        iterate(PPO(vectorize(lambda n: Strict("method"), 2, mode), **SMALL), 2)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_after_an_episode_all_is_allowed(source):
+    """Who reads final observations finds a mask that is one."""
+    for mode in MODES:
+        envs = VectorAdapter(vectorize(lambda n: forbidding(source), 2, mode), mask_actions=True)
+        obs, finals = envs.reset(0), 0
+        for _ in range(20):
+            step = envs.step(obs["action_mask"].argmax(1))
+            last = step.obs if step.final_obs is None else step.final_obs
+            which = step.done if step.final_obs is None else slice(None)
+            if step.done.any():
+                assert last["action_mask"][which].all()
+                finals += 1
+            obs = step.obs
+        assert finals
+
+
 def test_masks_help_to_learn():
     """The largest allowed choice pays most: what is forbidden is out of the way."""
     agent = PPO(
@@ -420,11 +460,10 @@ def assert_alike(ours, theirs):
     assert torch.equal(theirs[0].buffer.actions, ours[0].buffer.actions)
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(5), MULTI], ids=["discrete", "multi"])
 @pytest.mark.parametrize("name", AGENTS)
-def test_native_tasks_run_alike_as_python_and_recorded(name, space, arms):
+def test_native_tasks_run_alike_as_python_and_recorded(name, arms):
     kind, options = AGENTS[name]
-    env_id = arms(Arms(space))
+    env_id = arms(Arms(spaces.Discrete(5) if name in ("trpo", "reinforce") else MULTI))
     ours, theirs = (trained(kind, env_id, how, backend="native", **options) for how in (False, "record"))
     assert theirs[0].engine.how == "recorded" and isinstance(theirs[0].collector.next_obs, dict)
     assert_alike(ours, theirs)
@@ -441,7 +480,7 @@ def test_gymnasiums_environments_run_alike_as_python_and_recorded(source):
 
 
 def test_native_tasks_run_alike_compiled(arms):
-    options = dict(num_envs=2, num_steps=3, backend="native", hidden_sizes=(2,))
+    options = dict(num_envs=2, num_steps=11, backend="native", hidden_sizes=(2,))
     env_id = arms(Arms(spaces.Discrete(3)))
     ours, theirs = (trained(A2C, env_id, how, **options) for how in (False, True))
     assert theirs[0].engine.how == "compiled"

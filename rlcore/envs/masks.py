@@ -68,7 +68,7 @@ class MaskedVectorEnv(VectorWrapper):
     Attributes:
         source: the same.
         mode: of autoreset.
-        masks: `[N, P]` of the latest observations.
+        masks: `[N, P]` of the latest observations, always in the same memory.
 
     Raises:
         UsageError: where the observation's part `action_mask` is of another length.
@@ -135,7 +135,6 @@ class MaskedVectorEnv(VectorWrapper):
         needed = ~self._over & ~infos.get(f"_{FAULT_KEY}", np.zeros_like(asked))
         needed = needed & asked if self.source == "infos" else needed
         which, found = np.flatnonzero(needed), self._found(obs, infos, needed)
-        self.masks = self.masks.copy()  # what was given out before stays as it is
         if found is not None and len(which):
             self.masks[which] = self._checked(found, which)
         self.masks[self._over] = 1
