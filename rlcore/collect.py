@@ -529,12 +529,7 @@ class NativeCollector(Collector):
     @property
     def next_obs(self) -> Tensor | None:
         """Observations to act on next, [N, ...]."""
-        return self._observe(self.standing["state"]) if self.standing else None
-
-    def _observe(self, state: Tensor) -> Any:
-        """Observations `[N, ...]` at `state [N, S]`, parts in the order of the buffer's."""
-        obs = self.task.observe(state)
-        return {name: obs[name] for name in self.envs.parts} if isinstance(obs, dict) else obs
+        return self.task.observe(self.standing["state"]) if self.standing else None
 
     def _begin(self, seed: int | list[int] | None) -> None:
         N, device = self.buffer.num_envs, self.buffer.device
@@ -606,14 +601,14 @@ class NativeCollector(Collector):
             rows["truncated"] = torch.cat([rows["truncated"][:-1], cut.unsqueeze(0)])
         for name, x in rows.items():
             setattr(buffer, name, x)
-        self._complete(network, self._observe(end["state"]), None if finals is None else self._cut(finals))
+        self._complete(network, self.task.observe(end["state"]), None if finals is None else self._cut(finals))
 
     def _row(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """One row: observe, act, step, and begin anew where an episode ended."""
         task, rho, limit = self.task, self.noise_correlation, self.max_episode_steps
         noise = rho * carry["noise"] + (1 - rho**2) ** 0.5 * draws["noise"] if rho else draws["noise"]
         policy = {name.removeprefix("policy."): x for name, x in carry.items() if name.startswith("policy.")}
-        obs = self._observe(carry["state"])
+        obs = task.observe(carry["state"])
         chosen, policy = self.network.act(obs, policy, carry["first"], noise, self.with_values)
         actions = self.envs.action_spec.to_env_tensor(chosen["actions"])
         following, rewards, terminated = task.step(carry["state"], actions)
@@ -623,7 +618,7 @@ class NativeCollector(Collector):
         row = {"obs": obs, "rewards": rewards, "terminated": terminated, "truncated": truncated, "mask": playing}
         row |= {"dones": carry["first"], **chosen, **task.extras(carry["state"])}
         if self.with_values and limit:
-            row["final_obs"] = self._observe(following)
+            row["final_obs"] = task.observe(following)
         if self.whole_episodes:
             playing = playing & ~done
             following = torch.where(playing.unsqueeze(-1), following, carry["state"])  # who waits stands still

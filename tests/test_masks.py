@@ -30,7 +30,7 @@ SOURCES = ["infos", "observation", "method"]
 AGENTS = {
     "ppo": (PPO, dict(num_envs=2, num_minibatches=2)),
     "a2c": (A2C, dict(num_envs=2)),
-    "trpo": (TRPO, dict(num_envs=2)),
+    "trpo": (TRPO, dict(num_envs=2, cg_iterations=2, line_search_steps=2, update_epochs=2)),
     "reinforce": (REINFORCE, dict(num_envs=2)),
     "grpo": (GRPO, dict(num_envs=4, group_size=2, num_minibatches=2, kl_coef=0.1)),
 }
@@ -251,6 +251,8 @@ def test_the_torso_sees_all_but_the_mask():
     alone = ActorCritic(space, spec, torso=torso((1, 36, 36)))
     obs = {"action_mask": torch.ones(2, 5), "z": torch.zeros(2, 1, 36, 36, dtype=torch.uint8)}
     assert one.value(obs).shape == alone.value(obs).shape == (2,)
+    turned = dict(reversed(obs.items()))
+    assert torch.equal(one.value(turned), one.value(obs)) and one.policy(turned).params.shape == (2, 5)
     with pytest.raises(UsageError, match=r"masked, .* part 'action_mask' and one beside it, but has \[''\]"):
         ActorCritic(spaces.Box(-1, 1, (2,)), spec)
 
@@ -367,7 +369,7 @@ def test_masks_help_to_learn():
         device="cpu", compile=False, env_kwargs={"source": "method"},
     )  # fmt: skip
     before = agent.evaluate(50, seed=0, deterministic=False)
-    agent.learn(8_000)
+    agent.learn(5_000)
     after = agent.evaluate(50, seed=0)
     assert after.returns.sum() / after.lengths.sum() > 1.2 * before.returns.sum() / before.lengths.sum()
 
@@ -485,6 +487,24 @@ def test_native_tasks_run_alike_compiled(arms):
     ours, theirs = (trained(A2C, env_id, how, **options) for how in (False, True))
     assert theirs[0].engine.how == "compiled"
     assert_alike(ours, theirs)
+
+
+def test_values_where_native_episodes_are_cut(arms):
+    task = Arms()
+    agent = PPO(arms(task), num_envs=3, backend="native", **{**SMALL, "num_steps": 14})
+    agent.collector.collect(agent.network)
+    buffer = agent.buffer
+    cut = buffer.truncated & ~buffer.terminated
+    state = (buffer.obs["observation"] * 61).round()[cut]
+    following, _, _ = task.step(state, buffer.actions[cut])
+    assert cut.any()
+    torch.testing.assert_close(buffer.next_values[cut], agent.network.value(task.observe(following)))
+
+
+def test_programs_of_masked_agents_are_others():
+    agents = [PPO(FORBIDDING, env_kwargs={"source": "method"}, mask_actions=m, **SMALL) for m in (None, False)]
+    ours, theirs = (agent.engine._key("learn")["spaces"] for agent in agents)
+    assert ours != theirs
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
