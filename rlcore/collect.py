@@ -651,7 +651,7 @@ class NativeCollector(Collector):
     def _check_masks(self) -> None:
         """Refuse a rollout with a row in which nothing was allowed."""
         dimensions = self.buffer.obs[ACTION_MASK].bool().split(self.envs.action_spec.nvec, -1)
-        stuck = self.buffer.mask & ~torch.stack([x.any(-1) for x in dimensions]).all(0)
+        stuck = ~torch.stack([x.any(-1) for x in dimensions]).all(0)
         if stuck.any():
             t, n = stuck.nonzero()[0].tolist()
             raise EnvironmentFault(f"environment {n} allows no action at vector step {self.rows_collected + t:,}")

@@ -491,7 +491,7 @@ def test_native_tasks_run_alike_compiled(arms):
 
 def test_values_where_native_episodes_are_cut(arms):
     task = Arms()
-    agent = PPO(arms(task), num_envs=3, backend="native", **{**SMALL, "num_steps": 14})
+    agent = PPO(arms(task), num_envs=3, backend="native", **{**SMALL, "num_steps": 16})
     agent.collector.collect(agent.network)
     buffer = agent.buffer
     cut = buffer.truncated & ~buffer.terminated
