@@ -420,7 +420,8 @@ class Arms(NativeTask):
 
     def allowed(self, state):
         columns = [(state[:, 0] + arm) % 3 < 1.5 for n in self.nvec for arm in range(n)]  # at least one of two arms
-        return torch.stack(columns, 1) & (state[:, 1:] != self.stuck_at)
+        *others, last = torch.stack(columns, 1).split(tuple(self.nvec), 1)
+        return torch.cat([*others, last & (state[:, 1:] != self.stuck_at)], 1)
 
     def observe(self, state):
         # In another order than that of the space.
