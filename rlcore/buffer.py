@@ -121,7 +121,9 @@ class RolloutBuffer:
         return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=one.dtype).view(shape)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.__dict__.get("fields", ()):
+        if name == "obs" and isinstance(vars(self).get("obs"), dict):
+            self.obs.update({part: value[part].to(x.dtype) for part, x in self.obs.items()})
+        elif name not in self.__dict__.get("fields", ()):
             super().__setattr__(name, value)
         elif is_recording():
             vars(self)[name] = value.to(self.fields[name].dtype)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
@@ -24,13 +25,13 @@ from rlcore.envs.faults import Faults, Seen, refuse_nan, refuse_policy
 from rlcore.envs.frames import FrameStacks
 from rlcore.envs.native import NativeTask
 from rlcore.envs.standing import Standing
-from rlcore.errors import UsageError
+from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.networks import ActorCritic
 from rlcore.networks.distributions import distribution_class, noise_size
-from rlcore.spaces import Sequences, map_parts
+from rlcore.spaces import ACTION_MASK, Sequences, map_parts
 from rlcore.state import Place
 from rlcore.storage.checkpoint import check_like, stored_count
-from rlcore.tracing import is_recording, loop, rows_of
+from rlcore.tracing import is_recording, leaves_of, loop, rows_of
 
 
 @dataclass
@@ -467,8 +468,7 @@ class HostCollector(Collector):
 
     def _check_finite(self, finals: list[Final], length: int, failed: bool = False) -> None:
         """Refuse a rollout of `length` rows with a number that is not finite; the last of them `failed` in its step."""
-        parts = [(f"observation part {name!r}" if name else "observation", x) for name, x in _parts(self.rows.obs)]
-        seen = [Seen(f"its {what}", x[:length], 0) for what, x in parts]
+        seen = [Seen(f"its {_named(name)}", x[:length], 0) for name, x in _parts(self.rows.obs)]
         seen.append(Seen("its reward", self.rows.raw_rewards[: length - failed], 1))
         if not failed:
             ends = [(length - 1, None, "observation", self.next_obs)]
@@ -522,6 +522,10 @@ def _parts(obs: Any) -> list[tuple[str, np.ndarray]]:
     return [*obs.items()] if isinstance(obs, dict) else [("", np.asarray(obs))]
 
 
+def _named(part: str) -> str:
+    return f"observation part {part!r}" if part else "observation"
+
+
 class NativeCollector(Collector):
     """Plays environments that are functions of tensors, all rows in one loop: a `task`, beside the arguments of
     `Collector`.
@@ -536,11 +540,17 @@ class NativeCollector(Collector):
             noise    [N, A] action noise of the step before, where it is correlated
 
         draws: noise of actions `[T, N, A]` and of starts `[T, N, D]` for the next rollout.
+
+    Raises:
+        UsageError: where actions are masked and the task's observation has no part `action_mask`.
     """
 
     def __init__(self, task: NativeTask, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.task, self.max_episode_steps = task, task.max_episode_steps
+        spec, space = self.envs.action_spec, task.observation_space
+        if spec.masked and not (isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces):
+            raise UsageError(f"actions are masked, but {task} has no part '{ACTION_MASK}' in its observation")
         self.standing: dict[str, Tensor] = {}
         self.draws: dict[str, Tensor] = {}
         self.network: ActorCritic | None = None
@@ -600,6 +610,8 @@ class NativeCollector(Collector):
             self._tell_cuts(int(self.standing["playing"].sum()))
         read = self.buffer.rewards, self.buffer.terminated, self.buffer.truncated
         rewards, terminated, truncated = (x.cpu().numpy() for x in read)
+        if self.envs.action_spec.masked:
+            self._check_masks()
         self._check_finite(rewards)
         return rewards, terminated | truncated, None
 
@@ -667,15 +679,24 @@ class NativeCollector(Collector):
     def _check_finite(self, rewards: np.ndarray) -> None:
         # Looked at where they lie: only what is to be explained is worth a copy from the device. A sum tells in one
         # pass that all is well; one that overflows is looked at closely.
-        numbers = [x for x in (self.buffer.obs, self.buffer.dist_params) if x.is_floating_point()]
+        numbers = [x for x in leaves_of([self.buffer.obs, self.buffer.dist_params]) if x.is_floating_point()]
         if math.isfinite(rewards.sum()) and math.isfinite(sum(x.sum() for x in numbers)):
             return
         if np.isfinite(rewards).all() and all(x.isfinite().all() for x in numbers):
             return
-        obs, output = self.buffer.obs.cpu().numpy(), self.buffer.dist_params.cpu().numpy()
-        refuse_policy(output, [obs], len(output), self.rows_collected)
-        seen = [Seen("its observation", obs, 0), Seen("its reward", rewards, 1)]
-        refuse_nan(seen, output, [obs], self.rows_collected)
+        parts = _parts(map_parts(lambda x: x.cpu().numpy(), self.buffer.obs))
+        obs, output = [x for _, x in parts], self.buffer.dist_params.cpu().numpy()
+        refuse_policy(output, obs, len(output), self.rows_collected)
+        seen = [*(Seen(f"its {_named(name)}", x, 0) for name, x in parts), Seen("its reward", rewards, 1)]
+        refuse_nan(seen, output, obs, self.rows_collected)
+
+    def _check_masks(self) -> None:
+        """Refuse a rollout with a row in which nothing was allowed."""
+        dimensions = self.buffer.obs[ACTION_MASK].bool().split(self.envs.action_spec.nvec, -1)
+        stuck = ~torch.stack([x.any(-1) for x in dimensions]).all(0)
+        if stuck.any():
+            t, n = stuck.nonzero()[0].tolist()
+            raise EnvironmentFault(f"environment {n} allows no action at vector step {self.rows_collected + t:,}")
 
     def state_dict(self) -> dict[str, Any]:
         standing = {name: x.clone() for name, x in self.standing.items()}

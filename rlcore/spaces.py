@@ -21,6 +21,8 @@ from rlcore.tracing import Constant
 Obs = Tensor | dict[str, Tensor]
 """One tensor, or a dict of named tensors for Tuple and Dict observation spaces."""
 
+ACTION_MASK = "action_mask"  # the part of an observation that says which choices are allowed, where actions are masked
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -172,6 +174,7 @@ class ActionSpec:
         num_params: number P of raw network outputs that parametrise the distribution.
         nvec: numbers of choices, for the categorical kinds.
         space: the gymnasium space of a single environment.
+        masked: whether a part `action_mask` of the observation, `[P]`, says which choices are allowed.
     """
 
     kind: str
@@ -180,6 +183,7 @@ class ActionSpec:
     num_params: int
     nvec: tuple[int, ...]
     space: spaces.Space
+    masked: bool = False
 
     @property
     def squash(self) -> bool:

@@ -79,7 +79,7 @@ class Agent:
         self.device = setup.resolve_device(self.config.device)
         self.env_id, self.env_kwargs = env if isinstance(env, str) else None, dict(env_kwargs or {})
         self.envs, self.backend = setup.environments(self, env)
-        self.adapter = VectorAdapter(self.envs, self.config.squash)
+        self.adapter = VectorAdapter(self.envs, self.config.squash, self.config.mask_actions)
         self.config = config = setup.completed(self, torso)
         self.state = State(self)
         # The same weights on every device and with any number of threads, and nobody else's generator moved.
@@ -90,7 +90,7 @@ class Agent:
         self.state.register("network", network)
         length = setup.sequence_length(self)
         self.buffer = RolloutBuffer(
-            config.num_steps, config.num_envs, self.envs.single_observation_space, self.adapter.action_spec,
+            config.num_steps, config.num_envs, self.adapter.observation_space, self.adapter.action_spec,
             self.device, self.adapter.frame_stack, setup.added_fields(self), length,
         )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -351,7 +351,7 @@ class Agent:
             return setup.group_seeds(self.config, iteration)
         return setup.restart_seed(self.config.seed, iteration)
 
-    def act(self, obs: Any, deterministic: bool = False, first: Any = None) -> np.ndarray:
+    def act(self, obs: Any, deterministic: bool = False, first: Any = None, action_mask: Any = None) -> np.ndarray:
         """Actions `[N, ...]` as the environment takes them, in the action space, drawn or the most probable.
 
         Args:
@@ -359,8 +359,14 @@ class Agent:
             deterministic: the most probable action instead of a draw.
             first: `[N]` bool or one for all, whose observation begins an episode: a policy with memory remembers from
                 call to call, and forgets there.
+            action_mask: which actions are allowed, `[N, P]` or one mask of each environment; where the agent masks
+                actions and observations have no such part.
+
+        Raises:
+            UsageError: where a mask is missing, not wanted, or does not fit; or `first` does not.
         """
-        return self.adapter.action_spec.to_env(self._actor(self.adapter.split(obs), deterministic, first))
+        obs = self.adapter.given(obs, action_mask)
+        return self.adapter.action_spec.to_env(self._actor(obs, deterministic, first))
 
     def evaluate(
         self,

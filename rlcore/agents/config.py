@@ -75,6 +75,7 @@ class Config:
     noise_correlation: Below1 = 0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
     state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters
     squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
+    mask_actions: bool | None = None  # keep to actions that masks allow; none: where observation or method gives masks
     norm_obs: bool = False  # normalise observations by running mean and variance
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return

@@ -195,7 +195,7 @@ class Engine:
             return None
         agent = self.agent
         config = {name: getattr(agent.config, name) for name in enters_programs(type(agent.config))}
-        spaces = str(agent.envs.single_observation_space), str(agent.envs.single_action_space)
+        spaces = str(agent.adapter.observation_space), str(agent.envs.single_action_space)
         algorithm = type(agent).__qualname__
         return {"part": part, "algo": algorithm, "env": agent.env_id, "spaces": spaces, "config": config}
 

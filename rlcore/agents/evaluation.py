@@ -104,7 +104,7 @@ def evaluate(
 def _play(
     agent: Agent, envs: VectorEnv, episodes: int, seed: int | None, deterministic: bool, max_steps: int
 ) -> Evaluation:
-    adapter = VectorAdapter(envs, agent.config.squash)
+    adapter = VectorAdapter(envs, agent.config.squash, agent.adapter.action_spec.masked)
     if (adapter.parts, adapter.action_spec.kind) != (agent.adapter.parts, agent.adapter.action_spec.kind):
         raise UsageError("the environment to evaluate in has other observations or actions than the one trained on")
     seed = secrets.randbelow(2**31) if seed is None else seed

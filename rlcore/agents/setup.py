@@ -94,7 +94,7 @@ def added_fields(agent: Agent) -> list[Field]:
 
 def make_network(agent: Agent, torso: Torso | None, memory: Callable[[int], Memory] | None) -> ActorCritic:
     """The agent's network; `torso` and `memory` are the user's own, where there are any."""
-    config, spaces = agent.config, (agent.envs.single_observation_space, agent.adapter.action_spec)
+    config, spaces = agent.config, (agent.adapter.observation_space, agent.adapter.action_spec)
     options: dict[str, Any] = dict(
         shared=config.shared, torso=config.torso if torso is None else torso, hidden_sizes=config.hidden_sizes,
         activation=config.activation, log_std_init=config.log_std_init,

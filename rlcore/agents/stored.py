@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
 
 
+BEFORE = {"mask_actions": False}  # what a checkpoint means that is older than such a hyperparameter
+
+
 def save(agent: Agent, path: str | Path, extra: dict[str, Any]) -> None:
     """As `Agent.save`."""
     made_from = {"algo": type(agent).__name__.lower(), "env_id": agent.env_id, "env_kwargs": agent.env_kwargs}
@@ -36,7 +39,7 @@ def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: It
     fresh, changed = agent.state.state_dict(), set(changed)
     state = as_of_now(state, fresh)
     _check_kinds(state)
-    envs_stay = restore_envs and not changed & {"num_envs", "backend", "squash"}
+    envs_stay = restore_envs and not changed & {"num_envs", "backend", "squash", "mask_actions"}
     if "optimizer" in changed:
         state = {**state, "optimizer": fresh["optimizer"]}
     if "norm_reward" in changed and agent.reward_scaler is not None:
@@ -122,7 +125,8 @@ def load_agent(
 ) -> Agent:
     """The agent stored in `path`, made anew by one of `agents`."""
     payload = read_agent(path)
-    algo, config = payload["algo"], {**payload["config"], **overrides}
+    algo, stored = payload["algo"], {**BEFORE, **payload["config"]}
+    config = {**stored, **overrides}
     if algo not in agents:
         raise CheckpointError(f"the checkpoint {path} is of algorithm '{algo}', but known are {', '.join(agents)}")
     kwargs = _env_kwargs(payload, path, env, env_kwargs or {})
@@ -145,7 +149,7 @@ def load_agent(
     try:
         same_envs = env is None and kwargs == payload["env_kwargs"]
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
-        changed = [name for name, value in given.items() if payload["config"].get(name) != value]
+        changed = [name for name, value in given.items() if stored.get(name) != value]
         restore(agent, payload["agent"], same_envs, changed)
         if "reference" in payload["config"] and "reference" not in overrides:
             agent.config = dataclasses.replace(agent.config, reference=payload["config"]["reference"])

@@ -7,6 +7,7 @@ is found, and in whether a dead row follows it:
                observation of the next episode: that row is no transition
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -16,6 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from rlcore.envs.async_vector import cause_of_death, first_dead
 from rlcore.envs.guard import FAULT_KEY, describe
+from rlcore.envs.masks import MaskedVectorEnv, with_masks
 from rlcore.errors import EnvironmentFault, RlcoreError, UsageError
 from rlcore.spaces import ActionSpec, Field, action_spec, map_parts, numpy_dtype, observation_parts, split_observation
 
@@ -91,6 +93,9 @@ class VectorAdapter:
     (`make_vec(..., on_env_error="restart")`), a new episode begins at once, with a seed of its own.
 
     Attributes:
+        envs: the vector environment.
+        stepped: the same, or where actions are masked, one around it that has the masks in its observations.
+        observation_space: of a single environment of `stepped`.
         has_dead_rows: whether a row that is no transition follows each episode.
         steps: vector steps so far.
         clock: how errors tell their number.
@@ -102,17 +107,19 @@ class VectorAdapter:
     Args:
         envs: any vector environment whose metadata names its autoreset mode.
         squash: map Box actions into their bounds by tanh instead of clipping.
+        mask_actions: whether actions are masked, see `rlcore.envs.masks`; None: where masks are found.
 
     Raises:
-        UsageError: where a space is not supported or the autoreset mode is unknown.
+        UsageError: where a space is not supported, the autoreset mode is unknown, or actions cannot be masked.
     """
 
-    def __init__(self, envs: VectorEnv, squash: bool = False):
+    def __init__(self, envs: VectorEnv, squash: bool = False, mask_actions: bool | None = None):
         self.envs, self.num_envs = envs, envs.num_envs
-        self.observation_space = envs.single_observation_space
+        self.mode, spec = autoreset_mode(envs), action_spec(envs.single_action_space, squash)
+        self.stepped = with_masks(envs, spec, mask_actions)
+        self.action_spec: ActionSpec = dataclasses.replace(spec, masked=self.stepped is not envs)
+        self.observation_space = self.stepped.single_observation_space
         self.parts = observation_parts(self.observation_space)
-        self.action_spec: ActionSpec = action_spec(envs.single_action_space, squash)
-        self.mode = autoreset_mode(envs)
         self.has_dead_rows = self.mode is AutoresetMode.NEXT_STEP
         self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row
         self.steps, self.clock, self._failed = 0, "at vector step {:,}", False
@@ -126,7 +133,7 @@ class VectorAdapter:
     @property
     def frame_stack(self) -> int:
         """S where an observation `[S, H, W]` is the latest S frames, zeros before an episode's first; 0 elsewhere."""
-        return (self.envs.metadata or {}).get("frame_stack", 0)
+        return (self.stepped.metadata or {}).get("frame_stack", 0)
 
     def reset(self, seed: int | list[int] | None = None) -> Any:
         """First observations `[N, ...]` of all environments.
@@ -139,7 +146,7 @@ class VectorAdapter:
         if isinstance(seed, list) and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             seed = np.array(seed)  # what vector environments in C++ take
         try:
-            obs, infos = self.envs.reset(seed=seed)
+            obs, infos = self.stepped.reset(seed=seed)
         except Exception as error:
             self._refuse_seeds(error, seed)
             raise self._fault(error) from error
@@ -173,7 +180,7 @@ class VectorAdapter:
         """
         self.steps += 1
         try:
-            obs, rewards, terminated, truncated, infos = self.envs.step(self.action_spec.to_env(actions))
+            obs, rewards, terminated, truncated, infos = self.stepped.step(self.action_spec.to_env(actions))
         except Exception as error:
             raise self._fault(error) from error
         obs, dead, final_envs, final_obs = self.split(obs), self.pending, None, None
@@ -232,7 +239,7 @@ class VectorAdapter:
 
     def _reset(self, which: np.ndarray, seeds: list[int | None] | None) -> tuple[Any, dict[int, str]]:
         try:
-            obs, infos = self.envs.reset(seed=seeds, options={"reset_mask": which})
+            obs, infos = self.stepped.reset(seed=seeds, options={"reset_mask": which})
         except Exception as error:
             raise self._fault(error) from error
         if self.fields:
@@ -262,10 +269,26 @@ class VectorAdapter:
         return EnvironmentFault(f"{sentence} {self.clock.format(self.steps)}")
 
     def split(self, obs: Any) -> Any:
-        """Observations `[N, ...]` of the environment as the buffer takes them: in parts, indices counted from 0."""
+        """Observations `[N, ...]` of `stepped` as the buffer takes them: in parts, indices counted from 0."""
         if self._composite:
             obs = split_observation(self.observation_space, obs)
         return map_parts(np.subtract, obs, self._starts) if self._shifted else obs
+
+    def given(self, obs: Any, action_mask: Any = None) -> Any:
+        """As `split`, of observations `[N, ...]` of `envs` that come from anywhere, with the masks of their actions.
+
+        Raises:
+            UsageError: where masks are needed, or not, or do not fit.
+        """
+        if isinstance(self.stepped, MaskedVectorEnv):
+            obs = self.split(self.stepped.given(obs, action_mask))
+            counts = [len(x) for x in obs.values()]
+            if min(counts) != max(counts):
+                raise UsageError(f"there are {counts[-1]} action masks, but {counts[0]} observations")
+            return obs
+        if action_mask is not None:
+            raise UsageError("action_mask is given, but this agent does not mask actions (mask_actions)")
+        return self.split(obs)
 
     def _final_from_infos(self, infos: dict[str, Any], final_envs: np.ndarray) -> Any:
         final = infos.get("final_obs")

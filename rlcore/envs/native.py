@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlcore.spaces import Field
+from rlcore.spaces import Field, Obs
 
 
 class NativeTask:
@@ -42,8 +42,9 @@ class NativeTask:
         """States `[N, S]` at the start of an episode from `uniform [N, draws]` in [0, 1), in the dtype of `uniform`."""
         raise NotImplementedError
 
-    def observe(self, state: Tensor) -> Tensor:
-        """Observations `[N, ...]` at `state [N, S]`, in the dtype of `observation_space`; by default the state."""
+    def observe(self, state: Tensor) -> Obs:
+        """Observations `[N, ...]` at `state [N, S]`, in the dtype of `observation_space`; by default the state. Of a
+        Dict space a dict of these; its part `action_mask` says which actions are allowed."""
         return state.float()
 
     def extras(self, state: Tensor) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ class NativeTask:
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next state `[N, S]` in the dtype of `state [N, S]`, rewards `[N]` float32 and terminated `[N]` bool; the
-        `action` is `[N]` int64 of a Discrete space, `[N, d]` float32 of a Box."""
+        `action` is `[N]` int64 of a Discrete space, `[N, d]` of a MultiDiscrete, `[N, d]` float32 of a Box."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

@@ -122,7 +122,7 @@ class NativeVectorEnv(VectorEnv):
         with torch.inference_mode():
             state, rewards, terminated = self.task.step(self._tensor(self._state), self._tensor(actions))
             parts = state, rewards, terminated, self.task.observe(state)
-        self._state, rewards, terminated, obs = (x.cpu().numpy() for x in parts)
+        self._state, rewards, terminated, obs = (map_parts(lambda x: x.cpu().numpy(), part) for part in parts)
         self._elapsed += 1
         limit = np.inf if self.max_episode_steps is None else self.max_episode_steps
         truncated = self._elapsed >= limit
@@ -135,7 +135,8 @@ class NativeVectorEnv(VectorEnv):
         if self.autoreset_mode is AutoresetMode.SAME_STEP and done.any():
             which = np.flatnonzero(done)
             for n in which:
-                infos = self._add_info(infos, {"final_obs": obs[n].copy(), "final_info": {}}, n)
+                own = map_parts(lambda x, n=n: x[n].copy(), obs)
+                infos = self._add_info(infos, {"final_obs": own, "final_info": {}}, n)
             self._renew(obs, which)
         return obs, rewards, terminated, truncated, {**infos, **self._apply(self.task.extras, self._state)}
 
@@ -187,10 +188,10 @@ class NativeVectorEnv(VectorEnv):
         self._elapsed[which] = 0
         self._pending[which] = False
 
-    def _renew(self, obs: np.ndarray, which: np.ndarray) -> None:
+    def _renew(self, obs: Any, which: np.ndarray) -> None:
         """Begin new episodes in `which`, on the way of a step, and put their observations into `obs [N, ...]`."""
         self._begin(which)
-        obs[which] = self._apply(self.task.observe, self._state[which])
+        map_parts(lambda x, new: x.__setitem__(which, new), obs, self._apply(self.task.observe, self._state[which]))
 
     def _generator(self, n: int) -> np.random.Generator:
         if self._generators[n] is None:
@@ -204,8 +205,9 @@ class NativeVectorEnv(VectorEnv):
             raise UsageError(f"actions have shape {list(given.shape)}, but must have {list(self.action_space.shape)}")
         if isinstance(space, spaces.Box):
             return np.array(given, np.float32)
-        if given.dtype.kind not in "iu" or not 0 <= given.min() <= given.max() < space.n:
-            raise UsageError(f"actions are {given.tolist()}, but must be whole numbers from 0 to {space.n - 1}")
+        count = space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
+        if given.dtype.kind not in "iu" or (given < 0).any() or (given >= count).any():
+            raise UsageError(f"actions are {given.tolist()}, but must be whole numbers from 0 to {count - 1}")
         return np.array(given, np.int64)
 
 
@@ -234,7 +236,7 @@ class NativeEnv(gymnasium.Env):
         super().reset(seed=seed)
         state = self.task.initial(torch.from_numpy(self.np_random.random((1, self.task.draws))))
         self._state = state.numpy()
-        return self.task.observe(state).numpy()[0], self._extras(state)
+        return self._observe(state), self._extras(state)
 
     def step(self, action: int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated (never), and an empty dict."""
@@ -245,7 +247,10 @@ class NativeEnv(gymnasium.Env):
         actions = torch.from_numpy(np.array(action, self.action_space.dtype)[None])
         state, reward, terminated = self.task.step(torch.from_numpy(self._state), actions)
         self._state = state.numpy()
-        return self.task.observe(state).numpy()[0], reward.item(), terminated.item(), False, self._extras(state)
+        return self._observe(state), reward.item(), terminated.item(), False, self._extras(state)
+
+    def _observe(self, state: Tensor) -> Any:
+        return map_parts(lambda x: x.numpy()[0], self.task.observe(state))
 
     def _extras(self, state: Tensor) -> dict[str, np.ndarray]:
         return {name: x.numpy()[0] for name, x in self.task.extras(state).items()}

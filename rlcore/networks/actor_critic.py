@@ -17,7 +17,10 @@ from rlcore.errors import UsageError
 from rlcore.networks.distributions import Distribution, make_distribution
 from rlcore.networks.normalize import RunningNorm
 from rlcore.networks.torsos import ACTIVATIONS, check_torso, is_channels_last, is_image, make_torso, orthogonal
-from rlcore.spaces import ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
+from rlcore.spaces import ACTION_MASK, ActionSpec, Field, Obs, Part, action_spec, map_parts, observation_parts
+
+# The logit of a forbidden action: its probability is exactly 0, and p log p, being finite, is 0 with gradient 0 too.
+FORBIDDEN = -1e9
 
 
 class Preprocess(nn.Module):
@@ -46,20 +49,24 @@ class Preprocess(nn.Module):
 
 
 class Trunk(nn.Module):
-    """All parts of an observation, each through its own torso, as one feature vector `[B, features]`."""
+    """Parts of an observation, each through its own torso, as one feature vector `[B, features]`.
 
-    def __init__(self, preprocess: nn.ModuleList, torsos: Sequence[nn.Module]):
+    Args:
+        preprocess, torsos: one of each part.
+        names: of the parts; one that an observation has beside these is left out.
+    """
+
+    def __init__(self, preprocess: nn.ModuleList, torsos: Sequence[nn.Module], names: Sequence[str] = ("",)):
         super().__init__()
         self.preprocess, self.torsos = preprocess, nn.ModuleList(torsos)
-        self._branches = list(zip(preprocess, torsos, strict=True))  # a plain list is faster to go through
-        self.features = sum(_features(torso, pre.out_shape) for pre, torso in self._branches)
+        self._branches = list(zip(names, preprocess, torsos, strict=True))  # a plain list is faster to go through
+        self.features = sum(_features(torso, pre.out_shape) for _, pre, torso in self._branches)
 
     def forward(self, obs: Obs) -> Tensor:
         if not isinstance(obs, dict):
-            ((preprocess, torso),) = self._branches
+            ((_, preprocess, torso),) = self._branches
             return torso(preprocess(obs))
-        branches = zip(self._branches, obs.values(), strict=True)
-        return torch.cat([torso(preprocess(x)) for (preprocess, torso), x in branches], -1)
+        return torch.cat([torso(preprocess(obs[name])) for name, preprocess, torso in self._branches], -1)
 
 
 class BFloat16Trunk(Trunk):
@@ -87,7 +94,8 @@ Torso = nn.Module | Callable[[tuple[int, ...]], nn.Module]
 class ActorCritic(nn.Module):
     """Policy and value function over one observation.
 
-    Observations are one tensor or a dict of parts, with any number of leading dimensions.
+    Observations are one tensor or a dict of parts, with any number of leading dimensions. Where actions are masked, the
+    part `action_mask [..., P]` says which are allowed: others have probability 0. No torso sees it.
 
     Args:
         observation_space, action_space: of a single environment; `action_space` may be an ActionSpec.
@@ -123,13 +131,14 @@ class ActorCritic(nn.Module):
         if activation not in ACTIVATIONS:
             raise UsageError(f"activation is '{activation}', but may be one of {', '.join(ACTIVATIONS)}")
         spec = action_space if isinstance(action_space, ActionSpec) else action_spec(action_space)
-        self.spec, self.parts = spec, observation_parts(observation_space)
+        self.spec, self.parts, self.masked = spec, observation_parts(observation_space), spec.masked
         self.shared = shared or isinstance(torso, nn.Module)
         self.distribution = make_distribution(spec)
-        parts = list(self.parts.values()) if isinstance(self.parts, dict) else [self.parts]
+        self.seen = self._parts_seen()
+        parts = list(self.seen.values())
         if isinstance(torso, nn.Module) and len(parts) > 1:
             raise UsageError(
-                f"torso is one module, but the observation has {len(parts)} parts ({', '.join(self.parts)}); "
+                f"torso is one module, but the observation has {len(parts)} parts ({', '.join(self.seen)}); "
                 "pass a function that makes a module from a part's shape"
             )
         check_torso(torso, parts)
@@ -150,24 +159,34 @@ class ActorCritic(nn.Module):
         elif self.state_dependent_std:
             nn.init.constant_(self.policy_head.bias[head_size // 2 :], log_std_init)
 
+    def _parts_seen(self) -> dict[str, Part]:
+        """The parts that torsos see, by name; one of no name where the observation has no parts."""
+        parts = self.parts if isinstance(self.parts, dict) else {"": self.parts}
+        if not self.masked:
+            return parts
+        if ACTION_MASK not in parts or len(parts) == 1:
+            needed = f"'{ACTION_MASK}' and one beside it"
+            raise UsageError(f"actions are masked, so the observation needs a part {needed}, but has {list(parts)}")
+        return {name: part for name, part in parts.items() if name != ACTION_MASK}
+
     def _trunk(self, torso: Torso | str, hidden_sizes: Sequence[int], activation: str, precision: str) -> Trunk:
         if isinstance(torso, str):
             torsos = [make_torso(torso, pre.part, pre.out_shape, hidden_sizes, activation) for pre in self.preprocess]
         else:
             torsos = [torso if isinstance(torso, nn.Module) else torso(pre.out_shape) for pre in self.preprocess]
-        return (BFloat16Trunk if precision == "bfloat16" else Trunk)(self.preprocess, torsos)
+        return (BFloat16Trunk if precision == "bfloat16" else Trunk)(self.preprocess, torsos, list(self.seen))
 
     def forward(self, obs: Obs) -> tuple[Distribution, Tensor]:
         """The policy and the value `[...]` at `obs [..., *shape]`; a shared torso runs once."""
         obs, lead = self._flatten(obs)
         features = self.actor(obs)
-        policy = self._distribution(features, lead)
+        policy = self._distribution(features, lead, obs)
         return policy, self._values(features if self.shared else self.critic(obs), lead)
 
     def policy(self, obs: Obs) -> Distribution:
         """The distribution over actions at `obs [..., *shape]`, without the critic's work."""
         obs, lead = self._flatten(obs)
-        return self._distribution(self.actor(obs), lead)
+        return self._distribution(self.actor(obs), lead, obs)
 
     def value(self, obs: Obs) -> Tensor:
         """V(obs) `[...]` at `obs [..., *shape]`."""
@@ -226,28 +245,35 @@ class ActorCritic(nn.Module):
 
     def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
         """Merge the real rows of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
-        for pre, x in zip(self.preprocess, obs.values() if isinstance(obs, dict) else [obs], strict=True):
+        for name, pre in zip(self.seen, self.preprocess, strict=True):
             if pre.norm is not None:
-                pre.norm.update(x, mask)
+                pre.norm.update(obs[name] if isinstance(obs, dict) else obs, mask)
 
     def _flatten(self, obs: Obs) -> tuple[Obs, torch.Size]:
         """Observations as [B, ...] and the leading dimensions they had."""
         first, part = obs, self.parts
         if isinstance(obs, dict):  # any part will do
-            first, part = next(iter(obs.values())), next(iter(part.values()))
+            name, part = next(iter(part.items()))
+            first = obs[name]
         lead = first.shape[: first.ndim - len(part.shape)]
         if len(lead) == 1:
             return obs, lead
         return map_parts(lambda x: x.reshape(-1, *x.shape[len(lead) :]), obs), lead
 
-    def _distribution(self, features: Tensor, lead: torch.Size) -> Distribution:
+    def _distribution(self, features: Tensor, lead: torch.Size, obs: Obs) -> Distribution:
         params = self.policy_head(features)
+        if self.masked:
+            params = torch.where(self._allowed(obs), params, FORBIDDEN)
         if self.free_std:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
         elif self.state_dependent_std:
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(-20, 2)], -1)
         return self.distribution(params if len(lead) == 1 else params.reshape(*lead, -1))
+
+    def _allowed(self, obs: Obs) -> Tensor:
+        """`[B, P]` bool, which choices are allowed at `obs [B, ...]`."""
+        return obs[ACTION_MASK].bool()
 
     def _values(self, features: Tensor, lead: torch.Size) -> Tensor:
         values = self.value_head(features).squeeze(-1)

@@ -81,13 +81,14 @@ def _writer_module(path: Path) -> Any:
 def _play(agent: Agent, seed: int, deterministic: bool, max_steps: int) -> tuple[list[np.ndarray], list[float], float]:
     envs = make_vec(agent.env_id, 1, "sync", **{**agent.env_kwargs, "render_mode": "rgb_array"})
     with contextlib.closing(envs):
-        adapter = VectorAdapter(envs, agent.config.squash)
+        adapter = VectorAdapter(envs, agent.config.squash, agent.adapter.action_spec.masked)
         actor = Actor(agent.network, adapter, torch.Generator(agent.device).manual_seed(seed))
         obs = adapter.reset(seed)
         frames, rewards, ended = [_frame(envs)], [], False
         while len(rewards) < max_steps and not ended:
             # The frame must be drawn before the finished environment is renewed, so step the inner vector itself.
-            obs, reward, terminated, truncated, _ = envs.step(adapter.action_spec.to_env(actor(obs, deterministic)))
+            actions = adapter.action_spec.to_env(actor(obs, deterministic))
+            obs, reward, terminated, truncated, _ = adapter.stepped.step(actions)
             obs = adapter.split(obs)
             frames.append(_frame(envs))
             rewards.append(float(reward[0]))
