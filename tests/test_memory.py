@@ -107,7 +107,7 @@ def test_the_gru_is_that_of_the_paper():
 
 def test_the_lstm_is_that_of_the_paper():
     memory, x, carry, _ = example(MEMORIES["lstm"], "none")
-    H, found = 6, memory(x, carry, torch.zeros(L, S).bool()).detach()
+    found = memory(x, carry, torch.zeros(L, S).bool()).detach()
     w_x, w_h, b_x, b_h = (w.detach().numpy() for w in memory._weights())
     for s in range(S):
         h, c = carry["h"][s].numpy(), carry["c"][s].numpy()

@@ -156,8 +156,8 @@ class MemoryTrunk(nn.Module):
         return obs.by_row(self.memory(x, carry, obs.by_sequence(obs.first)))
 
     def step(self, obs: Obs, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One row: `obs [N, ...]`, for some the `first [N]` of an episode, with the policy's `carry` to features `[N, H]`,
-        and its part of the carry after."""
+        """One row: `obs [N, ...]`, which is the `first [N]` of some episodes, with the policy's `carry`, to features
+        `[N, H]` and the trunk's part of the carry after."""
         own = self.memory.begin({part: carry[name] for name, part in self.names.items()}, first)
         y, own = self.memory.step(self.trunk(obs), own)
         return y, {name: own[part] for name, part in self.names.items()}
