@@ -270,6 +270,8 @@ class Agent:
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Learn from a rollout as a batch; returns the iteration's mean metrics."""
+        for optimizer in self.optimizers():
+            optimizer.begin()
         batch, before = self.before_steps(batch)
         metrics = {**self.gradient_steps(batch), **before}
         if self.needs_values and self.config.critic_updates:
