@@ -246,7 +246,8 @@ def broken_links(path):
 
 
 DOCUMENTS = [
-    ROOT / "README.md", ROOT / "rlcore" / "agents" / "DETAILS.md", *PAGES, *sorted((ROOT / "notebooks").glob("*.ipynb"))
+    ROOT / "README.md", ROOT / "benchmarks" / "plugins" / "rnd" / "README.md",
+    ROOT / "rlcore" / "agents" / "DETAILS.md", *PAGES, *sorted((ROOT / "notebooks").glob("*.ipynb"))
 ]  # fmt: skip
 
 
