@@ -19,6 +19,7 @@ from rlcore.errors import UsageError
 from rlcore.networks.actor_critic import ActorCritic, Torso, Trunk
 from rlcore.networks.distributions import Distribution
 from rlcore.networks.recurrent import scan_gru, scan_lstm
+from rlcore.programs.recurrent import is_there
 from rlcore.spaces import ActionSpec, Field, Obs, Sequences
 from rlcore.tracing import is_recording, is_twice_differentiated
 
@@ -80,14 +81,15 @@ class GRU(Memory):
             if is_recording():
                 raise UsageError("a recurrent memory is differentiated twice, which only Python does here")
             return super().forward(x, carry, first)
-        if is_recording() or not self._has_fused(x):  # a recording would write out torch's kernel row by row
+        if is_recording() or not self._has_fused(x):
             return self._scan(x, *carry.values(), first, *self._weights())
         if first[1:].any():
             return self._by_episode(x, carry, first)
         return self._fused(x, self.begin(carry, first[0]))
 
     def _has_fused(self, x: Tensor) -> bool:
-        return x.is_cuda  # on the CPU, torch's GRU is a loop of small operations, and ours a shorter one
+        """Whether torch has a kernel for whole sequences that is faster; on the CPU its GRU is a loop of operations."""
+        return x.is_cuda
 
     def _fused(self, x: Tensor, carry: dict[str, Tensor]) -> Tensor:
         return torch.gru(x, carry["h"].unsqueeze(0), self._weights(), True, 1, 0.0, False, False, False)[0]
@@ -126,7 +128,7 @@ class LSTM(GRU):
         return h, {"h": h, "c": c}
 
     def _has_fused(self, x: Tensor) -> bool:
-        return True
+        return not is_there(x)
 
     def _fused(self, x: Tensor, carry: dict[str, Tensor]) -> Tensor:
         state = carry["h"].unsqueeze(0), carry["c"].unsqueeze(0)

@@ -55,11 +55,9 @@ def pays() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and sys.platform == "linux"
 
 
-def inductor_options() -> dict[str, Any]:
+def shims() -> dict[Any, list[str]]:
     """What inductor must be told to compile the kernel into a program."""
     if not pays():
         return {}
     kernel = Path(__file__).with_name("matmul.h").read_text()
-    return {
-        "aot_inductor.custom_ops_to_c_shims": {torch.ops.rlcore.matmul_small.default: [_SHIM.replace("KERNEL", kernel)]}
-    }
+    return {torch.ops.rlcore.matmul_small.default: [_SHIM.replace("KERNEL", kernel)]}

@@ -13,7 +13,6 @@ Nothing here knows an algorithm.
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -27,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.programs import matmul
+from rlcore.programs import matmul, recurrent
 from rlcore.programs.passes import for_compiler, for_python
 from rlcore.programs.recording import Loop, Recorded, record, recording_lock
 from rlcore.state import Place, write_back
-from rlcore.storage.files import FolderLock, InUse
+from rlcore.storage.files import FolderLock, InUse, cache_folder
 from rlcore.tracing import Tree, in_places, leaves_of, recording
 
 BUILT_FILES = ("program.pt2", "structure.json")
@@ -236,12 +235,6 @@ class Captured:
             return self.function(*self.leaves)
 
 
-def cache_folder() -> Path:
-    """Where built programs are kept: RLCORE_CACHE, or rlcore in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RLCORE_CACHE") or Path(base) / "rlcore")
-
-
 def fingerprint(key: Any) -> str:
     """One name for a program: what its maker says of it, the package's sources, torch, threads and processor."""
     machine = platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
@@ -309,7 +302,9 @@ def build(program: Program, folder: Path) -> None:
     free = [{i: torch.export.Dim(re.sub(r"\W", "_", x)) for i in program.free.get(x, ())} or None for x in names]
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))
     try:
-        options = {"cpp_wrapper": True, **matmul.inductor_options(), **program.options}
+        targets = {node.target for part in graph.modules() if hasattr(part, "graph") for node in part.graph.nodes}
+        shims = {"aot_inductor.custom_ops_to_c_shims": {**matmul.shims(), **recurrent.shims_for(targets)}}
+        options = {"cpp_wrapper": True, **shims, **program.options}
         with recording_lock, torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
             warnings.simplefilter("ignore")  # torch's own, about its own internals
             shapes = tuple(free) if any(free) else None

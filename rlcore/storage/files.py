@@ -172,3 +172,9 @@ def _refuse_foreign(path: Path) -> None:
         return
     if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_LOCK_FILE or status.st_nlink > 1:
         raise OSError(errno.EEXIST, f"{path} is no lock file of rlcore", str(path))
+
+
+def cache_folder() -> Path:
+    """Where built programs are kept: RLCORE_CACHE, or rlcore in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("RLCORE_CACHE") or Path(base) / "rlcore")

@@ -1,0 +1,79 @@
+"""The loops of recurrent layers in C against those of tensor operations."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rlcore.networks import GRU, LSTM, recurrent
+from rlcore.programs import recurrent as kernels
+
+KINDS = {"gru": GRU, "lstm": LSTM}
+SIZES = [(9, 3, 5), (1, 1, 1), (4, 2, 16), (7, 1, 67), (3, 5, 80)]  # L, S, H: not multiples of any vector, and such
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    if not kernels.is_there(torch.zeros(1)):
+        pytest.skip("there is no C++ compiler")
+
+
+def example(kind, L, S, H):
+    torch.manual_seed(L)
+    memory = KINDS[kind](4, H)
+    x = torch.randn(S, L, 4).transpose(0, 1)  # not dense
+    carry = [torch.randn(S, *shape) for shape in memory.sizes.values()]
+    return memory, x.requires_grad_(), carry, torch.rand(L, S) < 0.3
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_agree_and_so_do_their_gradients(kind, size, monkeypatch):
+    memory, x, carry, first = example(kind, *size)
+    slope = torch.randn(size[0], size[2], size[1]).transpose(1, 2)
+    results = []
+    for there in (True, False):
+        monkeypatch.setattr(recurrent, "is_there", lambda x, there=there: there)
+        y = memory._scan(x, *carry, first, *memory._weights())
+        results.append([y, *torch.autograd.grad(y, [x, *memory.parameters()], slope)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
+def test_gates_are_right_far_out_and_near_nothing(scale):
+    memory, x, carry, first = example("lstm", 6, 2, 8)
+    found = memory._scan(x * scale, *carry, first, *memory._weights())
+    expected = LSTM(4, 8).double()
+    expected.load_state_dict(memory.state_dict())
+    expected = expected._scan(x.double() * scale, *(c.double() for c in carry), first, *expected._weights())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_stays_so(kind):
+    memory, x, carry, first = example(kind, 5, 2, 8)
+    with torch.no_grad():
+        x[2, 1, 0] = torch.nan
+    first = torch.zeros_like(first)
+    first[4] = True
+    y = memory._scan(x, *carry, first, *memory._weights())
+    assert y[:, 0].isfinite().all() and y[:2, 1].isfinite().all()
+    assert y[2:4, 1].isnan().any(1).all() and y[4].isfinite().all()  # until an episode begins
+
+
+def test_without_a_compiler_all_is_as_before():
+    code = (
+        "import torch, rlcore; from rlcore.programs import recurrent as r;"
+        "a = rlcore.PPO('CartPole-v1', num_steps=8, memory='lstm', seed=1, compile=False); a.learn(32);"
+        "print(r.library() is None, round(float(a.parameters.vector.sum()), 3))"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "CXX": name}, capture_output=True, text=True
+        ).stdout.split()
+        for name in ("g++", "no-such-compiler")
+    ]
+    assert [x[0] for x in told] == ["False", "True"] and float(told[0][1]) == pytest.approx(float(told[1][1]), abs=2e-3)
