@@ -84,9 +84,9 @@ class EpisodeCounter:
         lengths = self.lengths + np.cumsum(mask, axis=0)
         earlier_returns, earlier_lengths = np.zeros_like(self.returns), np.zeros_like(self.lengths)
         at, episodes = first_step + np.cumsum(steps), Episodes()
-        given_up = np.zeros_like(ends) if cuts is None else cuts
-        for t, n in np.argwhere((ends | given_up) & mask).tolist():
-            if not given_up[t, n]:
+        over = ends if cuts is None else ends | cuts
+        for t, n in np.argwhere(over & mask).tolist():
+            if cuts is None or not cuts[t, n]:
                 episodes.step.append(int(at[t]))
                 episodes.env.append(n)
                 episodes.returns.append(float(returns[t, n] - earlier_returns[n]))
@@ -680,7 +680,7 @@ class NativeCollector(Collector):
         # Looked at where they lie: only what is to be explained is worth a copy from the device. A sum tells in one
         # pass that all is well; one that overflows is looked at closely.
         numbers = [x for x in leaves_of([self.buffer.obs, self.buffer.dist_params]) if x.is_floating_point()]
-        if math.isfinite(rewards.sum()) and math.isfinite(sum(x.sum() for x in numbers)):
+        if math.isfinite(rewards.sum()) and all(math.isfinite(x.sum()) for x in numbers):
             return
         if np.isfinite(rewards).all() and all(x.isfinite().all() for x in numbers):
             return
