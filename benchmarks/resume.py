@@ -1,6 +1,7 @@
 """Exactness of resuming: a run that is killed halfway and resumed ends with the weights of one that was not.
 
     python benchmarks/resume.py                      PPO on CartPole-v1, 120,000 steps
+    python benchmarks/resume.py --flags=--memory=lstm,--backend=sync,--compile=false    with other hyperparameters
 
 Both runs go through the command line, in processes of their own; the second gets kill -9 once the checkpoint nearest
 half of its steps is on the disk.
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--env-id", default="CartPole-v1")
     parser.add_argument("--total-steps", type=int, default=120_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--flags", default="", help="further ones of `rlcore train`, with commas between them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
@@ -38,9 +40,16 @@ def main() -> None:
         digests = [digest(file) for file in files]
     equal = digests[0] == digests[1]
     print(f"weights after {files[0].stem} and {files[1].stem}: {'bit-identical' if equal else 'DIFFERENT'}")
+    flags = options.flags.replace("--", "_").replace(",", "").replace("=", "-")
     machine.write(
-        f"resume_{options.env_id}",
-        {"env_id": options.env_id, "total_steps": options.total_steps, "seed": options.seed, "killed_after_step": step}
+        f"resume_{options.env_id}{flags}",
+        {
+            "env_id": options.env_id,
+            "flags": options.flags,
+            "total_steps": options.total_steps,
+            "seed": options.seed,
+            "killed_after_step": step,
+        }
         | {"final": [file.stem for file in files], "sha256_of_weights": digests, "bit_identical": equal},
     )
     sys.exit(not equal)
@@ -48,6 +57,7 @@ def main() -> None:
 
 def command(options: argparse.Namespace, run_dir: Path) -> list[str]:
     flags = ["--total-steps", str(options.total_steps), "--seed", str(options.seed), "--run-dir", str(run_dir)]
+    flags += [flag for flag in options.flags.split(",") if flag]
     return [sys.executable, "-m", "rlcore", "train", "ppo", options.env_id, *flags, "--no-progress"]
 
 
