@@ -104,7 +104,9 @@ class RolloutBuffer:
     def _check_memory(self, parts: Part | dict[str, Part], frame_stack: int, fields: Iterable[Field]) -> None:
         """Refuse a rollout that could never fit, before anything of it is made."""
         obs = sum(_size(part) for part in (parts.values() if isinstance(parts, dict) else [parts]))
-        needed = self.num_steps * self.num_envs * (obs // max(frame_stack, 1) + sum(map(_size, fields)))
+        needed = self.num_envs * (
+            self.num_steps * (obs // max(frame_stack, 1)) + sum(self._rows(x) * _size(x) for x in fields)
+        )
         there = _memory(self.device)
         if there and needed > there:
             size = f"takes {needed / 2**30:,.1f} GiB, but there are {there / 2**30:.1f}; take fewer of either"
@@ -113,12 +115,15 @@ class RolloutBuffer:
 
     def _zeros(self, one: Part | Field) -> Tensor:
         """Room for a rollout of it. Large host memory is taken as it is written: an agent that only acts takes none."""
-        rows = self.num_steps // self.sequence_length if getattr(one, "per_sequence", False) else self.num_steps
+        rows = self._rows(one)
         shape, size = (rows, self.num_envs, *one.shape), rows * self.num_envs * _size(one)
         if size < LARGE or self.device.type != "cpu":
             return torch.zeros(shape, dtype=one.dtype, device=self.device)
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=one.dtype).view(shape)
+
+    def _rows(self, one: Part | Field) -> int:
+        return self.num_steps // self.sequence_length if getattr(one, "per_sequence", False) else self.num_steps
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "obs" and isinstance(vars(self).get("obs"), dict):

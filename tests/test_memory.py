@@ -507,6 +507,13 @@ def test_mistakes_are_told_in_one_sentence(options, sentence):
     assert "\n" not in str(raised.value)
 
 
+def test_room_is_taken_for_what_is_stored_alone():
+    agent = rlcore.PPO(
+        "CartPole-v1", num_envs=256, num_steps=256, memory="transformer", memory_context=256, compile=False, seed=1
+    )  # a cache for each row would take 32 GiB
+    assert agent.buffer.actor_cache.shape == (1, 256, 2, 2, 256, 64)
+
+
 def test_whole_episodes_are_one_sequence_each():
     with pytest.raises(UsageError, match="sequence_length is 8, but REINFORCE learns from whole episodes"):
         rlcore.REINFORCE("CartPole-v1", memory="gru", sequence_length=8)
