@@ -172,7 +172,8 @@ def test_rollouts_go_on_where_the_last_one_stopped():
         agent = A2C(from_pettingzoo(Scripted, 2, script=SCRIPT), **{**SMALL, "num_steps": steps})
         parts, ends = [], []
         for _ in range(rollouts):
-            ends += zip(*(vars(agent.collect())[x] for x in ("step", "env", "returns", "lengths")), strict=True)
+            found = agent.collect()
+            ends += zip(found.step, found.env, found.returns, found.lengths, strict=True)
             parts.append(
                 {x: fill(agent, x).copy() for x in ("mask", "obs", "rewards", "terminated", "truncated", "dones")}
             )
@@ -208,20 +209,17 @@ def test_evaluation_counts_each_agent_for_itself():
 
 
 @pytest.mark.parametrize("memory", [None, "gru"])
-@pytest.mark.parametrize("compile", [False, "record"])
-def test_rows_of_who_waits_touch_no_gradient(memory, compile):
+def test_rows_of_who_waits_touch_no_gradient(memory):
     after = []
     for poisoned in (False, True):
-        options = {**SMALL, "compile": compile, "norm_obs": True, "norm_reward": True, "memory": memory}
+        options = {**SMALL, "norm_obs": True, "norm_reward": True, "memory": memory}
         agent = PPO(from_pettingzoo(Scripted, 1, script=SCRIPT), **options, num_minibatches=1)
         agent.collect()
         if poisoned:
             waits = ~agent.buffer.mask
-            assert waits.sum() == 14
-            for name in ("rewards", "values", "next_values", "logprobs", "dist_params"):
+            assert waits.sum() == 10
+            for name in ("obs", "rewards", "values", "next_values", "logprobs", "dist_params"):
                 getattr(agent.buffer, name)[waits] = 1e4
-            if memory is None:
-                agent.buffer.obs[waits] = 1e4
         metrics = agent.learn_from_buffer()
         after.append((agent.parameters.vector.detach().clone(), metrics["loss"].item(), agent.reward_scaler.stats.var))
     assert np.isfinite(after[0][1]) and torch.equal(after[0][0], after[1][0]) and after[0][1:] == after[1][1:]
@@ -282,7 +280,7 @@ class Pennies(Game):
 
 
 def test_what_one_agent_wins_the_other_loses_and_chance_stays_in_the_play():
-    agent = PPO(from_pettingzoo(Pennies, 16), num_steps=20, seed=1, device="cpu", compile=False, ent_coef=0.1)
+    agent = PPO(from_pettingzoo(Pennies, 16), num_steps=20, seed=1, device="cpu", compile="record", ent_coef=0.1)
     totals = np.zeros(2)
     for _, episodes in agent.iterations(30_000):
         for n, x in zip(episodes.env, episodes.returns, strict=True):
@@ -396,7 +394,7 @@ def test_a_mask_that_would_cut_somebody_short_is_refused():
     assert obs[:, 2].tolist() == [2, 2, 2, 0, 0, 0] and adapter.pending.tolist() == [True] + [False] * 5
     for _ in range(3):
         envs.step(np.ones(6, np.int64))
-    with pytest.raises(gymnasium.error.ResetNeeded, match=r"^copies \[0, 1\] are over"):
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"^copies \[0\] are over"):
         envs.step(np.ones(6, np.int64))
 
 
