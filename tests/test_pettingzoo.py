@@ -424,7 +424,7 @@ def test_options_reach_the_copies_without_the_mask():
 
 def test_a_checkpoint_says_that_it_holds_no_environments_and_a_run_goes_on_with_new_episodes(tmp_path):
     agent = PPO(from_pettingzoo(Scripted, 2, script=SCRIPT), **{**SMALL, "num_steps": 8})
-    agent.learn(50)
+    agent.learn(30)
     assert not agent.collector.is_capturable() and agent.collector.state_dict()["env"] is None
     assert agent.adapter.pending.any()
     agent.save(tmp_path / "agent.pt")

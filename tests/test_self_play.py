@@ -133,4 +133,4 @@ def test_the_example_runs_and_judges_in_pettingzoo(example, tmp_path, monkeypatc
     result = json.loads((tmp_path / "self_play_connect_four.json").read_text())
     for row in result["against"].values():
         assert row["wins"] + row["draws"] + row["losses"] == 60
-    assert result["against"]["chance"]["win_rate"] > 0.6 and "against lookahead" in capsys.readouterr().out
+    assert result["against"]["chance"]["win_rate"] > 0.6 and "'lookahead': {'wins'" in capsys.readouterr().out

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import machine
 
 SPACE = spaces.Dict(observation=spaces.Box(0, 1, (6, 7, 2), np.int8), action_mask=spaces.Box(0, 1, (7,), np.int8))
-COLUMNS = spaces.Discrete(7)
+COLUMNS, MOST = spaces.Discrete(7), 20  # players in the pool, after which a new copy takes the place of any before
 STARTS = [(7 * r + c, 7 * a + b) for r in range(6) for c in range(7) for a, b in ((0, 1), (1, 0), (1, 1), (1, -1))
           if r + 3 * a < 6 and 0 <= c + 3 * b < 7]  # fmt: skip
 LINES = np.array([np.isin(np.arange(42), at + by * np.arange(4)) for at, by in STARTS], np.float32).T  # [42, 69]
@@ -37,8 +37,7 @@ def legal(stones):
 
 def drop(stones, games, columns, side):
     """Let `side` play a column in each of the `games`; whether it has won there."""
-    rows = 5 - stones[games, :, columns].sum((1, 2))
-    stones[games, rows, columns, side] = 1
+    stones[games, 5 - stones[games, :, columns].sum((1, 2)), columns, side] = 1
     return (stones[games, ..., side].reshape(-1, 42) @ LINES == 4).any(1)
 
 
@@ -106,18 +105,18 @@ class ConnectFour(VectorEnv):
         return {"observation": self.stones.copy(), "action_mask": legal(self.stones).astype(np.int8)}
 
 
-def judge(agent, opponent, games, seed):
+def judge(agent, opponent, games):
     """Wins, draws and losses in PettingZoo's own environment, beginning in every other game."""
     from pettingzoo.classic import connect_four_v3
 
-    env, rng, results = connect_four_v3.env(), np.random.default_rng(seed), {1: 0, 0: 0, -1: 0}
+    env, rng, results = connect_four_v3.env(), np.random.default_rng(10**6), {1: 0, 0: 0, -1: 0}
     for game in range(games):
-        env.reset(seed=seed + game)
+        env.reset()
         own = env.possible_agents[game % 2]
         while not any(env.terminations.values()):
             seen = {name: x[None] for name, x in env.observe(env.agent_selection).items()}
             acts = env.agent_selection == own
-            env.step(int(agent.act(seen, True)[0] if acts else opponent(seen["observation"], rng)[0]))
+            env.step(int((agent.act(seen, True) if acts else opponent(seen["observation"], rng))[0]))
         results[int(env.rewards[own])] += 1
     return {"wins": results[1], "draws": results[0], "losses": results[-1], "win_rate": results[1] / games}
 
@@ -128,7 +127,8 @@ def train(seed, total_steps, games, every):
     agent = rlcore.PPO(ConnectFour(games, pool), **HYPERPARAMETERS, seed=seed, device="cpu")
     for _, episodes in agent.iterations(total_steps):
         if agent.iteration % every == 0:
-            pool.append(frozen(agent, generator))
+            place = len(pool) if len(pool) < MOST else int(agent.envs.rng.integers(1, MOST))
+            pool[place : place + 1] = [frozen(agent, generator)]
             curve.append([agent.global_step, len(pool), round(float(np.mean(episodes.returns)), 3)])
             print("step {:,}: {} players in the pool, mean return {}".format(*curve[-1]))
     return agent, curve
@@ -136,14 +136,13 @@ def train(seed, total_steps, games, every):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("seed", 0), ("total-steps", 3_000_000), ("games", 256), ("every", 20), ("judged", 1000)):
+    for name, value in (("seed", 0), ("total-steps", 2_500_000), ("games", 256), ("every", 5), ("judged", 1000)):
         parser.add_argument(f"--{name}", type=int, default=value)
     asked, start = vars(parser.parse_args()), time.perf_counter()
     torch.set_num_threads(1)
     agent, curve = train(*(asked[name] for name in ("seed", "total_steps", "games", "every")))
     result = {"asked": asked, "hyperparameters": HYPERPARAMETERS, "seconds": round(time.perf_counter() - start, 1)}
-    players, games = (chance, lookahead), asked["judged"]
-    result["against"] = {player.__name__: judge(agent, player, games, 10**6) for player in players}
+    result["against"] = {player.__name__: judge(agent, player, asked["judged"]) for player in (chance, lookahead)}
     print(result["against"])
     machine.write("self_play_connect_four", {**result, "curve": curve})
 

@@ -5,6 +5,7 @@ returns of its own. Whose episode is over while others of the copy still play wa
 does who is not there yet (`VectorAdapter`: such rows are no transitions). Then the copy is reset; the mode is DISABLED.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def from_pettingzoo(make: str | Callable[[], Any] | list[Any], copies: int = 1, 
         return PettingZooVectorEnv(make)
     if isinstance(make, str):
         needed("pettingzoo", f"the environment '{make}'", "pettingzoo", extra="pettingzoo")
-        make = _parallel(import_module(f"pettingzoo.{make}"))
+        make = _maker(f"pettingzoo.{make}")
     if not callable(make):
         raise UsageError(f"make is {make!r}, but must be a function, a name or a list of ParallelEnvs")
     if whole("copies", copies) < 1:
@@ -202,11 +203,12 @@ class Copy:
         return given[self.agents[a]]
 
 
-def _parallel(game: Any) -> Callable[[], Any]:
-    """What makes a game's ParallelEnv."""
-    if not hasattr(game, "parallel_env"):
-        raise UsageError(f"{game.__name__} has no parallel_env: its agents take turns, or it is no game of PettingZoo")
-    return game.parallel_env
+def _maker(game: str) -> Callable[[], Any]:
+    """What makes the ParallelEnv of a game, a module."""
+    import_module(game)
+    if not hasattr(sys.modules[game], "parallel_env"):
+        raise UsageError(f"{game} has no parallel_env: its agents take turns, or it is no game")
+    return sys.modules[game].parallel_env
 
 
 def _check_interface(envs: list[Any]) -> None:
