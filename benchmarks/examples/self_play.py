@@ -110,9 +110,8 @@ def judge(agent, opponent, games):
     from pettingzoo.classic import connect_four_v3
 
     env, rng, results = connect_four_v3.env(), np.random.default_rng(10**6), {1: 0, 0: 0, -1: 0}
-    for game in range(games):
+    for own in ["player_0", "player_1"] * (games // 2):
         env.reset()
-        own = env.possible_agents[game % 2]
         while not any(env.terminations.values()):
             seen = {name: x[None] for name, x in env.observe(env.agent_selection).items()}
             acts = env.agent_selection == own
