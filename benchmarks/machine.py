@@ -16,7 +16,7 @@ from typing import Any
 RESULTS = Path(os.environ.get("RLCORE_RESULTS") or Path(__file__).parent / "results")
 PACKAGES = (
     "rlcore", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "ale-py", "envpool",
-    "opencv-python-headless",
+    "opencv-python-headless", "pettingzoo",
 )  # fmt: skip
 
 

@@ -5,16 +5,19 @@ from rlcore.envs.make import make_vec
 from rlcore.envs.memory_tasks import MEMORY_TASKS
 from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.envs.native_vector import NativeVectorEnv, register_native
+from rlcore.envs.pettingzoo import PettingZooVectorEnv, from_pettingzoo
 from rlcore.envs.rock_paper_scissors import RockPaperScissors
 
 __all__ = [
     "NATIVE_TASKS",
     "NativeTask",
     "NativeVectorEnv",
+    "PettingZooVectorEnv",
     "RockPaperScissors",
     "Step",
     "VectorAdapter",
     "find_native",
+    "from_pettingzoo",
     "make_vec",
     "register_native",
 ]

@@ -5,6 +5,10 @@ is found, and in whether a dead row follows it:
     SAME_STEP  `step` returns the first observation of the next episode; the true successor is in infos["final_obs"]
     NEXT_STEP  `step` returns the true successor; the *next* step ignores its action, returns reward 0 and the first
                observation of the next episode: that row is no transition
+
+With DISABLED some may be through before others of the same game (`rlcore.envs.pettingzoo`). Such a vector environment
+tells in the infos of all its steps and resets, under `rlcore_waiting` `[N]` of bool, who waits: whose action will be
+ignored, and whose next row is no transition. They are not in the mask of a reset before they wait no longer.
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlcore.envs.async_vector import cause_of_death, first_dead
-from rlcore.envs.guard import FAULT_KEY, describe
+from rlcore.envs.guard import FAULT_KEY, WAITING_KEY, describe
 from rlcore.envs.masks import MaskedVectorEnv, with_masks
 from rlcore.errors import EnvironmentFault, RlcoreError, UsageError
 from rlcore.spaces import ActionSpec, Field, action_spec, map_parts, numpy_dtype, observation_parts, split_observation
@@ -30,7 +34,7 @@ class Step(NamedTuple):
         rewards: `[N]`.
         terminated, truncated: `[N]` bool. A lost life terminates (`infos["life_lost"]`), though the game goes on.
         done: `[N]` bool, whether an episode of the environment's own ended.
-        real: `[N]` bool, False where this step was the dead row of a next-step autoreset.
+        real: `[N]` bool, False where this step was the dead row of a next-step autoreset, or one of who waits.
         begun, first: `[N]` bool, whether `obs` begins an episode of the environment's own, or one to learn from.
         final_envs: indices of environments whose true successor is not in `obs`; None where there are none.
         final_obs: their true successors `[len(final_envs), ...]`; None where there are none.
@@ -121,7 +125,7 @@ class VectorAdapter:
         self.observation_space = self.stepped.single_observation_space
         self.parts = observation_parts(self.observation_space)
         self.has_dead_rows = self.mode is AutoresetMode.NEXT_STEP
-        self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row
+        self.pending = np.zeros(self.num_envs, dtype=bool)  # whose next step is a dead row, or one of who waits
         self.steps, self.clock, self._failed = 0, "at vector step {:,}", False
         self.restarts, self.astray = Restarts(self.num_envs), np.zeros(self.num_envs, dtype=bool)
         self.fields: list[Field] = list((envs.metadata or {}).get("fields", ()))
@@ -150,7 +154,7 @@ class VectorAdapter:
         except Exception as error:
             self._refuse_seeds(error, seed)
             raise self._fault(error) from error
-        obs = self.split(obs)
+        obs, self.pending = self.split(obs), infos.get(WAITING_KEY, self.pending)
         if self.fields:
             self._keep_extras(infos)
         return obs if FAULT_KEY not in infos else self._begin_anew(_faults(infos), seed)
@@ -188,24 +192,29 @@ class VectorAdapter:
         done = terminated | truncated
         if self.fields:
             self._keep_extras(infos)
-        # The observation after a dead row begins an episode; without dead rows, the one after an end does.
-        begun = first = dead if self.has_dead_rows else done
+        # The observation after a dead row begins an episode; without dead rows, the one after an end does, or a wait.
+        begun = dead if self.has_dead_rows else done
         if self.has_dead_rows:
             self.pending = done
-        elif done.any():
+        elif WAITING_KEY in infos:
+            self.pending = infos[WAITING_KEY]
+            begun = (done | dead) & ~self.pending
+        first = begun
+        if not self.has_dead_rows and (done.any() or begun is not done):
             final_envs = np.flatnonzero(done)
-            obs, final_obs = self._past_ends(obs, infos, done, final_envs)
+            obs, final_obs = self._past_ends(obs, infos, begun, final_envs)
         if "life_lost" in infos:
             terminated, first = terminated | infos["life_lost"], begun | infos["life_lost"]
         step = Step(obs, rewards, terminated, truncated, done, ~dead, begun, first, final_envs, final_obs)
         return self._without_faults(step, infos) if FAULT_KEY in infos or self.restarts.troubled else step
 
-    def _past_ends(self, obs: Any, infos: dict[str, Any], done: np.ndarray, which: np.ndarray) -> tuple[Any, Any]:
-        """Observations to act on, and the true successors where episodes are `done [N]`, in environments `which`."""
+    def _past_ends(self, obs: Any, infos: dict[str, Any], begun: np.ndarray, which: np.ndarray) -> tuple[Any, Any]:
+        """Observations to act on, where episodes have `begun [N]`, and the true successors where they are over, in
+        environments `which`."""
         if self.mode is AutoresetMode.SAME_STEP:
             return obs, self._final_from_infos(infos, which)
         final_obs = map_parts(lambda x: x[which].copy(), obs)  # before the reset, which may write in the same memory
-        return self._renew(done), final_obs
+        return self._renew(begun) if begun.any() else obs, final_obs
 
     def _without_faults(self, step: Step, infos: dict[str, Any]) -> Step:
         """The step, after which those that failed in it begin anew, and those that did not are forgiven."""
@@ -244,6 +253,7 @@ class VectorAdapter:
             raise self._fault(error) from error
         if self.fields:
             self._keep_extras(infos, which)
+        self.pending = infos.get(WAITING_KEY, self.pending)
         return self.split(obs), _faults(infos)
 
     def _begin_anew(self, faults: dict[int, str], seeds: Any = None) -> Any:

@@ -21,6 +21,7 @@ from gymnasium.vector.utils import concatenate, iterate
 from rlcore.errors import EnvironmentFault, UsageError, one_line
 
 FAULT_KEY = "rlcore_env_fault"  # in infos: the sentence of a fault whose environment has to be begun anew by a reset
+WAITING_KEY = "rlcore_waiting"  # in infos: `[N]` bool, for whom the next row is no transition, see VectorAdapter
 NUMBERS = frozenset({float, int, np.float64, np.float32, np.int64, np.int32})
 FLAGS = frozenset({bool, np.bool_})
 PARTS = {"step": "observation, reward, terminated, truncated and info", "reset": "observation and info"}
@@ -64,10 +65,10 @@ class Guard(gymnasium.Wrapper):
         if type(reward) not in NUMBERS:
             array = np.asarray(reward)
             if array.dtype.kind not in "biuf" or array.size != 1:
-                raise _Wrong(f"{_shown(reward)} as its reward, but it must be a number")
+                raise Wrong(f"{_shown(reward)} as its reward, but it must be a number")
             reward = array.item()
         if self.restarts and not -LARGEST <= reward <= LARGEST:
-            raise _Wrong(f"{reward} in its reward")
+            raise Wrong(f"{reward} in its reward")
         return obs, reward, terminated, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -94,7 +95,7 @@ class Guard(gymnasium.Wrapper):
     def failed(self, error: BaseException, method: str, answer: Any) -> tuple[Any, dict[str, str]]:
         """Observation and info to go on with where a method raised or its answer does not fit; without restarts, an
         EnvironmentFault."""
-        if isinstance(error, _Wrong):
+        if isinstance(error, Wrong):
             what = f"returned {error}"
         elif answer is None or not isinstance(error, ValueError | TypeError):
             what = describe(error, self.env)
@@ -111,7 +112,7 @@ class Guard(gymnasium.Wrapper):
     def _check(self, obs: Any, info: Any) -> None:
         check_observation(self._space, obs, "", finite=self.restarts)
         if not isinstance(info, dict):
-            raise _Wrong(f"{_shown(info)} as info, but it must be a dict")
+            raise Wrong(f"{_shown(info)} as info, but it must be a dict")
 
 
 class GuardedSyncVectorEnv(SyncVectorEnv):
@@ -155,7 +156,7 @@ class GuardedSyncVectorEnv(SyncVectorEnv):
         return self._observations, self._rewards.copy(), *flags, infos
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
     """What an environment returned, as the end of a sentence."""
 
 
@@ -209,28 +210,28 @@ def check_observation(space: spaces.Space, obs: Any, part: str, finite: bool) ->
     try:
         array = np.asarray(obs)
     except ValueError:
-        raise _Wrong(f"an {name} that is no array") from None
+        raise Wrong(f"an {name} that is no array") from None
     if array.shape != space.shape:
-        raise _Wrong(f"an {name} of shape {list(array.shape)}, but its space has shape {list(space.shape)}")
+        raise Wrong(f"an {name} of shape {list(array.shape)}, but its space has shape {list(space.shape)}")
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):
-        raise _Wrong(f"an {name} of dtype {array.dtype}, but its space has dtype {space.dtype}")
+        raise Wrong(f"an {name} of dtype {array.dtype}, but its space has dtype {space.dtype}")
     if finite and array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             bad = ~np.isfinite(array.astype(np.float32, copy=False))
         if bad.any():
-            raise _Wrong(f"{array[bad].ravel()[0]} in its {name}")
+            raise Wrong(f"{array[bad].ravel()[0]} in its {name}")
 
 
 def _check_parts(space: Any, obs: Any, part: str, name: str, finite: bool) -> None:
     is_dict = isinstance(space, spaces.Dict)
     if not isinstance(obs, dict if is_dict else tuple | list):
-        raise _Wrong(f"an {name} of type {type(obs).__name__}, but its space is a {type(space).__name__}")
+        raise Wrong(f"an {name} of type {type(obs).__name__}, but its space is a {type(space).__name__}")
     if not is_dict and len(obs) != len(space.spaces):
-        raise _Wrong(f"an {name} of {len(obs)} parts, but its space has {len(space.spaces)}")
+        raise Wrong(f"an {name} of {len(obs)} parts, but its space has {len(space.spaces)}")
     for key, child in space.spaces.items() if is_dict else enumerate(space.spaces):
         below = f"{part}/{key}" if part else str(key)
         if is_dict and key not in obs:
-            raise _Wrong(f"an {name} without part '{below}'")
+            raise Wrong(f"an {name} without part '{below}'")
         check_observation(child, obs[key], below, finite)
 
 
@@ -247,7 +248,7 @@ def _flag(name: str, flag: Any) -> Any:
         return flag
     array = np.asarray(flag)
     if array.dtype.kind not in "biuf" or array.size != 1 or array.item() not in (0, 1):
-        raise _Wrong(f"{_shown(flag)} as {name}, but it must be true or false")
+        raise Wrong(f"{_shown(flag)} as {name}, but it must be true or false")
     return bool(array.item())
 
 

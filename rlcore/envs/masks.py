@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from rlcore.envs.guard import FAULT_KEY
+from rlcore.envs.guard import FAULT_KEY, WAITING_KEY
 from rlcore.errors import EnvironmentFault, UsageError
 from rlcore.spaces import ACTION_MASK, ActionSpec
 
@@ -102,13 +102,18 @@ class MaskedVectorEnv(VectorWrapper):
         begun = np.ones(self.num_envs, dtype=bool) if begun is None else np.array(begun)  # who is asked may take it out
         obs, infos = self.env.reset(seed=seed, options=options)
         self._over &= ~begun
+        if WAITING_KEY in infos:
+            self._over |= infos[WAITING_KEY]
         self._read(obs, infos, begun)
         return self.join(obs, self.masks), infos
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict]:
         """Observations, rewards, terminated and truncated `[N]`, and infos; raises as `reset` does."""
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        before = self._over
         self._over = np.logical_or(terminated, truncated) & (self.mode is not AutoresetMode.SAME_STEP)
+        if WAITING_KEY in infos:  # who waits does so until a reset
+            self._over |= before
         self._read(obs, infos, np.ones(self.num_envs, dtype=bool))
         if "final_obs" in infos:
             infos = {**infos, "final_obs": self._final(infos["final_obs"])}
