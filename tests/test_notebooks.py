@@ -56,8 +56,8 @@ def run(sources):
 
 
 def test_they_are_all_there():
-    assert [path.stem for path in NOTEBOOKS][:5] == [
-        "01_policy_gradient", "02_actor_critic_and_gae", "03_ppo", "04_grpo", "05_speed"
+    assert [path.stem for path in NOTEBOOKS][:6] == [
+        "01_policy_gradient", "02_actor_critic_and_gae", "03_ppo", "04_grpo", "05_speed", "06_memory_masks_and_bonuses"
     ]  # fmt: skip
 
 
@@ -124,6 +124,9 @@ def test_a_wrong_answer_fails():
         ("05_speed", 1): "(lambda s, o, n: eager_seconds(s, o, n) - o, fused_seconds)",
         ("05_speed", 2): "standardize",  # looks at the data, so it cannot be recorded, or for one mask alone
         ("05_speed", 3): "lambda slow, fast, cold, warm, runs: break_even_steps(slow, fast, cold, 0.0, runs)",
+        ("06_memory_masks_and_bonuses", 1): "lambda x, h, first, *w: gru_scan(x, h, first & False, *w)",
+        ("06_memory_masks_and_bonuses", 2): "lambda x, y, allowed: masked_entropy_and_kl(x, y, allowed | True)",
+        ("06_memory_masks_and_bonuses", 3): "lambda b, te, m, *rest: bonus_return(b, te, m | True, *rest)",
     }
     solved = {}
     for (stem, number), text in wrong.items():
