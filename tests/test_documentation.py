@@ -104,8 +104,9 @@ def test_the_list_of_modules_is_complete():
     inner = {
         "agents.agent", "agents.config", "agents.engine", "agents.setup", "agents.stored", "envs.adapter",
         "envs.async_vector", "envs.atari", "envs.envpool", "envs.faults", "envs.frames", "envs.guard", "envs.make",
-        "envs.masks", "envs.native", "envs.native_vector", "envs.standing", "envs.state", "networks.actor_critic",
-        "programs", "programs.matmul", "programs.passes", "programs.program", "programs.recording", "programs.watch",
+        "envs.masks", "envs.native", "envs.native_vector", "envs.pettingzoo", "envs.standing", "envs.state",
+        "networks.actor_critic", "programs", "programs.matmul", "programs.passes", "programs.program",
+        "programs.recording", "programs.recurrent", "programs.watch",
         "storage", "storage.archive", "storage.files",
     }  # fmt: skip
     files = [f.relative_to(ROOT / "rlcore").with_suffix("").as_posix() for f in (ROOT / "rlcore").rglob("*.py")]

@@ -73,6 +73,9 @@ class PettingZooVectorEnv(VectorEnv):
             seed: copy m gets seed + m; or one for each of the N, the same for all of a copy.
             options: may have "reset_mask" `[N]`, which names all who play in a copy that is to begin anew, or are
                 through with it; who has just joined goes on. The rest is passed on.
+
+        Raises:
+            ResetNeeded: where a mask leaves out environments that have never begun.
         """
         options = dict(options or {})
         mask, asked = options.pop("reset_mask", None), np.zeros(self.num_envs, dtype=bool)
@@ -86,7 +89,11 @@ class PettingZooVectorEnv(VectorEnv):
         return self._shown()
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take `actions [N, ...]`; observations, rewards, terminated, truncated `[N]`, and infos."""
+        """Take `actions [N, ...]`; observations, rewards, terminated, truncated `[N]`, and infos.
+
+        Raises:
+            ResetNeeded: where the episodes of all agents of a copy are over, or have not begun.
+        """
         over = [m for m, copy in enumerate(self.copies) if not copy.playing.any()]
         if over:
             raise ResetNeeded(f"copies {over} are over or have not begun; reset these before the next step")
