@@ -87,9 +87,12 @@ def techniques_for(algo: str, device: str) -> list[str]:
     return techniques + {"ppo": ["sb3", "rejax"], "a2c": ["sb3"]}.get(algo, [])
 
 
-def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+def summary(
+    rows: dict[str, list[dict[str, Any]]], bases: list[str]
+) -> tuple[dict[str, dict[str, Any]], list[list[str]]]:
+    """Of each technique's repetitions: what the result file keeps of them, with ratios to the `bases`, and the lines of
+    a table."""
     speeds = {name: [row["steps_per_second"] for row in repetitions] for name, repetitions in rows.items()}
-    bases = [name for name in BASES if name in rows]
     table: dict[str, Any] = {}
     cells = [["technique", "median steps/s", *(f"× {base}" for base in bases), "ready cold/warm"]]
     for name, values in speeds.items():
@@ -106,6 +109,11 @@ def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -
         }
         ready = f"{cold:.1f}/{table[name]['ready_seconds_warm']:.1f} s"
         cells.append([name, harness.spread(values, ",.0f"), *map(harness.spread, ratio.values()), ready])
+    return table, cells
+
+
+def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+    table, cells = summary(rows, [name for name in BASES if name in rows])
     harness.table(cells)
     for name, base in (
         ("recorded", "python"),

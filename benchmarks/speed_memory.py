@@ -28,14 +28,13 @@ import argparse
 import functools
 import itertools
 import os
-import statistics
 import tempfile
 import time
 from typing import Any
 
 import harness
 import machine
-from speed import PPO, WARM_UP, shares, time_learning, told
+from speed import PPO, WARM_UP, summary, time_learning, told
 
 SIZE = 64  # of the memory, and of each hidden layer
 WAYS = {
@@ -86,26 +85,9 @@ def main() -> None:
 
 
 def report(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    speeds = {name: [row["steps_per_second"] for row in repetitions] for name, repetitions in rows.items()}
-    bases = [name for name in (*PEERS, "lstm python") if name in rows]
-    table: dict[str, Any] = {}
-    cells = [["technique", "median steps/s", *(f"× {base}" for base in bases), "ready cold/warm"]]
-    for name, values in speeds.items():
-        ratio = {base: harness.ratios(values, speeds[base]) for base in bases}
-        cold, *warm = [row["ready_seconds"] for row in rows[name]]
-        table[name] = {
-            **harness.with_median("steps_per_second", values),
-            "ratio_median": {base: statistics.median(r) for base, r in ratio.items()},
-            "ratio": ratio,
-            "ready_seconds_cold": cold,
-            "ready_seconds_warm": statistics.median(warm or [cold]),
-            "shares": shares(rows[name]),
-            "parameters": rows[name][0]["parameters"],
-            "work": rows[name][0]["work"],
-            "versions": rows[name][0]["versions"],
-        }
-        ready = f"{cold:.1f}/{table[name]['ready_seconds_warm']:.1f} s"
-        cells.append([name, harness.spread(values, ",.0f"), *map(harness.spread, ratio.values()), ready])
+    table, cells = summary(rows, [name for name in (*PEERS, "lstm python") if name in rows])
+    for name, row in table.items():
+        row |= {"parameters": rows[name][0]["parameters"], "work": rows[name][0]["work"]}
     harness.table(cells)
     machine.write(
         f"speed_memory_{options.env_id.replace('/', '-')}_{options.num_envs}envs_1thread",

@@ -412,8 +412,7 @@ class HostCollector(Collector):
         self._check_finite(finals, t + 1)
         rows.flush()
         cut = self._cut(finals) if finals and self.with_values else None
-        first = torch.from_numpy(first.copy()).to(self.buffer.device)
-        self._complete(network, self._recalled(self._to_device(obs), self.carry, first), cut)
+        self._complete(network, self._recalled(self._to_device(obs), self.carry, self._flags(first)), cut)
         return rows.raw_rewards, rows.done, self.faults.gave_up
 
     def _act(self, network: ActorCritic, t: int, obs: Any, first: np.ndarray) -> None:
@@ -426,6 +425,10 @@ class HostCollector(Collector):
     def _remember(self, t: int, first: np.ndarray) -> Tensor:
         """Store what the policy remembers before row t, as far as it is stored; `first [N]` as a tensor."""
         self.buffer.remember(t, self.carry)
+        return self._flags(first)
+
+    def _flags(self, first: np.ndarray) -> Tensor:
+        """`first [N]` on the buffer's device, in memory of its own."""
         return torch.from_numpy(first.copy()).to(self.buffer.device)
 
     def _bound_actor(self) -> Callable[[int, Any, np.ndarray], None]:

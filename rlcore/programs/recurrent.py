@@ -76,17 +76,20 @@ def _sizes(name: str, tensors: tuple[Tensor, ...]) -> tuple[int, int, int]:
 
 
 def _run(name: str, *tensors: Tensor) -> Any:
+    dense, (one, *more) = [x.contiguous() for x in tensors], _room(name, *tensors)
+    _function(name)(*_sizes(name, tensors), *(x.data_ptr() for x in (*dense, one, *more)))
+    return (one, *more) if more else one
+
+
+def _room(name: str, *tensors: Tensor) -> list[Tensor]:
+    """Room for what a loop puts out."""
     L, S, H = _sizes(name, tensors)
-    dense = [x.contiguous() for x in tensors]
-    outputs = tuple(torch.empty(L, S, size * H) for size in LOOPS[name][1])
-    _function(name)(L, S, H, *(x.data_ptr() for x in (*dense, *outputs)))
-    return outputs if len(outputs) > 1 else outputs[0]
+    return [tensors[0].new_empty(L, S, size * H) for size in LOOPS[name][1]]
 
 
 def _fake(name: str, *tensors: Tensor) -> Any:
-    L, S, H = _sizes(name, tensors)
-    outputs = tuple(tensors[0].new_empty(L, S, size * H) for size in LOOPS[name][1])
-    return outputs if len(outputs) > 1 else outputs[0]
+    one, *more = _room(name, *tensors)
+    return (one, *more) if more else one
 
 
 _fragment = torch.library.Library("rlcore", "FRAGMENT")
