@@ -3,47 +3,23 @@
  * Written for what training a small network needs: sizes from a handful to a few thousand, operands that are views of
  * one another's transposes, calls that cost nothing. GNU C; inductor compiles it into each program. */
 
-typedef float rl_vector __attribute__((vector_size(64), aligned(4), may_alias));
-enum { RL_WIDTH = 16, RL_ROWS = 8, RL_COLUMNS = 32, RL_DEPTH = 256, RL_WORK_FOR_THREADS = 2000000 };
-#define RL_UNROLL _Pragma("GCC unroll 16")
-#define RL_FAST __attribute__((optimize("O3"), optimize("fp-contract=fast")))
-#define RL_INLINE RL_FAST static inline __attribute__((always_inline))
+enum { RL_COLUMNS = 2 * RL_WIDTH, RL_DEPTH = 256, RL_WORK_FOR_THREADS = 2000000 };
 
-/* A panel of C: up to 32 columns, the sum over up to 256 of k. */
+/* A panel of C: up to RL_COLUMNS, the sum over up to 256 of k. */
 typedef struct {
   long M, depth, width;                     /* rows, length of the sum, columns */
   const float *a; long a_row, a_column;     /* A from the first k on, its strides */
   const float *b; long b_row;               /* B's panel, row by row */
   float *c; long c_row;                     /* C's panel */
-  int vectors, add;                         /* 16 columns each; whether to add to what C holds */
+  int vectors, add;                         /* RL_WIDTH columns each; whether to add to what C holds */
 } rl_panel;
-
-/* rows x (16 vectors) numbers stay in registers while k runs; rows and vectors are constants where this is used. */
-RL_INLINE void rl_tile(const int rows, const int vectors, const rl_panel *p, const float *a, float *c, long c_row, int add) {
-  rl_vector sum[RL_ROWS][2];
-  RL_UNROLL for (int i = 0; i < rows; i++)
-    RL_UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = (rl_vector){0};
-  const long depth = p->depth, a_row = p->a_row, a_column = p->a_column, b_row = p->b_row;
-  const float *b = p->b;
-  for (long k = 0; k < depth; k++) {
-    rl_vector right[2];
-    RL_UNROLL for (int j = 0; j < vectors; j++) right[j] = *(const rl_vector *)(b + k * b_row + RL_WIDTH * j);
-    RL_UNROLL for (int i = 0; i < rows; i++) {
-      float left = a[i * a_row + k * a_column];
-      RL_UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += left * right[j];
-    }
-  }
-  RL_UNROLL for (int i = 0; i < rows; i++)
-    RL_UNROLL for (int j = 0; j < vectors; j++) {
-      rl_vector *out = (rl_vector *)(c + i * c_row + RL_WIDTH * j);
-      *out = add ? *out + sum[i][j] : sum[i][j];
-    }
-}
 
 #define RL_CASE(ROWS)                                                       \
   case ROWS:                                                                \
-    if (p->vectors == 2) rl_tile(ROWS, 2, p, a, c, c_row, add);             \
-    else rl_tile(ROWS, 1, p, a, c, c_row, add);                             \
+    if (p->vectors == 2)                                                    \
+      rl_tile(ROWS, 2, p->depth, a, p->a_row, p->a_column, p->b, p->b_row, c, c_row, add); \
+    else                                                                    \
+      rl_tile(ROWS, 1, p->depth, a, p->a_row, p->a_column, p->b, p->b_row, c, c_row, add); \
     break;
 
 RL_FAST static __attribute__((noinline)) void rl_tile_of(

@@ -59,5 +59,5 @@ def shims() -> dict[Any, list[str]]:
     """What inductor must be told to compile the kernel into a program."""
     if not pays():
         return {}
-    kernel = Path(__file__).with_name("matmul.h").read_text()
+    kernel = "".join(Path(__file__).with_name(name).read_text() for name in ("tile.h", "matmul.h"))
     return {torch.ops.rlcore.matmul_small.default: [_SHIM.replace("KERNEL", kernel)]}

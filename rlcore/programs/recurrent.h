@@ -1,7 +1,6 @@
 /* The loops of recurrent layers over the rows of a sequence, forward and back (see recurrent.py and
  * rlcore/networks/recurrent.py, whose loops these are). GNU C; all arrays are dense, row by row. */
 
-typedef float rl_row __attribute__((vector_size(64), aligned(4), may_alias));
 #define RL_ALONE __attribute__((optimize("O3", "tree-loop-vectorize", "fp-contract=fast", "no-math-errno", "no-trapping-math")))
 
 RL_ALONE static inline __attribute__((always_inline)) float rl_exp(float x) { /* Cephes' polynomial, 2 units of 2^-24 */
@@ -24,113 +23,136 @@ RL_ALONE static inline __attribute__((always_inline)) float rl_tanh(float x) { r
 
 #define RL_APART _Pragma("GCC ivdep") /* no two arrays of a loop share memory */
 
-/* out [n] += v [K] times m [K, n]. */
-RL_ALONE static void rl_add_product(long K, long n, const float *v, const float *m, float *out) {
-  long j = 0;
-  for (; j + 64 <= n; j += 64) {
-    rl_row a = *(rl_row *)(out + j), b = *(rl_row *)(out + j + 16), c = *(rl_row *)(out + j + 32), d = *(rl_row *)(out + j + 48);
-    const float *row = m + j;
-    for (long k = 0; k < K; k++, row += n) {
-      a += v[k] * *(const rl_row *)row;
-      b += v[k] * *(const rl_row *)(row + 16);
-      c += v[k] * *(const rl_row *)(row + 32);
-      d += v[k] * *(const rl_row *)(row + 48);
-    }
-    *(rl_row *)(out + j) = a, *(rl_row *)(out + j + 16) = b, *(rl_row *)(out + j + 32) = c, *(rl_row *)(out + j + 48) = d;
+/* m [K, N], or m [N, K] where it is to be turned, as panels of RL_PANEL columns, filled up with 0. */
+enum { RL_PANEL = RL_VECTORS * RL_WIDTH };
+RL_ALONE static float *rl_panels(long K, long N, const float *m, int turned) {
+  float *panels = (float *)calloc(K * (N + RL_PANEL), sizeof(float)), *panel = panels;
+  for (long n = 0; n < N; n += RL_PANEL, panel += K * RL_PANEL) {
+    const long width = N - n < RL_PANEL ? N - n : RL_PANEL;
+    if (turned)
+      for (long j = 0; j < width; j++)
+        for (long k = 0; k < K; k++) panel[k * RL_PANEL + j] = m[(n + j) * K + k];
+    else
+      for (long k = 0; k < K; k++) memcpy(panel + k * RL_PANEL, m + k * N + n, sizeof(float) * width);
   }
-  for (; j + 16 <= n; j += 16) {
-    rl_row a = *(rl_row *)(out + j);
-    for (long k = 0; k < K; k++) a += v[k] * *(const rl_row *)(m + k * n + j);
-    *(rl_row *)(out + j) = a;
-  }
-  for (; j < n; j++)
-    for (long k = 0; k < K; k++) out[j] += v[k] * m[k * n + j];
+  return panels;
 }
 
-static float *rl_transposed(long rows, long columns, const float *m) {
-  float *out = (float *)malloc(sizeof(float) * rows * columns);
-  for (long i = 0; i < rows; i++)
-    for (long j = 0; j < columns; j++) out[j * rows + i] = m[i * columns + j];
-  return out;
+/* C [S, N] += A [S, K] times a matrix [K, N] in panels, a few rows at a time, for which its numbers are read once. */
+RL_ALONE static void rl_add_products(long S, long K, long N, const float *a, const float *panel, float *c) {
+  for (long n = 0; n < N; n += RL_PANEL, panel += K * RL_PANEL)
+    for (long s = 0; s < S; s += RL_FEW) {
+      const long rows = S - s < RL_FEW ? S - s : RL_FEW, width = N - n < RL_PANEL ? N - n : RL_PANEL;
+      float part[RL_FEW * RL_PANEL], *out = c + s * N + n;
+      long c_row = N;
+      if (width < RL_PANEL) {
+        for (long i = 0; i < rows; i++) memcpy(part + i * RL_PANEL, out + i * N, sizeof(float) * width);
+        out = part, c_row = RL_PANEL;
+      }
+      if (rows == RL_FEW) rl_tile(RL_FEW, RL_VECTORS, K, a + s * K, K, 1, panel, RL_PANEL, out, c_row, 1);
+      else
+        for (long i = 0; i < rows; i++)
+          rl_tile(1, RL_VECTORS, K, a + (s + i) * K, K, 1, panel, RL_PANEL, out + i * c_row, c_row, 1);
+      for (long i = 0; i < rows && out == part; i++)
+        memcpy(c + (s + i) * N + n, part + i * RL_PANEL, sizeof(float) * width);
+    }
+}
+
+/* Nothing of what is remembered, `state [S, H]`, is so where an episode begins. */
+static void rl_forget(long S, long H, const unsigned char *first, float *state) {
+  for (long s = 0; s < S; s++)
+    if (first[s]) memset(state + s * H, 0, sizeof(float) * H);
 }
 
 RL_ALONE static void rl_gru_rows(long L, long S, long H, const float *x, const float *h, const unsigned char *first,
                                  const float *w, const float *b, float *before, float *gates, float *after) {
-  float *turned = rl_transposed(3 * H, H, w), *from_h = (float *)malloc(sizeof(float) * 3 * H);
-  for (long i = 0; i < L * S; i++, x += 3 * H) {
-    float *old = before + i * H, *now = after + i * H, *r = gates + i * 4 * H, *z = r + H, *n = z + H, *h_n = n + H;
-    const float *last = i < S ? h + i * H : now - S * H;
-    memcpy(from_h, b, sizeof(float) * 3 * H);
-    if (first[i]) memset(old, 0, sizeof(float) * H);
-    else memcpy(old, last, sizeof(float) * H), rl_add_product(H, 3 * H, old, turned, from_h);
-    RL_APART for (long j = 0; j < H; j++) {
-      r[j] = rl_sigmoid(x[j] + from_h[j]), z[j] = rl_sigmoid(x[H + j] + from_h[H + j]), h_n[j] = from_h[2 * H + j];
-      n[j] = rl_tanh(x[2 * H + j] + r[j] * h_n[j]);
-      now[j] = n[j] + z[j] * (old[j] - n[j]);
+  float *panels = rl_panels(H, 3 * H, w, 1), *from = (float *)malloc(sizeof(float) * S * 3 * H);
+  for (long t = 0; t < L; t++) {
+    float *old = before + t * S * H, *now = after + t * S * H;
+    memcpy(old, t ? now - S * H : h, sizeof(float) * S * H), rl_forget(S, H, first + t * S, old);
+    for (long s = 0; s < S; s++) memcpy(from + s * 3 * H, b, sizeof(float) * 3 * H);
+    rl_add_products(S, H, 3 * H, old, panels, from);
+    for (long s = 0; s < S; s++, x += 3 * H, old += H, now += H) {
+      const float *from_h = from + s * 3 * H;
+      float *r = gates + (t * S + s) * 4 * H, *z = r + H, *n = z + H, *h_n = n + H;
+      RL_APART for (long j = 0; j < H; j++) {
+        r[j] = rl_sigmoid(x[j] + from_h[j]), z[j] = rl_sigmoid(x[H + j] + from_h[H + j]), h_n[j] = from_h[2 * H + j];
+        n[j] = rl_tanh(x[2 * H + j] + r[j] * h_n[j]);
+        now[j] = n[j] + z[j] * (old[j] - n[j]);
+      }
     }
   }
-  free(turned), free(from_h);
+  free(panels), free(from);
 }
 
 RL_ALONE static void rl_gru_slopes(long L, long S, long H, const float *slope, const float *gates, const float *before,
                                    const unsigned char *first, const float *w, float *into) {
-  float *carry = (float *)calloc(S * H, sizeof(float)), *through = (float *)malloc(sizeof(float) * 3 * H);
-  for (long i = L * S - 1; i >= 0; i--) {
-    float *mine = carry + i % S * H, *to = into + i * 4 * H;
-    const float *r = gates + i * 4 * H, *z = r + H, *n = z + H, *h_n = n + H, *old = before + i * H;
-    RL_APART for (long j = 0; j < H; j++) {
-      float total = mine[j] + slope[i * H + j], to_n = total * (1 - z[j]) * (1 - n[j] * n[j]);
-      to[j] = through[j] = to_n * h_n[j] * r[j] * (1 - r[j]);
-      to[H + j] = through[H + j] = total * (old[j] - n[j]) * z[j] * (1 - z[j]);
-      to[2 * H + j] = to_n, to[3 * H + j] = through[2 * H + j] = to_n * r[j];
-      mine[j] = total * z[j];
+  float *carry = (float *)calloc(S * H, sizeof(float)), *through = (float *)malloc(sizeof(float) * S * 3 * H);
+  float *panels = rl_panels(3 * H, H, w, 0);
+  for (long t = L - 1; t >= 0; t--) {
+    for (long s = 0; s < S; s++) {
+      const long i = t * S + s;
+      float *mine = carry + s * H, *to = into + i * 4 * H, *via = through + s * 3 * H;
+      const float *r = gates + i * 4 * H, *z = r + H, *n = z + H, *h_n = n + H, *old = before + i * H;
+      RL_APART for (long j = 0; j < H; j++) {
+        float total = mine[j] + slope[i * H + j], to_n = total * (1 - z[j]) * (1 - n[j] * n[j]);
+        to[j] = via[j] = to_n * h_n[j] * r[j] * (1 - r[j]);
+        to[H + j] = via[H + j] = total * (old[j] - n[j]) * z[j] * (1 - z[j]);
+        to[2 * H + j] = to_n, to[3 * H + j] = via[2 * H + j] = to_n * r[j];
+        mine[j] = total * z[j];
+      }
     }
-    if (first[i]) memset(mine, 0, sizeof(float) * H);
-    else rl_add_product(3 * H, H, through, w, mine);
+    rl_add_products(S, 3 * H, H, through, panels, carry);
+    rl_forget(S, H, first + t * S, carry);
   }
-  free(carry), free(through);
+  free(carry), free(through), free(panels);
 }
 
 RL_ALONE static void rl_lstm_rows(long L, long S, long H, const float *x, const float *h, const float *c,
                                   const unsigned char *first, const float *w, float *h_before, float *c_before,
                                   float *gates, float *after) {
-  float *turned = rl_transposed(4 * H, H, w), *cells = (float *)malloc(sizeof(float) * S * H);
+  float *panels = rl_panels(H, 4 * H, w, 1), *cells = (float *)malloc(sizeof(float) * S * H);
   memcpy(cells, c, sizeof(float) * S * H);
-  for (long i = 0; i < L * S; i++) {
-    float *old = h_before + i * H, *cell = c_before + i * H, *now = after + i * H, *mine = cells + i % S * H;
-    float *in = gates + i * 4 * H, *f = in + H, *g = f + H, *o = g + H;
-    const float *last = i < S ? h + i * H : now - S * H;
-    memcpy(in, x + i * 4 * H, sizeof(float) * 4 * H);
-    if (first[i]) memset(old, 0, sizeof(float) * H), memset(cell, 0, sizeof(float) * H);
-    else {
-      memcpy(old, last, sizeof(float) * H), memcpy(cell, mine, sizeof(float) * H);
-      rl_add_product(H, 4 * H, old, turned, in);
-    }
-    RL_APART for (long j = 0; j < H; j++) {
-      in[j] = rl_sigmoid(in[j]), f[j] = rl_sigmoid(f[j]), g[j] = rl_tanh(g[j]), o[j] = rl_sigmoid(o[j]);
-      mine[j] = f[j] * cell[j] + in[j] * g[j];
-      now[j] = o[j] * rl_tanh(mine[j]);
+  memcpy(gates, x, sizeof(float) * L * S * 4 * H);
+  for (long t = 0; t < L; t++) {
+    float *old = h_before + t * S * H, *cell = c_before + t * S * H, *now = after + t * S * H;
+    float *into = gates + t * S * 4 * H;
+    memcpy(old, t ? now - S * H : h, sizeof(float) * S * H), rl_forget(S, H, first + t * S, old);
+    memcpy(cell, cells, sizeof(float) * S * H), rl_forget(S, H, first + t * S, cell);
+    rl_add_products(S, H, 4 * H, old, panels, into);
+    for (long s = 0; s < S; s++, cell += H) {
+      float *in = into + s * 4 * H, *f = in + H, *g = f + H, *o = g + H, *mine = cells + s * H;
+      RL_APART for (long j = 0; j < H; j++) {
+        in[j] = rl_sigmoid(in[j]), f[j] = rl_sigmoid(f[j]), g[j] = rl_tanh(g[j]), o[j] = rl_sigmoid(o[j]);
+        mine[j] = f[j] * cell[j] + in[j] * g[j];
+        now[s * H + j] = o[j] * rl_tanh(mine[j]);
+      }
     }
   }
-  free(turned), free(cells);
+  free(panels), free(cells);
 }
 
 RL_ALONE static void rl_lstm_slopes(long L, long S, long H, const float *slope, const float *gates, const float *before,
                                     const unsigned char *first, const float *w, float *into) {
   float *hs = (float *)calloc(S * H, sizeof(float)), *cs = (float *)calloc(S * H, sizeof(float));
-  for (long i = L * S - 1; i >= 0; i--) {
-    float *h = hs + i % S * H, *cell = cs + i % S * H, *to = into + i * 4 * H;
-    const float *in = gates + i * 4 * H, *f = in + H, *g = f + H, *o = g + H, *old = before + i * H;
-    RL_APART for (long j = 0; j < H; j++) {
-      float tanh = rl_tanh(f[j] * old[j] + in[j] * g[j]), to_h = h[j] + slope[i * H + j];
-      float to_c = cell[j] + to_h * o[j] * (1 - tanh * tanh);
-      to[j] = to_c * g[j] * in[j] * (1 - in[j]), to[H + j] = to_c * old[j] * f[j] * (1 - f[j]);
-      to[2 * H + j] = to_c * in[j] * (1 - g[j] * g[j]), to[3 * H + j] = to_h * tanh * o[j] * (1 - o[j]);
-      cell[j] = to_c * f[j];
+  float *panels = rl_panels(4 * H, H, w, 0);
+  for (long t = L - 1; t >= 0; t--) {
+    for (long s = 0; s < S; s++) {
+      const long i = t * S + s;
+      float *h = hs + s * H, *cell = cs + s * H, *to = into + i * 4 * H;
+      const float *in = gates + i * 4 * H, *f = in + H, *g = f + H, *o = g + H, *old = before + i * H;
+      RL_APART for (long j = 0; j < H; j++) {
+        float tanh = rl_tanh(f[j] * old[j] + in[j] * g[j]), to_h = h[j] + slope[i * H + j];
+        float to_c = cell[j] + to_h * o[j] * (1 - tanh * tanh);
+        to[j] = to_c * g[j] * in[j] * (1 - in[j]), to[H + j] = to_c * old[j] * f[j] * (1 - f[j]);
+        to[2 * H + j] = to_c * in[j] * (1 - g[j] * g[j]), to[3 * H + j] = to_h * tanh * o[j] * (1 - o[j]);
+        cell[j] = to_c * f[j];
+      }
     }
-    memset(h, 0, sizeof(float) * H);
-    if (first[i]) memset(cell, 0, sizeof(float) * H);
-    else rl_add_product(4 * H, H, to, w, h);
+    memset(hs, 0, sizeof(float) * S * H);
+    rl_add_products(S, 4 * H, H, into + t * S * 4 * H, panels, hs);
+    rl_forget(S, H, first + t * S, hs);
+    rl_forget(S, H, first + t * S, cs);
   }
-  free(hs), free(cs);
+  free(hs), free(cs), free(panels);
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlcore.storage.files import cache_folder
 
-HEADER = Path(__file__).with_name("recurrent.h")
+SOURCE = "".join(Path(__file__).with_name(name).read_text() for name in ("tile.h", "recurrent.h"))
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-x", "c++")
 LOOPS = {  # the inputs of each, and the sizes of its outputs `[L, S, size · H]`; `first` is bool, all else float32
     "gru_rows": (("x", "h", "first", "w", "b"), (1, 4, 1)),
@@ -40,7 +40,7 @@ def library() -> Any:
     if compiler is None:
         return None
     names = "".join(f'extern "C" decltype(&rl_{name}) const {name} = &rl_{name};\n' for name in LOOPS)
-    source = f"#include <stdlib.h>\n#include <string.h>\n{HEADER.read_text()}\n{names}"
+    source = f"#include <stdlib.h>\n#include <string.h>\n{SOURCE}\n{names}"
     key = hashlib.sha256(f"{source} {compiler} {FLAGS} {_processor()}".encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.so"
     with suppress(OSError, subprocess.CalledProcessError):
@@ -158,5 +158,5 @@ def shims_for(targets: set[Any]) -> dict[Any, list[str]]:
     used = [op for op in ops if op in targets]
     shims = {op: [_shim(ops[op])] for op in used}
     for op in used[:1]:  # in front of the first; what is spliced in is declared extern
-        shims[op] = [f"int rl_recurrent;\n{HEADER.read_text()}\n{_DENSE}", *shims[op]]
+        shims[op] = [f"int rl_recurrent;\n{SOURCE}\n{_DENSE}", *shims[op]]
     return shims
