@@ -115,6 +115,7 @@ def settings(task: str, policy: str, total_steps: int | None = None) -> dict[str
     """All that decides about a row beside its seed."""
     row, memory = TASKS[task], POLICIES[policy]
     sequences = {"sequence_length": row.sequence_length} if memory else {}
+    sequences |= {"memory_context": row.sequence_length} if policy == "transformer" else {}
     work = {**COMMON, **row.work, **memory, **sequences}
     return {"env_id": row.env_id, "total_steps": total_steps or row.total_steps, "hyperparameters": work}
 

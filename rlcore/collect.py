@@ -33,6 +33,8 @@ from rlcore.state import Place
 from rlcore.storage.checkpoint import check_like, stored_count
 from rlcore.tracing import is_recording, leaves_of, loop, rows_of
 
+LARGE_MEMORY = 1024  # numbers that a policy remembers of an environment, from which on they are not kept for each row
+
 
 @dataclass
 class Episodes:
@@ -206,10 +208,14 @@ class Collector:
             cut = f"after num_steps = {self.buffer.num_steps} and were cut there; later cuts are not reported"
             warnings.warn(f"{running} {cut}", stacklevel=8)
 
-    def _complete(self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None) -> None:
+    def _complete(
+        self, network: ActorCritic, last_obs: Any, cut: tuple[Tensor, Tensor, Any, Tensor] | None,
+        final_values: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Fill what needs no environment: log-probabilities, values and next values; `last_obs [N, ...]` is after the
         last row, and `cut` where episodes ended out of sight: rows `[K]`, environments `[K]`, their final observations
-        `[K, ...]`, and whether each really is one `[K]`. Both as the network takes them, see `_recalled`."""
+        `[K, ...]`, and whether each really is one `[K]`. Both as the network takes them, see `_recalled`. Or else
+        `final_values [T, N]`, of those that a cut would end with."""
         buffer, obs = self.buffer, self.buffer.obs
         buffer.logprobs = network.distribution(buffer.dist_params).log_prob(buffer.actions)
         if not self.with_values:
@@ -224,6 +230,8 @@ class Collector:
             rows, envs, final_obs, really = cut
             final = torch.where(really, network.value(final_obs), following[rows, envs])
             following = following.index_put((rows, envs), final)
+        if final_values is not None:
+            following = torch.where(buffer.truncated, final_values, following)
         buffer.next_values = torch.where(buffer.terminated, 0.0, following)
 
     def _recalled(self, obs: Any, carry: dict[str, Tensor], first: Tensor) -> Any:
@@ -622,22 +630,34 @@ class NativeCollector(Collector):
     def rollout(self) -> None:
         """T rows of policy and environment; what programs are recorded from."""
         buffer, network = self.buffer, self.network
-        turns = 8 if buffer.num_envs <= 64 else 1  # a loop costs microseconds a turn
-        start, began = {**self.standing, **{f"policy.{name}": x for name, x in self.carry.items()}}, {**self.carry}
-        end, rows, _ = loop(self._row, start, self.draws, unroll=turns, apart=("obs", "final_obs", "memory"))
+        start = {**self.standing, **{f"policy.{name}": x for name, x in self.carry.items()}}
+        length = buffer.sequence_length or buffer.num_steps
+        if length < buffer.num_steps:  # so that what is remembered is kept where sequences begin alone
+            draws = {name: x.unflatten(0, (-1, length)) for name, x in self.draws.items()}
+            end, kept, _ = loop(self._sequence, start, draws, apart=("rows", "before"))
+            rows = {name: map_parts(lambda x: x.flatten(0, 1), x) for name, x in kept["rows"].items()}
+        else:
+            end, kept = self._sequence(start, self.draws)
+            rows = dict(kept["rows"])
         self.standing.update({name: end[name] for name in self.standing})
         self.carry.update({name: end[f"policy.{name}"] for name in self.carry})
-        finals, memory = rows.pop("final_obs", None), rows.pop("memory", {})
-        for name, x in began.items() if buffer.sequence_length else ():  # before each sequence
-            before = torch.cat([x.unsqueeze(0), memory[name][:-1]]) if memory else x.unsqueeze(0)
-            setattr(buffer, name, before[:: buffer.sequence_length])
+        for name, x in kept["before"].items():
+            setattr(buffer, name, x if length < buffer.num_steps else x.unsqueeze(0))
+        finals, memory, worth = (rows.pop(name, None) for name in ("final_obs", "memory", "final_values"))
         if self.whole_episodes:  # an episode that is still running is cut here
             cut = rows["truncated"][-1] | end["playing"]
             rows["truncated"] = torch.cat([rows["truncated"][:-1], cut.unsqueeze(0)])
         for name, x in rows.items():
             setattr(buffer, name, x)
         last = self._recalled(self.task.observe(end["state"]), self.carry, end["first"])
-        self._complete(network, last, None if finals is None else self._cut(finals, memory))
+        self._complete(network, last, None if finals is None else self._cut(finals, memory or {}), worth)
+
+    def _sequence(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The rows of a sequence, and what the policy remembers before them, as far as it is stored."""
+        before = {name: carry[f"policy.{name}"] for name in self.buffer.memory}
+        turns = 8 if self.buffer.num_envs <= 64 and not before else 1  # a loop costs microseconds a turn
+        end, rows, _ = loop(self._row, carry, draws, unroll=turns, apart=("obs", "final_obs", "memory"))
+        return end, {"rows": rows, "before": before}
 
     def _row(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """One row: observe, act, step, and begin anew where an episode ended."""
@@ -654,10 +674,7 @@ class NativeCollector(Collector):
         row = {"obs": obs, "rewards": rewards, "terminated": terminated, "truncated": truncated, "mask": playing}
         row |= {"dones": carry["first"], **chosen, **task.extras(carry["state"])}
         if self.with_values and limit:
-            row["final_obs"] = task.observe(following)
-        length = self.buffer.sequence_length
-        if length and ("final_obs" in row or length < self.buffer.num_steps):
-            row["memory"] = policy
+            row |= self._final(task.observe(following), policy)
         if self.whole_episodes:
             playing = playing & ~done
             following = torch.where(playing.unsqueeze(-1), following, carry["state"])  # who waits stands still
@@ -666,6 +683,16 @@ class NativeCollector(Collector):
             elapsed = torch.where(done, 0, elapsed)
         after = {"state": following, "elapsed": elapsed, "first": done, "playing": playing, "noise": noise}
         return {**after, **{f"policy.{name}": x for name, x in policy.items()}}, row
+
+    def _final(self, obs: Any, memory: dict[str, Tensor]) -> dict[str, Any]:
+        """What a row keeps for its value if an episode is cut after it, with a last look at `obs [N, ...]`: the latter
+        and what the policy remembers; where that is much, the value at once."""
+        if not self.buffer.sequence_length:
+            return {"final_obs": obs}
+        if sum(x[0].numel() for x in memory.values()) <= LARGE_MEMORY:
+            return {"final_obs": obs, "memory": memory}
+        goes_on = torch.zeros(self.buffer.num_envs, dtype=torch.bool, device=self.buffer.device)
+        return {"final_values": self.network.value(self._recalled(obs, memory, goes_on))}
 
     def _cut(self, finals: Any, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor, Any, Tensor]:
         """Where episodes were cut, for `_complete`, with final observations and what the policy remembered after each

@@ -128,11 +128,12 @@ def test_a_transformer_looks_back_as_far_as_its_context_and_no_further():
     assert [bool(row.abs().sum() > 0) for row in slope] == [False] * 4 + [True] * 3 + [False] * (L - 7)
 
 
-def test_only_distances_matter_to_a_transformer():
+@pytest.mark.parametrize("begin", [1000, 4090, 4096, 10**6])
+def test_only_distances_matter_to_a_transformer(begin):
     memory, x, carry, first = example(MEMORIES["transformer"], "none")
     fresh = {name: torch.zeros_like(part) for name, part in carry.items()}
-    later = {**fresh, "count": fresh["count"] + 1000}
-    later["cache"] = torch.randn_like(later["cache"])  # positions 995 to 999 are not empty, so look past them
+    later = {name: torch.randn_like(part) for name, part in carry.items()}  # no longer empty, so look past them
+    later["count"] = fresh["count"] + begin  # from 4,096 on, positions are counted anew
     alone, beyond = memory(x, fresh, first), memory(x, later, first)
     # Two layers of context 5 reach nine rows back; row 9 and 10 no longer see what was cached.
     torch.testing.assert_close(alone[9:], beyond[9:], rtol=0, atol=1e-9)
@@ -511,7 +512,7 @@ def test_room_is_taken_for_what_is_stored_alone():
     agent = rlcore.PPO(
         "CartPole-v1", num_envs=256, num_steps=256, memory="transformer", memory_context=256, compile=False, seed=1
     )  # a cache for each row would take 32 GiB
-    assert agent.buffer.actor_cache.shape == (1, 256, 2, 2, 256, 64)
+    assert agent.buffer.actor_keys_0.shape == (1, 256, 256, 64)
 
 
 def test_whole_episodes_are_one_sequence_each():

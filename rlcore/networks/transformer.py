@@ -3,7 +3,9 @@ looks at whole sequences at once, and both give the same.
 
 Blocks are x + attention(norm x), x + mlp(norm x) (Vaswani et al. 2017, arXiv:1706.03762, norms in front as in Xiong et
 al. 2020), with rotary positions (Su et al. 2021, arXiv:2104.09864) counted from the beginning of the episode, so that
-only distances matter. An observation looks back over the `context` latest of its own episode, itself among them.
+only distances matter. Every rate is a whole number of turns in `period` positions, so that angles stand in a table and
+are exact however long an episode lasts. An observation looks back over the `context` latest of its own episode, itself
+among them.
 """
 
 import math
@@ -15,11 +17,12 @@ from torch.nn import functional as F
 from rlcore.errors import UsageError
 from rlcore.networks.memory import Memory
 from rlcore.networks.torsos import orthogonal
+from rlcore.tracing import Constant
 
 
 class Transformer(Memory):
-    """`[L, S, in_features]` to `[L, S, size]`; its carry are `cache [N, layers, 2, context, size]`, a ring of keys and
-    values, and `count [N]`, observations of the episode so far.
+    """`[L, S, in_features]` to `[L, S, size]`; its carry are rings of keys and values, `keys_0 [N, context, size]`,
+    `values_0`, `keys_1` and so on by layer, and `count [N]`, observations of the episode so far.
 
     Args:
         in_features: of what goes in.
@@ -36,34 +39,42 @@ class Transformer(Memory):
         if size % (2 * heads):
             raise UsageError(f"memory_size is {size}, but must be a multiple of {2 * heads} for {heads} heads")
         self.features, self.context = size, context
-        self.sizes = {"cache": (layers, 2, context, size), "count": ()}
+        rings = [f"{kind}_{i}" for i in range(layers) for kind in ("keys", "values")]
+        self.sizes = {**dict.fromkeys(rings, (context, size)), "count": ()}
         self.embed = orthogonal(nn.Linear(in_features, size), 1.0)
         self.blocks = nn.ModuleList(Block(size, heads, layers) for _ in range(layers))
         self.norm = nn.LayerNorm(size)
+        self.turns = Constant(_turns(size // heads // 2, period=max(4096, 2 * context)))
 
     def begin(self, carry: dict[str, Tensor], first: Tensor) -> dict[str, Tensor]:
         return {**carry, "count": torch.where(first, 0.0, carry["count"])}  # what is not counted is not looked at
 
     def step(self, x: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        count, caches = carry["count"].unsqueeze(1), []
+        count, after = carry["count"].unsqueeze(1), {}
         slots = torch.arange(self.context, device=x.device)
-        here, seen = slots == count % self.context, slots <= count  # [N, C]
-        x = self.embed(x).unsqueeze(1)  # [N, 1, size]
-        for block, old in zip(self.blocks, carry["cache"].unbind(1), strict=True):
-            q, k, v = block.project(x, count)
-            cache = torch.where(here[:, None, :, None], torch.stack([k, v], 1), old)
-            x = block(x, q, *cache.unbind(1), seen.unsqueeze(1))
-            caches.append(cache)
-        return self.norm(x).squeeze(1), {"cache": torch.stack(caches, 1), "count": carry["count"] + 1}
+        here, seen = slots == _within(count, self.context), slots <= count  # [N, C]
+        x, turn = self.embed(x), self._turn(carry["count"], x)
+        for i, block in enumerate(self.blocks):
+            q, *new = block.project(x, turn)
+            for name, row in zip((f"keys_{i}", f"values_{i}"), new, strict=True):
+                after[name] = torch.where(here.unsqueeze(2), row.unsqueeze(1), carry[name])
+            x = block.add(x, block.look_back(q, after[f"keys_{i}"], after[f"values_{i}"], seen))
+        return self.norm(x), {**after, "count": carry["count"] + 1}
 
     def forward(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> Tensor:
         position, allowed = self._places(carry["count"], first)
         x = self.embed(x).transpose(0, 1)  # [S, L, size]
-        for block, cache in zip(self.blocks, carry["cache"].unbind(1), strict=True):
-            q, k, v = block.project(x, position)
-            keys, values = (torch.cat(pair, 1) for pair in zip(cache.unbind(1), (k, v), strict=True))
-            x = block(x, q, keys, values, allowed)
+        turn = self._turn(position, x)
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.project(x, turn)
+            keys, values = torch.cat([carry[f"keys_{i}"], k], 1), torch.cat([carry[f"values_{i}"], v], 1)
+            x = block.add(x, block.look(q, keys, values, allowed))
         return self.norm(x).transpose(0, 1)
+
+    def _turn(self, position: Tensor, x: Tensor) -> Tensor:
+        """Cosines and sines `[..., 2 half]` by which features at `position [...]` are turned, in the type of `x`."""
+        turns = self.turns.like(x)
+        return turns[_within(position, len(turns)).long()]
 
     def _places(self, count: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """Of sequences that are `first [L, S]` somewhere and have seen `count [S]` observations before: the position
@@ -81,34 +92,55 @@ class Transformer(Memory):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron on `[S, L, size]`."""
+    """Attention and a two-layer perceptron on `[..., size]`."""
 
     def __init__(self, size: int, heads: int, layers: int):
         super().__init__()
-        self.heads = heads
+        self.heads, self.scale = heads, 1 / math.sqrt(size // heads)
         self.norm_1, self.norm_2 = nn.LayerNorm(size), nn.LayerNorm(size)
         self.qkv, self.up = orthogonal(nn.Linear(size, 3 * size), 1.0), orthogonal(nn.Linear(size, 4 * size), 2**0.5)
         # What is added to the stream shrinks with the number of layers (Radford et al. 2019, section 2.3).
         gain = 1 / math.sqrt(2 * layers)
         self.out, self.down = orthogonal(nn.Linear(size, size), gain), orthogonal(nn.Linear(4 * size, size), gain)
 
-    def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of `x [S, L, size]` at `position [S, L]`, the first two turned by their position."""
+    def project(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[..., size]` of `x [..., size]`, the first two turned, by `turn [..., 2 half]`."""
         q, k, v = self.qkv(self.norm_1(x)).chunk(3, -1)
-        return self._turned(q, position), self._turned(k, position), v
+        return self._turned(q, turn), self._turned(k, turn), v
 
-    def _turned(self, x: Tensor, position: Tensor) -> Tensor:
-        half = x.shape[-1] // self.heads // 2
-        rate = 10_000.0 ** (-torch.arange(half, device=x.device) / half)
-        angle = (position.unsqueeze(-1) * rate).unsqueeze(2)  # [S, L, 1, half]
+    def _turned(self, x: Tensor, turn: Tensor) -> Tensor:
+        cos, sin = turn.unsqueeze(-2).chunk(2, -1)
         a, b = x.unflatten(-1, (self.heads, -1)).chunk(2, -1)
-        return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1).flatten(2)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
-    def forward(self, x: Tensor, q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
-        """`x [S, L, size]` after looking, with `q [S, L, size]`, at those of `keys [S, K, size]` and
-        `values [S, K, size]` that are `allowed [S, L, K]`."""
+    def look_back(self, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        """What `q [N, size]` finds among those of `keys [N, C, size]` and `values [N, C, size]` that are
+        `seen [N, C]`; for one row, sums cost less than products of matrices."""
+        scores = (q.unsqueeze(1) * keys).unflatten(-1, (self.heads, -1)).sum(-1) * self.scale  # [N, C, heads]
+        weights = scores.masked_fill(~seen.unsqueeze(2), -torch.inf).softmax(1)
+        return (weights.unsqueeze(-1) * values.unflatten(-1, (self.heads, -1))).sum(1).flatten(1)
+
+    def look(self, q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
+        """What `q [S, L, size]` find among those of `keys [S, K, size]` and `values [S, K, size]` that are
+        `allowed [S, L, K]`."""
         q, keys, values = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, keys, values))
-        scores = q @ keys.transpose(2, 3) / math.sqrt(q.shape[-1])  # [S, heads, L, K]
+        scores = q @ keys.transpose(2, 3) * self.scale  # [S, heads, L, K]
         weights = scores.masked_fill(~allowed.unsqueeze(1), -torch.inf).softmax(-1)
-        x = x + self.out((weights @ values).transpose(1, 2).flatten(2))
+        return (weights @ values).transpose(1, 2).flatten(2)
+
+    def add(self, x: Tensor, found: Tensor) -> Tensor:
+        """`x [..., size]` with what attention `found [..., size]`, and the perceptron."""
+        x = x + self.out(found)
         return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+
+def _turns(half: int, period: int) -> Tensor:
+    """Cosines and sines `[period, 2 half]` of each position, of rates that fall from 1 to 1/10,000."""
+    rates = (10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half) * period / (2 * math.pi)).round()
+    angle = torch.arange(period).unsqueeze(1) * rates * (2 * math.pi / period)
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+def _within(count: Tensor, period: int) -> Tensor:
+    """The remainder of `count [...]`, whole numbers, by `period`."""
+    return count - period * (count / period).floor()

@@ -1,4 +1,4 @@
-/* Products of small matrices on processors with AVX-512, for the programs that rlcore compiles (see matmul.py).
+/* Products of small matrices on processors with wide vectors, for the programs that rlcore compiles (see matmul.py).
  *
  * Written for what training a small network needs: sizes from a handful to a few thousand, operands that are views of
  * one another's transposes, calls that cost nothing. GNU C; inductor compiles it into each program. */
@@ -25,11 +25,17 @@ typedef struct {
 RL_FAST static __attribute__((noinline)) void rl_tile_of(
     int rows, const rl_panel *p, const float *a, float *c, long c_row, int add) {
   switch (rows) {
-    RL_CASE(1) RL_CASE(2) RL_CASE(3) RL_CASE(4) RL_CASE(5) RL_CASE(6) RL_CASE(7) RL_CASE(8)
+    RL_CASE(1) RL_CASE(2) RL_CASE(3) RL_CASE(4)
+#if RL_ROWS > 4
+    RL_CASE(5) RL_CASE(6)
+#endif
+#if RL_ROWS > 6
+    RL_CASE(7) RL_CASE(8)
+#endif
   }
 }
 
-/* Rows m to m + 8 of a panel. */
+/* Rows m to m + RL_ROWS of a panel. */
 RL_INLINE void rl_rows(const rl_panel *p, long m) {
   const int rows = p->M - m < RL_ROWS ? p->M - m : RL_ROWS;
   const float *a = p->a + m * p->a_row;

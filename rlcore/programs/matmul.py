@@ -1,4 +1,4 @@
-"""Matrix products of compiled programs on AVX-512 processors.
+"""Matrix products of compiled programs on processors with AVX2 or AVX-512.
 
 torch's products come from MKL, which on processors of other makers than its own keeps to 256-bit instructions, and
 whose calls are made for larger matrices than a network of 64 units has. Programs use the kernel in matmul.h instead
@@ -52,7 +52,7 @@ torch.library.register_fake("rlcore::matmul_small", lambda a, b: a.new_empty(a.s
 
 def pays() -> bool:
     """Whether this processor is one that the kernel is for."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and sys.platform == "linux"
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and sys.platform == "linux"
 
 
 def shims() -> dict[Any, list[str]]:

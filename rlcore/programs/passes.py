@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from rlcore.programs import matmul
 
 aten = torch.ops.aten
-SMALL_BATCH = 8  # rows up to which a layer is faster as multiplications inside a fused kernel than as a call
+SMALL_BATCH, SMALL_LAYER = 8, 64 * 64  # rows, and weights, of layers for which a call takes longer than the arithmetic
 ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 LARGE_TANH = 1024  # elements from which numpy's tanh makes up for the way there and back
 
@@ -105,11 +105,17 @@ def _is_float_on_cpu(node: Node) -> bool:
 
 def _faster(node: Node, own_products: bool) -> Callable[..., Node] | None:
     """What makes another node of (call, *arguments) that takes the place of this one, where there is such a thing."""
-    if node.target is aten.addmm.default and node.meta["val"].shape[0] <= SMALL_BATCH:
+    if node.target is aten.addmm.default and _is_small(node, own_products):
         return _fused_layer
     if node.target in OWN_PRODUCTS and own_products and _is_float_on_cpu(node):
         return OWN_PRODUCTS[node.target]
     return _logistic if node.target is aten.tanh.default and node.meta["val"].dtype != torch.float64 else None
+
+
+def _is_small(layer: Node, own_products: bool) -> bool:
+    """Whether a layer is faster as multiplications inside a fused kernel than as a call."""
+    few = layer.meta["val"].shape[0] <= SMALL_BATCH
+    return few and (not own_products or layer.args[2].meta["val"].numel() <= SMALL_LAYER)
 
 
 def _fused_layer(call: Callable, bias: Node, x: Node, weight: Node) -> Node:

@@ -4,14 +4,18 @@
 #ifndef RL_TILE
 #define RL_TILE
 #if defined(__AVX512F__)
-enum { RL_BYTES = 64, RL_FEW = 4 }; /* of a vector; rows of a tile of four vectors that the registers hold */
+#define RL_BYTES 64 /* of a vector */
+#define RL_ROWS 8   /* of a tile two vectors wide, whose sums the registers hold */
 #elif defined(__AVX__)
-enum { RL_BYTES = 32, RL_FEW = 2 };
+#define RL_BYTES 32
+#define RL_ROWS 6
 #else
-enum { RL_BYTES = 16, RL_FEW = 2 };
+#define RL_BYTES 16
+#define RL_ROWS 4
 #endif
+#define RL_FEW (RL_ROWS / 2 & ~1) /* the same, four vectors wide */
 typedef float rl_vector __attribute__((vector_size(RL_BYTES), aligned(4), may_alias));
-enum { RL_WIDTH = RL_BYTES / 4, RL_ROWS = 8, RL_VECTORS = 4 };
+enum { RL_WIDTH = RL_BYTES / 4, RL_VECTORS = 4 };
 #define RL_UNROLL _Pragma("GCC unroll 16")
 #define RL_FAST __attribute__((optimize("O3"), optimize("fp-contract=fast")))
 #define RL_INLINE RL_FAST static inline __attribute__((always_inline))
