@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import rlcore
+from rlcore import collect
 from rlcore.errors import CheckpointError, UsageError
 from rlcore.networks import GRU, LSTM, Memory, RecurrentActorCritic, Transformer
 from rlcore.spaces import Sequences
@@ -220,9 +221,11 @@ def test_a_rollout_is_what_stepping_through_its_observations_gives(memory, mode,
     torch.testing.assert_close(values.view(12, N), b.values, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("large", [0, 10**9], ids=["valued at once", "kept"])
 @pytest.mark.parametrize("memory", ["gru", "transformer"])
 @pytest.mark.parametrize("length", [None, 4])
-def test_native_rollouts_remember_alike(memory, length):
+def test_native_rollouts_remember_alike(memory, length, large, monkeypatch):
+    monkeypatch.setattr(collect, "LARGE_MEMORY", large)
     agent = rlcore.PPO(
         "CartPole-v1", num_envs=3, num_steps=12, seed=3, memory=memory, memory_size=8, sequence_length=length,
         hidden_sizes=(8,), num_minibatches=1, backend="native", compile=False, device="cpu",

@@ -42,6 +42,32 @@ def test_both_agree_and_so_do_their_gradients(kind, size, monkeypatch):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 5, 7), (8, 64, 64), (17, 4, 33), (40, 20, 64)], ids=str)  # N, F, H
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_a_rollout_is_a_step_of_torchs(kind, size):
+    N, F, H = size
+    torch.manual_seed(N)
+    memory, x, first = KINDS[kind](F, H), torch.randn(F, N).T, torch.rand(N) < 0.3
+    torch.nn.init.normal_(memory.bias_x)
+    torch.nn.init.normal_(memory.bias_h)
+    carry = {name: torch.randn(N, H) for name in memory.sizes}
+    carry["h"][first] = torch.nan  # what was before an episode has no say
+    with torch.no_grad():
+        found, after = memory.row(x, carry, first)
+        expected, after_expected = memory.step(x, memory.begin(carry, first))
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+    assert after["h"] is found or torch.equal(after["h"], found)
+    for name, state in after_expected.items():
+        torch.testing.assert_close(after[name], state, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_with_gradients_has_them(kind):
+    memory = KINDS[kind](3, 4)
+    y, _ = memory.row(torch.randn(2, 3), {name: torch.zeros(2, 4) for name in memory.sizes}, torch.zeros(2).bool())
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(y.sum(), [memory.weight_x, memory.bias_x]))
+
+
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
 def test_gates_are_right_far_out_and_near_nothing(scale):
     memory, x, carry, first = example("lstm", 6, 2, 8)

@@ -44,9 +44,13 @@ class Memory(nn.Module):
         `first [L, S]` bool tells where episodes begin."""
         rows = []
         for x_t, first_t in zip(x.unbind(), first.unbind(), strict=True):
-            y, carry = self.step(x_t, self.begin(carry, first_t))
+            y, carry = self.row(x_t, carry, first_t)
             rows.append(y)
         return torch.stack(rows)
+
+    def row(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`step` of those who go on, and of those who are `first [N]` and begin."""
+        return self.step(x, self.begin(carry, first))
 
     def begin(self, carry: dict[str, Tensor], first: Tensor) -> dict[str, Tensor]:
         """The `carry [N, ...]`, forgotten by those who are `first [N]`."""
@@ -57,7 +61,7 @@ class GRU(Memory):
     """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078) in torch's form: `[L, S, in_features]` to
     `[L, S, size]`."""
 
-    _parts, _gates, _scan = ("h",), 3, staticmethod(scan_gru)
+    _parts, _gates, _scan, _kernel = ("h",), 3, staticmethod(scan_gru), torch.ops.rlcore.gru_row
 
     def __init__(self, in_features: int, size: int = 64):
         super().__init__()
@@ -75,6 +79,13 @@ class GRU(Memory):
     def step(self, x: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         h = torch.gru_cell(x, carry["h"], *self._weights())
         return h, {"h": h}
+
+    def row(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if torch.is_grad_enabled() or not is_there(x):
+            return super().row(x, carry, first)
+        after = self._kernel(x, *carry.values(), first, *self._weights())
+        carry = dict(zip(self._parts, after if len(self._parts) > 1 else [after], strict=True))
+        return carry["h"], carry
 
     def forward(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> Tensor:
         if is_twice_differentiated():
@@ -116,7 +127,7 @@ class LSTM(GRU):
     """Long short-term memory (Hochreiter & Schmidhuber 1997) in torch's form, with forget gates open at first
     (Jozefowicz et al. 2015); `[L, S, in_features]` to `[L, S, size]`."""
 
-    _parts, _gates, _scan = ("h", "c"), 4, staticmethod(scan_lstm)
+    _parts, _gates, _scan, _kernel = ("h", "c"), 4, staticmethod(scan_lstm), torch.ops.rlcore.lstm_row
 
     def __init__(self, in_features: int, size: int = 64):
         super().__init__(in_features, size)
@@ -160,8 +171,8 @@ class MemoryTrunk(nn.Module):
     def step(self, obs: Obs, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One row: `obs [N, ...]`, which is the `first [N]` of some episodes, with the policy's `carry`, to features
         `[N, H]` and the trunk's part of the carry after."""
-        own = self.memory.begin({part: carry[name] for name, part in self.names.items()}, first)
-        y, own = self.memory.step(self.trunk(obs), own)
+        own = {part: carry[name] for name, part in self.names.items()}
+        y, own = self.memory.row(self.trunk(obs), own, first)
         return y, {name: own[part] for name, part in self.names.items()}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from rlcore.programs import matmul
+from rlcore.programs import matmul, recurrent
 
 aten = torch.ops.aten
 SMALL_BATCH, SMALL_LAYER = 8, 64 * 64  # rows, and weights, of layers for which a call takes longer than the arithmetic
@@ -193,6 +193,8 @@ def _direct_calls(graph: Graph) -> None:
             node.op, node.target, node.args = "call_method", "view", (node.args[0], *node.args[1])
         elif isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
             node.target = _direct(node.target) or node.target
+        elif node.target in recurrent.OPERATORS:
+            node.target = recurrent.kernel(recurrent.OPERATORS[node.target])
 
 
 def _direct(target: torch._ops.OpOverload) -> Callable | None:

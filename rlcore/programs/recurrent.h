@@ -64,6 +64,95 @@ static void rl_forget(long S, long H, const unsigned char *first, float *state) 
     if (first[s]) memset(state + s * H, 0, sizeof(float) * H);
 }
 
+typedef float rl_four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int rl_places __attribute__((vector_size(16)));
+RL_ALONE static inline __attribute__((always_inline)) float rl_sum(rl_vector v) {
+  rl_four x[RL_WIDTH / 4];
+  memcpy(x, &v, sizeof(v));
+  RL_UNROLL for (int i = 1; i < RL_WIDTH / 4; i++) x[0] += x[i];
+  x[0] += __builtin_shuffle(x[0], (rl_places){2, 3, 0, 1});
+  return x[0][0] + x[0][1];
+}
+
+/* A tile of the product below, of constant size: each number is a sum along a row of both. */
+RL_ALONE static inline __attribute__((always_inline)) void rl_dots(const int rows, const int columns, long K,
+                                                                   const float *a, const float *m, float *c, long c_row) {
+  rl_vector sum[2][4];
+  const long whole = K - K % RL_WIDTH;
+  RL_UNROLL for (int i = 0; i < rows; i++)
+    RL_UNROLL for (int j = 0; j < columns; j++) sum[i][j] = (rl_vector){0};
+  for (long k = 0; k < whole; k += RL_WIDTH)
+    RL_UNROLL for (int i = 0; i < rows; i++)
+      RL_UNROLL for (int j = 0; j < columns; j++)
+        sum[i][j] += *(const rl_vector *)(a + i * K + k) * *(const rl_vector *)(m + j * K + k);
+  RL_UNROLL for (int i = 0; i < rows; i++)
+    RL_UNROLL for (int j = 0; j < columns; j++) c[i * c_row + j] += rl_sum(sum[i][j]);
+  for (long k = whole; k < K; k++)
+    RL_UNROLL for (int i = 0; i < rows; i++)
+      RL_UNROLL for (int j = 0; j < columns; j++) c[i * c_row + j] += a[i * K + k] * m[j * K + k];
+}
+
+/* C [S, N] += A [S, K] times a matrix [N, K] turned, once: panels pay for many rows alone. */
+RL_ALONE static void rl_add_turned(long S, long K, long N, const float *a, const float *m, float *c) {
+  if (S > 16) {
+    float *panels = rl_panels(K, N, m, 1);
+    rl_add_products(S, K, N, a, panels, c);
+    free(panels);
+    return;
+  }
+  const long rows = S - S % 2, columns = N - N % 4;
+  for (long n = 0; n < columns; n += 4) {
+    for (long s = 0; s < rows; s += 2) rl_dots(2, 4, K, a + s * K, m + n * K, c + s * N + n, N);
+    if (rows < S) rl_dots(1, 4, K, a + rows * K, m + n * K, c + rows * N + n, N);
+  }
+  for (long n = columns; n < N; n++)
+    for (long s = 0; s < S; s++) rl_dots(1, 1, K, a + s * K, m + n * K, c + s * N + n, N);
+}
+
+/* One row of a rollout: x [S, F] and what was remembered before it, to what is remembered after it. */
+RL_ALONE static void rl_gru_row(long S, long F, long H, const float *x, const float *h, const unsigned char *first,
+                                const float *w_x, const float *w_h, const float *b_x, const float *b_h, float *after) {
+  float *from_x = (float *)malloc(sizeof(float) * S * 7 * H), *from_h = from_x + S * 3 * H, *old = from_h + S * 3 * H;
+  for (long s = 0; s < S; s++) {
+    memcpy(from_x + s * 3 * H, b_x, sizeof(float) * 3 * H);
+    memcpy(from_h + s * 3 * H, b_h, sizeof(float) * 3 * H);
+  }
+  memcpy(old, h, sizeof(float) * S * H), rl_forget(S, H, first, old);
+  rl_add_turned(S, F, 3 * H, x, w_x, from_x);
+  rl_add_turned(S, H, 3 * H, old, w_h, from_h);
+  for (long s = 0; s < S; s++) {
+    const float *i = from_x + s * 3 * H, *g = from_h + s * 3 * H, *was = old + s * H;
+    float *now = after + s * H;
+    RL_APART for (long j = 0; j < H; j++) {
+      float r = rl_sigmoid(i[j] + g[j]), z = rl_sigmoid(i[H + j] + g[H + j]);
+      float n = rl_tanh(i[2 * H + j] + r * g[2 * H + j]);
+      now[j] = n + z * (was[j] - n);
+    }
+  }
+  free(from_x);
+}
+
+RL_ALONE static void rl_lstm_row(long S, long F, long H, const float *x, const float *h, const float *c,
+                                 const unsigned char *first, const float *w_x, const float *w_h, const float *b_x,
+                                 const float *b_h, float *h_after, float *c_after) {
+  float *gates = (float *)malloc(sizeof(float) * S * 5 * H), *old = gates + S * 4 * H;
+  for (long s = 0; s < S; s++)
+    for (long j = 0; j < 4 * H; j++) gates[s * 4 * H + j] = b_x[j] + b_h[j];
+  memcpy(old, h, sizeof(float) * S * H), rl_forget(S, H, first, old);
+  rl_add_turned(S, F, 4 * H, x, w_x, gates);
+  rl_add_turned(S, H, 4 * H, old, w_h, gates);
+  memcpy(c_after, c, sizeof(float) * S * H), rl_forget(S, H, first, c_after);
+  for (long s = 0; s < S; s++) {
+    const float *in = gates + s * 4 * H, *f = in + H, *g = f + H, *o = g + H;
+    float *cell = c_after + s * H, *now = h_after + s * H;
+    RL_APART for (long j = 0; j < H; j++) {
+      cell[j] = rl_sigmoid(f[j]) * cell[j] + rl_sigmoid(in[j]) * rl_tanh(g[j]);
+      now[j] = rl_sigmoid(o[j]) * rl_tanh(cell[j]);
+    }
+  }
+  free(gates);
+}
+
 RL_ALONE static void rl_gru_rows(long L, long S, long H, const float *x, const float *h, const unsigned char *first,
                                  const float *w, const float *b, float *before, float *gates, float *after) {
   float *panels = rl_panels(H, 3 * H, w, 1), *from = (float *)malloc(sizeof(float) * S * 3 * H);

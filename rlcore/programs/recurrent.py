@@ -1,14 +1,16 @@
-"""Loops of recurrent layers in C, for float32 on the CPU: a row of a small layer is a microsecond of arithmetic and ten
-times that in calls of tensor operations. recurrent.h is compiled into each program, and once per machine for all else.
+"""Recurrent layers in C, for float32 on the CPU: a row of a small layer is microseconds of arithmetic and ten times
+that in calls of tensor operations. recurrent.h is compiled into each program, and once per machine for all else.
 """
 
 import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,26 +22,30 @@ from rlcore.storage.files import cache_folder
 
 SOURCE = "".join(Path(__file__).with_name(name).read_text() for name in ("tile.h", "recurrent.h"))
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-x", "c++")
-LOOPS = {  # the inputs of each, and the sizes of its outputs `[L, S, size · H]`; `first` is bool, all else float32
-    "gru_rows": (("x", "h", "first", "w", "b"), (1, 4, 1)),
-    "gru_slopes": (("slope", "gates", "before", "first", "w"), (4,)),
-    "lstm_rows": (("x", "h", "c", "first", "w"), (1, 1, 4, 1)),
-    "lstm_slopes": (("slope", "gates", "before", "first", "w"), (4,)),
+ROWS, ROW = {"L": ("first", 0), "S": ("first", 1), "H": ("w", 1)}, {"S": ("x", 0), "F": ("x", 1), "H": ("h", 1)}
+CELL = ("first", "w_x", "w_h", "b_x", "b_h")
+KERNELS = {  # where each finds its sizes, its inputs (`first` is bool, all else float32), and sizes of its outputs
+    "gru_rows": (ROWS, ("x", "h", "first", "w", "b"), ("L S H", "L S 4 H", "L S H")),
+    "gru_slopes": (ROWS, ("slope", "gates", "before", "first", "w"), ("L S 4 H",)),
+    "lstm_rows": (ROWS, ("x", "h", "c", "first", "w"), ("L S H", "L S H", "L S 4 H", "L S H")),
+    "lstm_slopes": (ROWS, ("slope", "gates", "before", "first", "w"), ("L S 4 H",)),
+    "gru_row": (ROW, ("x", "h", *CELL), ("S H",)),
+    "lstm_row": (ROW, ("x", "h", "c", *CELL), ("S H", "S H")),
 }
 
 
 def is_there(x: Tensor) -> bool:
-    """Whether these loops can work on tensors like `x [...]`."""
+    """Whether these kernels can work on tensors like `x [...]`."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
 
 
 @functools.cache
 def library() -> Any:
-    """The compiled loops, None where there is no compiler or it fails."""
+    """The compiled kernels, None where there is no compiler or it fails."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         return None
-    names = "".join(f'extern "C" decltype(&rl_{name}) const {name} = &rl_{name};\n' for name in LOOPS)
+    names = "".join(f'extern "C" decltype(&rl_{name}) const {name} = &rl_{name};\n' for name in KERNELS)
     source = f"#include <stdlib.h>\n#include <string.h>\n{SOURCE}\n{names}"
     key = hashlib.sha256(f"{source} {compiler} {FLAGS} {_processor()}".encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.so"
@@ -63,41 +69,66 @@ def _processor() -> str:
 
 
 @functools.cache
-def _function(name: str) -> Any:
-    arguments = [ctypes.c_long] * 3 + [ctypes.c_void_p] * (len(LOOPS[name][0]) + len(LOOPS[name][1]))
+def kernel(name: str) -> Callable[..., Any]:
+    """One of these as a function of tensors, for where microseconds count: the operator of its name takes ten more."""
+    sizes, inputs, outputs = KERNELS[name]
     address = ctypes.c_void_p.in_dll(library(), name).value
-    return ctypes.CFUNCTYPE(None, *arguments)(address)
+    arguments = [ctypes.c_long] * len(sizes) + [ctypes.c_void_p] * (len(inputs) + len(outputs))
+    call = ctypes.CFUNCTYPE(None, *arguments)(address)
+
+    def run(*tensors: Tensor) -> Any:
+        dense, room = [x.contiguous() for x in tensors], _room(name, *tensors)
+        call(*_sizes(name, tensors).values(), *[x.data_ptr() for x in dense], *[x.data_ptr() for x in room])
+        return room[0] if len(room) == 1 else tuple(room)
+
+    return run
 
 
-def _sizes(name: str, tensors: tuple[Tensor, ...]) -> tuple[int, int, int]:
-    """L, S and H of these inputs."""
-    named = dict(zip(LOOPS[name][0], tensors, strict=True))
-    return (*named["first"].shape, named["w"].shape[1])
+def _sizes(name: str, tensors: tuple[Tensor, ...]) -> dict[str, int]:
+    """L, S, H and so on of these inputs."""
+    return {size: tensors[i].shape[dim] for size, i, dim in _where(name)}
 
 
-def _run(name: str, *tensors: Tensor) -> Any:
-    dense, (one, *more) = [x.contiguous() for x in tensors], _room(name, *tensors)
-    _function(name)(*_sizes(name, tensors), *(x.data_ptr() for x in (*dense, one, *more)))
-    return (one, *more) if more else one
+@functools.cache
+def _where(name: str) -> list[tuple[str, int, int]]:
+    """Of each size its name, and the number and dimension of the input that has it."""
+    sizes, inputs, _ = KERNELS[name]
+    return [(size, inputs.index(tensor), dim) for size, (tensor, dim) in sizes.items()]
 
 
 def _room(name: str, *tensors: Tensor) -> list[Tensor]:
-    """Room for what a loop puts out."""
-    L, S, H = _sizes(name, tensors)
-    return [tensors[0].new_empty(L, S, size * H) for size in LOOPS[name][1]]
+    """Room for what a kernel puts out."""
+    sizes = tuple(_sizes(name, tensors).items())
+    return [tensors[0].new_empty(shape) for shape in _shapes(name, sizes)]
+
+
+@functools.cache
+def _shapes(name: str, sizes: tuple[tuple[str, int], ...]) -> list[list[int]]:
+    return [_shape(output, dict(sizes)) for output in KERNELS[name][2]]
+
+
+def _shape(output: str, sizes: dict[str, int]) -> list[int]:
+    """`"L S 4 H"` in numbers; a number multiplies what follows it."""
+    shape, times = [], 1
+    for word in output.split():
+        if word in sizes:
+            shape.append(times * sizes[word])
+        times = 1 if word in sizes else int(word)
+    return shape
 
 
 def _fake(name: str, *tensors: Tensor) -> Any:
-    one, *more = _room(name, *tensors)
-    return (one, *more) if more else one
+    room = _room(name, *tensors)
+    return room[0] if len(room) == 1 else tuple(room)
 
 
 _fragment = torch.library.Library("rlcore", "FRAGMENT")
-for _name, (_inputs, _outputs) in LOOPS.items():
+for _name, (_, _inputs, _outputs) in KERNELS.items():
     _result = "Tensor" if len(_outputs) == 1 else f"({', '.join(['Tensor'] * len(_outputs))})"
     _fragment.define(f"{_name}({', '.join(f'Tensor {x}' for x in _inputs)}) -> {_result}")
-    _fragment.impl(_name, functools.partial(_run, _name), "CPU")
+    _fragment.impl(_name, lambda *tensors, name=_name: kernel(name)(*tensors), "CPU")
     torch.library.register_fake(f"rlcore::{_name}", functools.partial(_fake, _name), lib=_fragment)
+OPERATORS = {getattr(torch.ops.rlcore, name).default: name for name in KERNELS}
 
 
 _DENSE = """
@@ -127,23 +158,26 @@ static inline AOTITorchError rl_dense(AtenTensorHandle tensor, long size, void *
 
 
 def _shim(name: str) -> str:
-    """The C function that stands for a loop in compiled programs, its declaration in front."""
-    inputs, outputs = LOOPS[name]
+    """The C function that stands for a kernel in compiled programs, its declaration in front."""
+    sizes, inputs, outputs = KERNELS[name]
     takes = [f"AtenTensorHandle t_{x}" for x in inputs] + [f"AtenTensorHandle *out_{i}" for i in range(len(outputs))]
     head = f"AOTITorchError aoti_torch_cpu_{name}({', '.join(takes)})"
     lines = [f'{head};\n__attribute__((visibility("hidden"))) {head} {{']
     for x in inputs:
         lines.append(f"void *{x}, *own_{x}; int64_t *n_{x};")
         lines.append(_checked(f"rl_dense(t_{x}, {1 if x == 'first' else 4}, &{x}, &own_{x}, &n_{x})"))
-    lines.append("int64_t L = n_first[0], S = n_first[1], H = n_w[1];")
-    for i, size in enumerate(outputs):
-        lines.append(f"int64_t size_{i}[] = {{L, S, {size} * H}}, stride_{i}[] = {{S * {size} * H, {size} * H, 1}};")
+    lines += [f"int64_t {size} = n_{tensor}[{dim}];" for size, (tensor, dim) in sizes.items()]
+    for i, output in enumerate(outputs):
+        shape = [size.replace(" ", " * ") for size in re.findall(r"\d+ \w+|\w+", output)]
+        strides = [" * ".join(shape[dim + 1 :]) or "1" for dim in range(len(shape))]
+        lines.append(f"int64_t size_{i}[] = {{{', '.join(shape)}}}, stride_{i}[] = {{{', '.join(strides)}}};")
         kind = "aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0"
-        lines.append(_checked(f"aoti_torch_empty_strided(3, size_{i}, stride_{i}, {kind}, out_{i})"))
+        lines.append(_checked(f"aoti_torch_empty_strided({len(shape)}, size_{i}, stride_{i}, {kind}, out_{i})"))
         lines.append(f"void *data_{i}; {_checked(f'aoti_torch_get_data_ptr(*out_{i}, &data_{i})')}")
     given = [f"(const {'unsigned char' if x == 'first' else 'float'} *){x}" for x in inputs]
     given += [f"(float *)data_{i}" for i in range(len(outputs))]
-    lines += [f"rl_{name}(L, S, H, {', '.join(given)});", *(f"free(own_{x});" for x in inputs), "return 0;", "}"]
+    lines.append(f"rl_{name}({', '.join([*sizes, *given])});")
+    lines += [*(f"free(own_{x});" for x in inputs), "return 0;", "}"]
     return "\n".join(lines)
 
 
@@ -152,11 +186,10 @@ def _checked(call: str) -> str:
 
 
 def shims_for(targets: set[Any]) -> dict[Any, list[str]]:
-    """What inductor must be told to compile these loops into a program, whose operations are `targets`; nothing where
+    """What inductor must be told to compile these kernels into a program, whose operations are `targets`; nothing where
     none of them is among these."""
-    ops = {getattr(torch.ops.rlcore, name).default: name for name in LOOPS}
-    used = [op for op in ops if op in targets]
-    shims = {op: [_shim(ops[op])] for op in used}
+    used = [op for op in OPERATORS if op in targets]
+    shims = {op: [_shim(OPERATORS[op])] for op in used}
     for op in used[:1]:  # in front of the first; what is spliced in is declared extern
         shims[op] = [f"int rl_recurrent;\n{SOURCE}\n{_DENSE}", *shims[op]]
     return shims
