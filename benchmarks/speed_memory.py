@@ -15,8 +15,9 @@ Techniques of rlcore are a memory (lstm, gru, transformer) and a way of running:
     compiled         everything compiled, on the native twin of the environment
 
 Peers, with "MlpLstmPolicy":
-    sb3_contrib         an LSTM for the actor and one for the critic, its default
-    sb3_contrib-shared  one LSTM, which learns from the actor alone
+    sb3_contrib         an LSTM for the actor and one for the critic, its default, in front of the layers
+    sb3_contrib-same    rlcore's network: the layers in front, as extractors of features, an LSTM behind each
+    sb3_contrib-shared  one LSTM, which learns from the actor alone, in front of the layers
 
 Same work for all: 4 epochs × 4 minibatches of 256 transitions, memories of 64, 64-64 tanh layers for actor and critic,
 the same learning rate. `DIFFERS` says what is not the same, and the result file repeats it.
@@ -47,10 +48,12 @@ WAYS = {
 MEMORIES = ("lstm", "gru", "transformer")
 PEERS = {
     "sb3_contrib": dict(enable_critic_lstm=True, shared_lstm=False),
+    "sb3_contrib-same": dict(enable_critic_lstm=True, shared_lstm=False, share_features_extractor=False),
     "sb3_contrib-shared": dict(enable_critic_lstm=False, shared_lstm=True),
 }
 DIFFERS = (
-    "sb3-contrib's LSTM reads the observation, and layers of 64-64 follow it; in rlcore the memory follows the layers",
+    "in sb3_contrib an LSTM reads the observation, and layers of 64-64 follow it; in rlcore the memory follows the "
+    "layers, which is half as much arithmetic again; sb3_contrib-same has the latter network",
     "rlcore and sb3_contrib have a memory for the actor and one for the critic; sb3_contrib-shared has one, whose "
     "gradient is the actor's",
     "sb3-contrib cuts sequences where episodes begin and pads them to the longest in a minibatch, so that its speed "
@@ -134,15 +137,17 @@ def train_peer(options: argparse.Namespace, **lstm: bool) -> dict[str, Any]:
     from stable_baselines3.common.env_util import make_vec_env
 
     batch = options.num_envs * PPO["num_steps"]
+    in_front = not lstm.get("share_features_extractor", True)
     work = dict(
         n_steps=PPO["num_steps"], batch_size=batch // PPO["num_minibatches"], n_epochs=PPO["update_epochs"],
         learning_rate=PPO["learning_rate"], ent_coef=PPO["ent_coef"],
     )  # fmt: skip
-    layers = dict(pi=[SIZE, SIZE], vf=[SIZE, SIZE])
+    layers = [] if in_front else dict(pi=[SIZE, SIZE], vf=[SIZE, SIZE])
     policy = dict(lstm_hidden_size=SIZE, n_lstm_layers=1, net_arch=layers, **lstm)
+    own = {"features_extractor_class": extractor()} if in_front else {}
     start = time.perf_counter()
     envs = make_vec_env(options.env_id, n_envs=options.num_envs, seed=1)
-    model = RecurrentPPO("MlpLstmPolicy", envs, seed=1, device="cpu", policy_kwargs=policy, **work)
+    model = RecurrentPPO("MlpLstmPolicy", envs, seed=1, device="cpu", policy_kwargs={**policy, **own}, **work)
     model.learn(batch * WARM_UP)
     ready = time.perf_counter() - start
     guess = time_learning(model, batch * WARM_UP)
@@ -151,6 +156,24 @@ def train_peer(options: argparse.Namespace, **lstm: bool) -> dict[str, Any]:
         "seconds": {}, "work": {**work, **policy}, "parameters": sum(p.numel() for p in model.policy.parameters()),
         "versions": machine.describe()["versions"],
     }  # fmt: skip
+
+
+def extractor() -> type:
+    """Layers in front of an LSTM, as Stable-Baselines3 takes them."""
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from torch import nn
+
+    class Layers(BaseFeaturesExtractor):
+        def __init__(self, space: Any):
+            super().__init__(space, SIZE)
+            self.layers = nn.Sequential(
+                nn.Flatten(), nn.Linear(space.shape[0], SIZE), nn.Tanh(), nn.Linear(SIZE, SIZE), nn.Tanh()
+            )
+
+        def forward(self, obs: Any) -> Any:
+            return self.layers(obs)
+
+    return Layers
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 
 import rlcore
 from rlcore import estimators
+from rlcore.agents.engine import Engine
 from rlcore.agents.setup import make_collector
 from rlcore.collect import HostCollector
 from rlcore.envs import VectorAdapter, make_vec
@@ -371,6 +372,14 @@ def test_what_auto_takes(nothing_built, monkeypatch):
     assert chosen(1000, env="rlcore/CatchPixels-v0", num_steps=4)[0] == "python"
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert chosen(1000) == ("recorded", "there is no C++ compiler (g++)")
+
+
+def test_auto_knows_that_memory_takes_longer(monkeypatch):
+    told = []
+    monkeypatch.setattr(Engine, "_choose_fastest", lambda self, seconds: told.append(seconds) or ("python", ""))
+    for memory in (None, "gru"):
+        rlcore.PPO("CartPole-v1", **{**SMALL, "compile": "auto", "memory": memory, "num_minibatches": 1}).learn(32)
+    assert told[1] == 2 * told[0]
 
 
 @pytest.mark.parametrize(

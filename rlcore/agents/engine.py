@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # cost, in seconds: orders of magnitude on the machines measured, on which nothing but the choice depends.
 SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
 SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
+WITH_MEMORY = 2  # a row and a step take four times as long where a policy remembers, and preparation twice
 WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
 
 
@@ -147,6 +148,7 @@ class Engine:
             per_iteration = config.num_steps * SECONDS_PER_ROW
             per_iteration += config.update_epochs * config.num_minibatches * SECONDS_PER_STEP
             iterations = (total_steps - self.agent.global_step) / (config.num_steps * config.num_envs)
+            per_iteration *= WITH_MEMORY if self.agent.buffer.sequence_length else 1
             return self._choose_fastest(iterations * per_iteration)
         how = {False: "python", "record": "recorded", True: "compiled"}[config.compile]
         obstacle = self._obstacle_to_compiling() if how == "compiled" else ""

@@ -68,7 +68,7 @@ class Transformer(Memory):
         for i, block in enumerate(self.blocks):
             q, k, v = block.project(x, turn)
             keys, values = torch.cat([carry[f"keys_{i}"], k], 1), torch.cat([carry[f"values_{i}"], v], 1)
-            x = block.add(x, block.look(q, keys, values, allowed))
+            x = block(x, q, keys, values, allowed)
         return self.norm(x).transpose(0, 1)
 
     def _turn(self, position: Tensor, x: Tensor) -> Tensor:
@@ -120,13 +120,13 @@ class Block(nn.Module):
         weights = scores.masked_fill(~seen.unsqueeze(2), -torch.inf).softmax(1)
         return (weights.unsqueeze(-1) * values.unflatten(-1, (self.heads, -1))).sum(1).flatten(1)
 
-    def look(self, q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
-        """What `q [S, L, size]` find among those of `keys [S, K, size]` and `values [S, K, size]` that are
-        `allowed [S, L, K]`."""
+    def forward(self, x: Tensor, q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
+        """`x [S, L, size]` after looking, with `q [S, L, size]`, at those of `keys [S, K, size]` and
+        `values [S, K, size]` that are `allowed [S, L, K]`."""
         q, keys, values = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, keys, values))
         scores = q @ keys.transpose(2, 3) * self.scale  # [S, heads, L, K]
         weights = scores.masked_fill(~allowed.unsqueeze(1), -torch.inf).softmax(-1)
-        return (weights @ values).transpose(1, 2).flatten(2)
+        return self.add(x, (weights @ values).transpose(1, 2).flatten(2))
 
     def add(self, x: Tensor, found: Tensor) -> Tensor:
         """`x [..., size]` with what attention `found [..., size]`, and the perceptron."""
