@@ -68,6 +68,18 @@ def test_a_row_with_gradients_has_them(kind):
     assert all(g.abs().sum() > 0 for g in torch.autograd.grad(y.sum(), [memory.weight_x, memory.bias_x]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_handed_on_is_there_after_sixteen_rows(kind):
+    torch.manual_seed(0)
+    memory, still = KINDS[kind](3, 32).handing_on(), []
+    start = {name: 0.1 * torch.randn(2, 32) for name in memory.sizes}
+    carry = start
+    for _ in range(16):
+        _, carry = memory.row(torch.zeros(2, 3), carry, torch.zeros(2, dtype=torch.bool))
+        still.append(float(carry["h"].detach().norm() / start["h"].norm()))
+    assert still[-1] > 0.15, still  # 0.004 and 0.14 without
+
+
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
 def test_gates_are_right_far_out_and_near_nothing(scale):
     memory, x, carry, first = example("lstm", 6, 2, 8)

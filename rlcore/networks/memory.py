@@ -9,7 +9,7 @@ begins: what was remembered there is data (truncated backpropagation through tim
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 import torch
@@ -49,7 +49,7 @@ class Memory(nn.Module):
         return torch.stack(rows)
 
     def row(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`step` of those who go on, and of those who are `first [N]` and begin."""
+        """`step` with `x [N, F]` of those who go on and those who are `first [N]` and begin."""
         return self.step(x, self.begin(carry, first))
 
     def begin(self, carry: dict[str, Tensor], first: Tensor) -> dict[str, Tensor]:
@@ -62,6 +62,7 @@ class GRU(Memory):
     `[L, S, size]`."""
 
     _parts, _gates, _scan, _kernel = ("h",), 3, staticmethod(scan_gru), torch.ops.rlcore.gru_row
+    _hands_on = 1, -1, 0  # which gates are open for what was before to move on, and which closed
 
     def __init__(self, in_features: int, size: int = 64):
         super().__init__()
@@ -71,6 +72,16 @@ class GRU(Memory):
         self.bias_x, self.bias_h = (nn.Parameter(torch.zeros(self._gates * size)) for _ in "xh")
         for gate in (*self.weight_x.split(size), *self.weight_h.split(size)):
             nn.init.orthogonal_(gate)
+
+    def handing_on(self) -> Self:
+        """The same, beginning as h' ≈ tanh(W h + x) of small x, with W orthogonal: what was seen many rows ago is still
+        there, turned as often, so that a policy soon tells apart how long ago it was (orthogonal networks on copying
+        tasks, Henaff et al. 2016, arXiv:1602.06662)."""
+        with torch.no_grad():
+            for gate, sign in zip(self.bias_x.split(self.features), self._hands_on, strict=True):
+                gate.fill_(3.0 * sign)
+            self.weight_x.mul_(0.3)
+        return self
 
     def _weights(self) -> tuple[Tensor, ...]:
         """In the order in which torch takes them."""
@@ -128,6 +139,7 @@ class LSTM(GRU):
     (Jozefowicz et al. 2015); `[L, S, in_features]` to `[L, S, size]`."""
 
     _parts, _gates, _scan, _kernel = ("h", "c"), 4, staticmethod(scan_lstm), torch.ops.rlcore.lstm_row
+    _hands_on = 1, -1, 0, 1
 
     def __init__(self, in_features: int, size: int = 64):
         super().__init__(in_features, size)
