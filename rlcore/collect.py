@@ -655,7 +655,8 @@ class NativeCollector(Collector):
     def _sequence(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The rows of a sequence, and what the policy remembers before them, as far as it is stored."""
         before = {name: carry[f"policy.{name}"] for name in self.buffer.memory}
-        turns = 8 if self.buffer.num_envs <= 64 and not before else 1  # a loop costs microseconds a turn
+        # A loop costs microseconds a turn, as does a row of few environments without memory.
+        turns = 8 if self.buffer.num_envs <= 64 and not before else 1
         end, rows, _ = loop(self._row, carry, draws, unroll=turns, apart=("obs", "final_obs", "memory"))
         return end, {"rows": rows, "before": before}
 

@@ -69,6 +69,16 @@ def test_a_row_with_gradients_has_them(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_does_not_fit_is_refused(kind):
+    memory, x = KINDS[kind](3, 4), torch.randn(2, 3)
+    carry = {name: torch.zeros(2, 4) for name in memory.sizes}
+    with torch.no_grad():
+        for rows, first in ((5, torch.zeros(2).bool()), (2, torch.zeros(3).bool()), (2, torch.zeros(2))):
+            with pytest.raises(RuntimeError):
+                memory.row(x, {name: torch.zeros(rows, 4) for name in carry}, first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_handed_on_is_there_after_sixteen_rows(kind):
     torch.manual_seed(0)
     memory, still = KINDS[kind](3, 32).handing_on(), []

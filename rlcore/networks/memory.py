@@ -19,7 +19,7 @@ from rlcore.errors import UsageError
 from rlcore.networks.actor_critic import ActorCritic, Torso, Trunk
 from rlcore.networks.distributions import Distribution
 from rlcore.networks.recurrent import scan_gru, scan_lstm
-from rlcore.programs.recurrent import is_there
+from rlcore.programs.recurrent import is_there, kernel
 from rlcore.spaces import ActionSpec, Field, Obs, Sequences
 from rlcore.tracing import is_recording, is_twice_differentiated
 
@@ -61,7 +61,7 @@ class GRU(Memory):
     """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078) in torch's form: `[L, S, in_features]` to
     `[L, S, size]`."""
 
-    _parts, _gates, _scan, _kernel = ("h",), 3, staticmethod(scan_gru), torch.ops.rlcore.gru_row
+    _parts, _gates, _scan, _kernel = ("h",), 3, staticmethod(scan_gru), "gru_row"
     _hands_on = 1, -1, 0  # which gates are open for what was before to move on, and which closed
 
     def __init__(self, in_features: int, size: int = 64):
@@ -92,9 +92,11 @@ class GRU(Memory):
         return h, {"h": h}
 
     def row(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if torch.is_grad_enabled() or not is_there(x):
+        fits = {len(x), len(carry["h"])} == {len(first)} and first.dtype == torch.bool  # a kernel does not look
+        if torch.is_grad_enabled() or not fits or not is_there(x):
             return super().row(x, carry, first)
-        after = self._kernel(x, *carry.values(), first, *self._weights())
+        run = getattr(torch.ops.rlcore, self._kernel) if is_recording() else kernel(self._kernel)
+        after = run(x, *carry.values(), first, *self._weights())
         carry = dict(zip(self._parts, after if len(self._parts) > 1 else [after], strict=True))
         return carry["h"], carry
 
@@ -138,7 +140,7 @@ class LSTM(GRU):
     """Long short-term memory (Hochreiter & Schmidhuber 1997) in torch's form, with forget gates open at first
     (Jozefowicz et al. 2015); `[L, S, in_features]` to `[L, S, size]`."""
 
-    _parts, _gates, _scan, _kernel = ("h", "c"), 4, staticmethod(scan_lstm), torch.ops.rlcore.lstm_row
+    _parts, _gates, _scan, _kernel = ("h", "c"), 4, staticmethod(scan_lstm), "lstm_row"
     _hands_on = 1, -1, 0, 1
 
     def __init__(self, in_features: int, size: int = 64):
