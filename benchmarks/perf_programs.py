@@ -2,9 +2,11 @@
 
     python benchmarks/perf_programs.py                                   PPO on CartPole-v1, 4 environments
     python benchmarks/perf_programs.py --env-id Acrobot-v1 --num-envs 64
+    python benchmarks/perf_programs.py --num-envs 8 --memory lstm        a policy that remembers, as in speed_memory.py
 
 A child process runs one program over and over on the same inputs while perf samples it. Functions are put into a few
-kinds by their names; the shares are of the samples. Writes results/perf_ENV_Nenvs.json.
+kinds by their names; the shares are of the samples. Writes results/perf_ENV_Nenvs.json, or with a memory
+perf_ENV_Nenvs_MEMORY.json.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import machine
 from speed import PPO
 
 KINDS = (  # the first that fits
+    ("gates of recurrent layers", r"rl_(gru|lstm)"),
     ("products of matrices", r"rl_|gemm"),
     ("fused elementwise kernels", r"cpp_fused"),
     ("exponentials", r"Sleef"),
@@ -33,26 +36,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="CartPole-v1")
     parser.add_argument("--num-envs", type=int, default=4)
+    parser.add_argument("--memory", choices=("gru", "lstm", "transformer"))
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
     shares = {}
     for part in ("learning", "rollout"):
         shares[part] = sample(part, options)
         print(f"{part}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares[part].items()))
+    name = f"perf_{options.env_id.replace('/', '-')}_{options.num_envs}envs"
     machine.write(
-        f"perf_{options.env_id.replace('/', '-')}_{options.num_envs}envs",
-        {"env_id": options.env_id, "num_envs": options.num_envs, "work": PPO, "shares": shares},
+        f"{name}_{options.memory}" if options.memory else name,
+        {"env_id": options.env_id, "num_envs": options.num_envs, "memory": options.memory}
+        | {"work": PPO, "shares": shares},
     )
 
 
-def run_program(part: str, started: str, env_id: str, num_envs: int, seconds: float) -> None:
+def run_program(part: str, started: str, env_id: str, num_envs: int, memory: str | None, seconds: float) -> None:
     """Run one program for twice the time that is sampled."""
     import torch
 
     import rlcore
 
     torch.set_num_threads(1)
-    agent = rlcore.PPO(env_id, num_envs=num_envs, **PPO, seed=1, device="cpu", compile=True, backend="native")
+    work = {**PPO, "num_envs": num_envs, "memory": memory, "seed": 1}
+    agent = rlcore.PPO(env_id, **work, device="cpu", compile=True, backend="native")
     next(agent.iterations(harness.FAR))
     program = agent.engine.learn if part == "learning" else agent.collect
     Path(started).touch()

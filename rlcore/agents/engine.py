@@ -257,10 +257,7 @@ class Engine:
 
             # A row is put together by one kernel, instead of by many that each write their part of it. What loops over
             # sequences give back must not be written over: torch 2.13 then declares its room twice.
-            options = {
-                "force_pointwise_cat": True,
-                **({"inplace_buffers": False} if agent.buffer.sequence_length else {}),
-            }
+            options = {"force_pointwise_cat": True, "inplace_buffers": not agent.buffer.sequence_length}
             return Program(collector.rollout, places, owner=agent, options=options)
         obs, noise = map_parts(lambda x: x[0], agent.buffer.obs), collector.noise[0]
         carry = agent.network.initial_carry(agent.buffer.num_envs)
