@@ -3,7 +3,6 @@
 import ctypes
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +11,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlcore.programs import matmul, passes
 
-HEADER = Path(matmul.__file__).with_name("matmul.h")
 SOURCE = """
 extern "C" {
-#include "HEADER"
+HEADER
 void product(long M, long N, long K, const float *a, long a_row, long a_column, const float *b, long b_row,
              long b_column, float *c) {
   rl_matmul(M, N, K, a, a_row, a_column, b, b_row, b_column, c);
@@ -29,7 +27,7 @@ def product(tmp_path_factory):
     """The kernel as a function of float32 arrays with any strides."""
     compiler = os.environ.get("CXX", "g++")  # which the tests of programs need too
     folder = tmp_path_factory.mktemp("matmul")
-    (folder / "product.cpp").write_text(SOURCE.replace("HEADER", str(HEADER)))
+    (folder / "product.cpp").write_text(SOURCE.replace("HEADER", matmul.SOURCE))
     # The flags under which inductor compiles it: nothing but its own attributes asks for speed or fused products.
     flags = ["-O1", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared"]
     subprocess.run([compiler, *flags, "product.cpp", "-o", "product.so"], cwd=folder, check=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+SOURCE = "".join(Path(__file__).with_name(name).read_text() for name in ("tile.h", "matmul.h"))
 _SHIM = """
 AOTITorchError aoti_torch_cpu_matmul_small(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle *);
 
@@ -59,5 +60,4 @@ def shims() -> dict[Any, list[str]]:
     """What inductor must be told to compile the kernel into a program."""
     if not pays():
         return {}
-    kernel = "".join(Path(__file__).with_name(name).read_text() for name in ("tile.h", "matmul.h"))
-    return {torch.ops.rlcore.matmul_small.default: [_SHIM.replace("KERNEL", kernel)]}
+    return {torch.ops.rlcore.matmul_small.default: [_SHIM.replace("KERNEL", SOURCE)]}
