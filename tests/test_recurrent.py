@@ -76,6 +76,8 @@ def test_a_row_that_does_not_fit_is_refused(kind):
         for rows, first in ((5, torch.zeros(2).bool()), (2, torch.zeros(3).bool()), (2, torch.zeros(2))):
             with pytest.raises(RuntimeError):
                 memory.row(x, {name: torch.zeros(rows, 4) for name in carry}, first)
+        with pytest.raises(RuntimeError):
+            memory.row(x[:, :2], carry, torch.zeros(2).bool())
 
 
 @pytest.mark.parametrize("kind", KINDS)

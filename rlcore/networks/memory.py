@@ -92,7 +92,9 @@ class GRU(Memory):
         return h, {"h": h}
 
     def row(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        fits = {len(x), len(carry["h"])} == {len(first)} and first.dtype == torch.bool  # a kernel does not look
+        n = len(first)  # a kernel does not look
+        fits = first.dtype == torch.bool and x.shape == (n, self.weight_x.shape[1])
+        fits = fits and all(state.shape == (n, self.features) for state in carry.values())
         if torch.is_grad_enabled() or not fits or not is_there(x):
             return super().row(x, carry, first)
         run = getattr(torch.ops.rlcore, self._kernel) if is_recording() else kernel(self._kernel)
