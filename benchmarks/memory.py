@@ -60,7 +60,7 @@ class Task:
 # An answer changes nothing of what comes after it: γ = 0.
 ANSWERS = dict(num_envs=16, gamma=0.0, learning_rate=3e-3)
 # Sixteen symbols in order are much for a state of 64 numbers that begins by forgetting.
-MUCH = dict(num_envs=64, memory_size=128, handing_on=True, total_steps=1_500_000)
+MUCH = dict(num_envs=64, memory_size=128, handing_on=True, total_steps=2_000_000)
 TASKS = {
     "Repeat1": Task("rlcore/Repeat1-v0", 32, 8, 30.4, 200_000, 32, ANSWERS),
     "Repeat4": Task("rlcore/Repeat4-v0", 32, 8, 30.4, 400_000, 32, ANSWERS),
