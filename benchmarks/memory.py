@@ -66,7 +66,7 @@ TASKS = {
     "Repeat4": Task("rlcore/Repeat4-v0", 32, 8, 30.4, 400_000, 32, ANSWERS),
     "Repeat16": Task("rlcore/Repeat16-v0", 32, 8, 30.4, 300_000, 64, ANSWERS, {"gru": MUCH, "lstm": MUCH}),
     "TMaze": Task(
-        "rlcore/TMaze-v0", 1, 0.5, 0.95, 500_000, 64, dict(num_envs=16, gamma=0.98), {"lstm": dict(ent_coef=0.03)}
+        "rlcore/TMaze-v0", 1, 0.5, 0.95, 500_000, 64, dict(num_envs=16, gamma=0.98), {"lstm": dict(handing_on=True)}
     ),
     "CartPoleNoVel": Task(
         "rlcore/CartPoleNoVel-v1",
