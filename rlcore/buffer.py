@@ -150,8 +150,8 @@ class RolloutBuffer:
     def remember(self, t: int, carry: dict[str, Tensor]) -> None:
         """Keep the `carry` of a policy with memory before row t, where a sequence begins there."""
         if self.sequence_length and t % self.sequence_length == 0:
-            for name, x in carry.items():
-                vars(self)[name][t // self.sequence_length].copy_(x)
+            for name in self.memory:
+                vars(self)[name][t // self.sequence_length].copy_(carry[name])
 
     def tensors(self) -> dict[str, Any]:
         """The rollout by field, for a look at it; frames that are stored once are left out."""
@@ -172,22 +172,32 @@ class RolloutBuffer:
         """The filled rows as one batch of B transitions, whose fields are views, with what the estimator made of them:
         `advantages [T, N]`, `returns [T, N]` and, where the loss is no mean over transitions, the `weight [T, N]` of
         each. A loss should take its samples with `Batch.take`, which keeps padding out."""
-        length = self.num_steps if is_recording() else self.length
-        if 0 < self.sequence_length < self.num_steps:  # whole ones
-            length = math.ceil(length / self.sequence_length) * self.sequence_length
-
-        def flat(x: Tensor) -> Tensor:
-            return x[:length].flatten(0, 1) if length < self.num_steps else x.flatten(0, 1)
-
+        flat = self._flat
         fields = {name: flat(vars(self)[name]) for name, field in self.fields.items() if not field.per_sequence}
-        fields |= {"obs": map_parts(flat, self.obs), "advantages": flat(advantages), "returns": flat(returns)}
+        fields |= {"obs": self.observations(), "advantages": flat(advantages), "returns": flat(returns)}
         weight = None if weight is None else torch.where(fields["mask"], flat(weight), 0.0)
+        kind = SequenceBatch if self.sequence_length else Batch
+        return kind(fields, weight, _readable(fields["mask"]))
+
+    def observations(self) -> Any:
+        """Those of the filled rows as a network takes them, `[B, ...]`: `Sequences` where it has memory."""
+        length, obs = self._whole_rows(), map_parts(self._flat, self.obs)
         if not self.sequence_length:
-            return Batch(fields, weight, _readable(fields["mask"]))
+            return obs
         carry = {name: vars(self)[name][: -(-length // self.sequence_length)].flatten(0, 1) for name in self.memory}
         steps = min(length, self.sequence_length)
-        fields["obs"] = Sequences(fields["obs"], fields["dones"], carry, steps, self.num_envs)
-        return SequenceBatch(fields, weight, _readable(fields["mask"]))
+        return Sequences(obs, self._flat(self.dones), carry, steps, self.num_envs)
+
+    def _whole_rows(self) -> int:
+        """How many rows are filled, or belong to a sequence of which some are."""
+        length = self.num_steps if is_recording() else self.length
+        if 0 < self.sequence_length < self.num_steps:
+            length = math.ceil(length / self.sequence_length) * self.sequence_length
+        return length
+
+    def _flat(self, x: Tensor) -> Tensor:
+        length = self._whole_rows()
+        return x[:length].flatten(0, 1) if length < self.num_steps else x.flatten(0, 1)
 
 
 RESERVED = ("advantages", "returns", "weight", "weighted")  # names that a batch has beside the buffer's fields

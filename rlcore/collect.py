@@ -133,6 +133,8 @@ class Collector:
         UsageError: for correlated noise where actions are not real numbers.
     """
 
+    plays = True  # whether it plays with the policy at all
+
     def __init__(
         self, envs: VectorAdapter, buffer: RolloutBuffer, generator: torch.Generator, whole_episodes: bool = False,
         with_values: bool = True, noise_correlation: float = 0.0,
@@ -244,7 +246,8 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """Where collection stands, environments included if their state is plain data."""
-        policy = {"policy": {name: x.clone() for name, x in self.carry.items()}} if self.carry else {}
+        kept = {name: x.clone() for name, x in self.carry.items() if name in self.buffer.memory}
+        policy = {"policy": kept} if kept else {}
         return {"rows_collected": self.rows_collected, "global_step": self.global_step, **policy}
 
     def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
@@ -656,17 +659,25 @@ class NativeCollector(Collector):
         """The rows of a sequence, and what the policy remembers before them, as far as it is stored."""
         before = {name: carry[f"policy.{name}"] for name in self.buffer.memory}
         # A loop costs microseconds a turn, as does a row of few environments without memory.
-        turns = 8 if self.buffer.num_envs <= 64 and not before else 1
-        end, rows, _ = loop(self._row, carry, draws, unroll=turns, apart=("obs", "final_obs", "memory"))
+        turns = 8 if self.buffer.num_envs <= 64 and not self.buffer.sequence_length else 1
+        row = self._row
+        if self.whole_episodes and self.carry and self.network.reads_first:  # once, instead of in each row
+            memory = {name: carry[f"policy.{name}"] for name in self.carry}
+            memory = self.network.read_first(self.task.observe(carry["state"]), memory)
+            carry = {**carry, **{f"policy.{name}": x for name, x in memory.items()}}
+            row = functools.partial(row, begins=False)
+        end, rows, _ = loop(row, carry, draws, unroll=turns, apart=("obs", "final_obs", "memory"))
         return end, {"rows": rows, "before": before}
 
-    def _row(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """One row: observe, act, step, and begin anew where an episode ended."""
+    def _row(
+        self, carry: dict[str, Tensor], draws: dict[str, Tensor], begins: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One row: observe, act, step, and begin anew where an episode ended; whether any `begins` here."""
         task, rho, limit = self.task, self.noise_correlation, self.max_episode_steps
         noise = rho * carry["noise"] + (1 - rho**2) ** 0.5 * draws["noise"] if rho else draws["noise"]
         policy = {name.removeprefix("policy."): x for name, x in carry.items() if name.startswith("policy.")}
         obs = task.observe(carry["state"])
-        chosen, policy = self.network.act(obs, policy, carry["first"], noise, self.with_values)
+        chosen, policy = self._choose(carry["state"], obs, policy, carry["first"] if begins else None, noise)
         actions = self.envs.action_spec.to_env_tensor(chosen["actions"])
         following, rewards, terminated = task.step(carry["state"], actions)
         elapsed = carry["elapsed"] + 1
@@ -684,6 +695,13 @@ class NativeCollector(Collector):
             elapsed = torch.where(done, 0, elapsed)
         after = {"state": following, "elapsed": elapsed, "first": done, "playing": playing, "noise": noise}
         return {**after, **{f"policy.{name}": x for name, x in policy.items()}}, row
+
+    def _choose(
+        self, state: Tensor, obs: Any, memory: dict[str, Tensor], first: Tensor | None, noise: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What fills a row beside what the environments do, `actions [N, ...]` among it, and what the policy remembers
+        after it."""
+        return self.network.act(obs, memory, first, noise, self.with_values)
 
     def _final(self, obs: Any, memory: dict[str, Tensor]) -> dict[str, Any]:
         """What a row keeps for its value if an episode is cut after it, with a last look at `obs [N, ...]`: the latter

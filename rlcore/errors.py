@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -35,6 +36,15 @@ class EnvironmentFault(RlcoreError, RuntimeError):
 
 class DivergenceError(RlcoreError, RuntimeError):
     """Training produced a loss or a gradient that is not finite."""
+
+
+def shown(value: Any) -> str:
+    """A value in a message; what is long is cut off, and a number too long for Python to print is described."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else "a value too long to be shown"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

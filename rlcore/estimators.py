@@ -134,12 +134,19 @@ def group_outcome_advantages(
 
 
 def group_process_advantages(
-    rewards: Tensor, mask: Tensor, group_size: int, scale: bool = True, aligned: bool = False, gamma: float = 1.0
+    rewards: Tensor,
+    mask: Tensor,
+    group_size: int,
+    scale: bool = True,
+    aligned: bool = False,
+    gamma: float = 1.0,
+    step_ends: Tensor | None = None,
 ) -> Tensor:
     """Process supervision of GRPO (Shao et al. 2024, section 4.1.3), or its step-aligned form.
 
     The paper's form normalises each step reward over all steps of all members, then sums: Â_t = Σ_{j ≥ t} r̃_j, which is
-    0 where every step pays the same, as in CartPole. The aligned form normalises the reward-to-go at each step t over
+    0 where every step pays the same, as in CartPole. A step of reasoning may take several rows (tokens); its reward is
+    at the last of them, and each row has the sum over the steps that end there or later. The aligned form normalises the reward-to-go at each step t over
     the members that are still playing at t.
 
     Args:
@@ -147,13 +154,16 @@ def group_process_advantages(
         group_size, scale: as there.
         aligned: the step-aligned form.
         gamma: discount of the reward-to-go, in the aligned form only.
+        step_ends: `[T, N]` of bool, rows with which a step of reasoning ends, in the paper's form only: index(j) there;
+            None: every row is a step.
 
     Returns:
         Advantages `[T, N]`, 0 where masked and where all that is compared is equal.
     """
     zeros = torch.zeros_like(mask)
-    to_go = reward_to_go(rewards, zeros, zeros, gamma, mask=mask) if aligned else torch.where(mask, rewards, 0.0)
-    grouped, real = _by_group(to_go, group_size), _by_group(mask, group_size)  # [T, groups, G]
+    steps = mask if aligned or step_ends is None else mask & step_ends
+    to_go = reward_to_go(rewards, zeros, zeros, gamma, mask=mask) if aligned else torch.where(steps, rewards, 0.0)
+    grouped, real = _by_group(to_go, group_size), _by_group(steps, group_size)  # [T, groups, G]
     if not aligned:  # statistics over all steps of the group: [groups, T · G]
         grouped, real = (x.transpose(0, 1).flatten(1) for x in (grouped, real))
     centred = _centred(grouped, real)
@@ -162,8 +172,8 @@ def group_process_advantages(
         centred = centred / ((centred.pow(2).sum(-1, keepdim=True) / count).sqrt() + 1e-8)
     if aligned:
         return centred.flatten(1)
-    steps = centred.unflatten(1, (len(rewards), group_size)).transpose(0, 1).flatten(1)  # [T, N]
-    return reward_to_go(steps, zeros, zeros, 1.0, mask=mask)
+    normalised = centred.unflatten(1, (len(rewards), group_size)).transpose(0, 1).flatten(1)  # [T, N]
+    return reward_to_go(normalised, zeros, zeros, 1.0, mask=mask)
 
 
 def groups_with_spread(advantages: Tensor, group_size: int) -> Tensor:

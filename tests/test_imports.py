@@ -17,6 +17,7 @@ LAYERS = [
     {"estimators", "diagnostics", "programs"},  # programs know no network and no algorithm
     {"networks"},
     {"collect"},
+    {"preferences"},
     {"agents"},
     {"runs"},
     {"cli"},

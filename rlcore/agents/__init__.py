@@ -10,7 +10,9 @@ from gymnasium.vector import VectorEnv
 
 from rlcore.agents.a2c import A2C, A2CConfig
 from rlcore.agents.agent import Agent
+from rlcore.agents.bc import BC, BCConfig
 from rlcore.agents.config import Config
+from rlcore.agents.dpo import DPO, DPOConfig
 from rlcore.agents.grpo import GRPO, GRPOConfig
 from rlcore.agents.ppo import PPO, PPOConfig
 from rlcore.agents.reinforce import REINFORCE, REINFORCEConfig
@@ -89,7 +91,7 @@ def _described(point: EntryPoint) -> str:
     return f"agent '{point.name}' of package {point.dist.name if point.dist else point.value}"
 
 
-AGENTS = AgentTable({"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "trpo": TRPO, "grpo": GRPO})
+AGENTS = AgentTable({"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "trpo": TRPO, "grpo": GRPO, "bc": BC, "dpo": DPO})
 
 
 def load(
@@ -117,6 +119,23 @@ def load(
 
 
 __all__ = [
-    "A2C", "AGENTS", "GRPO", "PPO", "REINFORCE", "TRPO", "A2CConfig", "Agent", "AgentTable", "Config", "GRPOConfig",
-    "PPOConfig", "REINFORCEConfig", "TRPOConfig", "load",
+    "A2C",
+    "AGENTS",
+    "BC",
+    "DPO",
+    "GRPO",
+    "PPO",
+    "REINFORCE",
+    "TRPO",
+    "A2CConfig",
+    "Agent",
+    "AgentTable",
+    "BCConfig",
+    "Config",
+    "DPOConfig",
+    "GRPOConfig",
+    "PPOConfig",
+    "REINFORCEConfig",
+    "TRPOConfig",
+    "load",
 ]  # fmt: skip

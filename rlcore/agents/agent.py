@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from rlcore.errors import DivergenceError, UsageError
 from rlcore.networks import ActorCritic, Memory, Torso
 from rlcore.networks.normalize import RewardScaler
 from rlcore.optim import Adam, Optimizer, Parameters, clipped, gradient_of, make_optimizer
+from rlcore.preferences.data import Preferences
+from rlcore.preferences.reference import kl_to_reference
 from rlcore.spaces import Field
 from rlcore.state import State
 from rlcore.tracing import is_recording, loop, reduce
@@ -42,6 +44,7 @@ class Agent:
         torso: a name (the hyperparameter), or a torso of your own, see `ActorCritic`.
         memory: a name (the hyperparameter), or a function that makes a `rlcore.networks.Memory` of your own from the
             number of features it gets.
+        preferences: of agents that learn from pairs, a file of them (the hyperparameter), or `Preferences`.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:
@@ -61,6 +64,7 @@ class Agent:
     """
 
     Config: ClassVar[type[Config]] = Config
+    learns_from: ClassVar[Literal["rollouts", "expert", "pairs"]] = "rollouts"  # what fills the buffer
     needs_values: ClassVar[bool] = True  # whether anything of this algorithm asks the critic
     critic_apart: ClassVar[bool] = False  # whether the critic is fitted in steps of its own
     group_starts: ClassVar[bool] = False  # whether each `group_size` environments start an episode alike
@@ -73,8 +77,12 @@ class Agent:
         env_kwargs: dict[str, Any] | None = None,
         torso: Torso | str | None = None,
         memory: Callable[[int], Memory] | str | None = None,
+        preferences: Preferences | str | None = None,
         **hyperparameters: Any,
     ):
+        self.pairs = preferences if isinstance(preferences, Preferences) else None
+        if preferences is not self.pairs:
+            hyperparameters["preferences"] = preferences
         self.config = setup.configure(type(self), env, torso, memory, hyperparameters)
         self.device = setup.resolve_device(self.config.device)
         self.env_id, self.env_kwargs = env if isinstance(env, str) else None, dict(env_kwargs or {})
@@ -87,6 +95,8 @@ class Agent:
             torch.manual_seed(config.seed)
             self._own_memory = memory if callable(memory) else None
             network = self.make_network(None if isinstance(torso, str) else torso).to(self.device)
+        if config.init is not None:
+            stored.with_weights_of(network, config.init)
         self.state.register("network", network)
         length = setup.sequence_length(self)
         self.buffer = RolloutBuffer(
@@ -110,13 +120,15 @@ class Agent:
         self.reward_scaler: RewardScaler | None = None
         if config.norm_reward:
             self.state.register("reward_scaler", RewardScaler(config.num_envs, config.gamma).to(self.device))
-        self.state.register("coefs", {})
+        self.state.register("coefs", {"reward_kl_coef": config.reward_kl_coef} if config.reward_kl_coef else {})
         ragged = config.whole_episodes and not length
         self.sampler = RowSampler(config.num_minibatches, config.update_epochs, ragged, length or 1)
         self.draws: dict[str, Tensor] = {}
         self.iteration = 0
         self.seconds = {"prepare": 0.0, "collect": 0.0, "learn": 0.0}
         self.engine = Engine(self)
+        if config.reward_kl_coef:
+            self.register("reference", self.frozen_copy(config.reference))
 
     # What an algorithm provides.
 
@@ -149,13 +161,27 @@ class Agent:
             optimizer.follow()
         self.engine.forget()
 
-    def rewards(self, buffer: RolloutBuffer) -> None:
-        """The rewards stage: change `buffer.rewards` before `estimate` sees them; clips and scales them as configured.
-        A bonus, a reward model or a penalty comes in here."""
+    def rewards(self, buffer: RolloutBuffer) -> dict[str, Tensor] | None:
+        """The rewards stage: change `buffer.rewards` before `estimate` sees them; clips and scales them and takes off
+        the KL to a reference, as configured. A bonus or a reward model comes in here. May return metrics."""
         if self.config.clip_reward:
             buffer.rewards = buffer.rewards.sign()
         if self.reward_scaler is not None:
             self.reward_scaler.scale_(buffer)
+        return self._charge_kl(buffer) if self.config.reward_kl_coef else None
+
+    def _charge_kl(self, buffer: RolloutBuffer) -> dict[str, Tensor]:
+        """Rewards less β KL(π ‖ π_ref) (Ziegler et al. 2019, arXiv:1909.08593, eq. 2), and β adapted to a target (its
+        section 2.2)."""
+        kl, exact = kl_to_reference(buffer, self.reference, self.config.reward_kl_estimator)
+        buffer.rewards = buffer.rewards - self.coefs["reward_kl_coef"] * kl
+        ends = (buffer.terminated | buffer.truncated) & buffer.mask
+        per_episode = reduce(exact.sum()) / reduce(ends.sum()).clamp(min=1)
+        metrics = {"reference_kl": per_episode, "reward_kl_coef": self.coefs["reward_kl_coef"] + 0 * per_episode}
+        if self.config.reward_kl_target is not None:
+            error = (per_episode / self.config.reward_kl_target - 1).clamp(-0.2, 0.2)
+            self.coefs["reward_kl_coef"] = self.coefs["reward_kl_coef"] * (1 + 0.1 * error)
+        return metrics
 
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, ...]:
         """Advantages and returns (value targets) of a rollout, each [T, N], and, where the loss is no mean over
@@ -190,8 +216,8 @@ class Agent:
         return self.config.target_kl is not None
 
     def frozen_copy(self, source: str = "initial") -> ActorCritic:
-        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint file, where
-        they fit (else a CheckpointError)."""
+        """A copy of the network that does not learn: as it is now, or with the weights of a checkpoint or run folder,
+        where they fit (else a CheckpointError)."""
         network = copy.deepcopy(self.network).requires_grad_(False)
         return network if source == "initial" else stored.with_weights_of(network, source)
 
@@ -260,9 +286,9 @@ class Agent:
     def learn_from_buffer(self) -> dict[str, Tensor]:
         """Learn from the rollout in the buffer; returns the iteration's mean metrics."""
         buffer = self.buffer
-        self.rewards(buffer)
+        shaped = self.rewards(buffer) or {}
         estimate = self.estimate(buffer)
-        metrics = self.update(buffer.flatten(*estimate))
+        metrics = self.update(buffer.flatten(*estimate)) | shaped
         if self.needs_values:
             metrics["explained_variance"] = explained_variance(buffer.values, estimate[1], buffer.mask)
         self.network.update_normalizer(buffer.obs, buffer.mask)

@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from rlcore.errors import UsageError, did_you_mean
+from rlcore.errors import UsageError, did_you_mean, shown
 from rlcore.networks.torsos import TorsoName
 
 BackendName = Literal["auto", "native", "sync", "async", "vector", "envpool"]
@@ -48,12 +48,12 @@ Timeout = Annotated[float, Range(0, closed=False), APART]  # seconds
 class Config:
     """What every agent has; each algorithm adds its own and sets other defaults."""
 
-    whole_episodes: ClassVar[bool] = False  # rollouts of whole episodes instead of segments
     critic_updates: ClassVar[int] = 0  # steps of the critic apart from the policy's
     target_kl: ClassVar[float | None] = None  # for agents whose epochs can stop early
 
     num_envs: Count = 4  # N, environments stepped in parallel
-    num_steps: Count = 128  # T, steps of each environment per rollout
+    num_steps: Count | None = 128  # T, steps of each environment per rollout; none: the environment's time limit
+    whole_episodes: bool = False  # rollouts of one whole episode of each environment instead of segments
     optimizer: Literal["adam", "rmsprop"] = "adam"  # what turns gradients into steps
     learning_rate: Apart[From0] = 2.5e-4  # step size of the optimiser
     anneal_lr: Apart[bool] = True  # lower the learning rate linearly to 0 over the run
@@ -79,12 +79,17 @@ class Config:
     norm_obs: bool = False  # normalise observations by running mean and variance
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
+    reward_kl_coef: From0 = 0.0  # β: each reward less β times the KL to the reference policy at that step
+    reward_kl_target: Above0 | None = None  # KL per episode, in nats, that β is adapted to; none: β stays
+    reward_kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # of that KL at the actions taken
+    reference: Apart[str] = "initial"  # the policy at the start of the run, or a run folder or checkpoint
     backend: Apart[BackendName] = "auto"  # how the environments are stepped, see make_vec
     env_timeout: Timeout | None = 300.0  # seconds that a step or reset of async environments may take; none: no limit
     on_env_error: Apart[OnEnvError] = "stop"  # an environment raises, dies, hangs or gives NaN: begin it anew?
     compile: Apart[CompileChoice] = "auto"  # true: programs, record: their operations, false: Python
     precision: Literal["float32", "bfloat16"] = "float32"  # of the torsos' arithmetic; bfloat16 is for CUDA
     device: Apart[str] = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
+    init: Apart[str | None] = None  # run folder or checkpoint whose network training begins with; none: a new one
     seed: Seed | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
 
     def __post_init__(self) -> None:
@@ -190,15 +195,6 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
     if (base is int and _is_number(value, int)) or (base in (bool, str) and isinstance(value, base)):
         return value
     raise UsageError(f"{name} is {shown(value)}, but must be {describe_type(kind)}")
-
-
-def shown(value: Any) -> str:
-    """A value in a message; what is long is cut off, and a number too long for Python to print is described."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else "a value too long to be shown"
-    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def choice_word(choice: Any) -> str:

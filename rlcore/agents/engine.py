@@ -138,9 +138,9 @@ class Engine:
         """Whether training may leave gymnasium's environments for their native twins: only these can be compiled, but
         run as Python they are slower. `agent.envs` stays what it is."""
         agent = self.agent
-        asked = agent.config.backend == "auto" and isinstance(agent.env_id, str) and not agent.env_kwargs
+        asked = agent.config.backend == "auto" and isinstance(agent.env_id, str)
         asked = asked and agent.config.on_env_error == "stop"  # where a choice was made for what can fail
-        return asked and native_twin(find_spec(agent.env_id)) is not None
+        return asked and native_twin(find_spec(agent.env_id), agent.env_kwargs) is not None
 
     def _choose(self, total_steps: int) -> tuple[str, str]:
         config = self.agent.config
@@ -199,7 +199,8 @@ class Engine:
         config = {name: getattr(agent.config, name) for name in enters_programs(type(agent.config))}
         spaces = str(agent.adapter.observation_space), str(agent.envs.single_action_space)
         algorithm = type(agent).__qualname__
-        return {"part": part, "algo": algorithm, "env": agent.env_id, "spaces": spaces, "config": config}
+        env = {"env": agent.env_id, "env_kwargs": agent.env_kwargs, "spaces": spaces}
+        return {"part": part, "algo": algorithm, **env, "config": config}
 
     def _is_cached(self) -> bool:
         """Whether the disk cache has every program of this agent."""
@@ -210,17 +211,19 @@ class Engine:
         try:
             learning = self._learning().is_cached(self._key("learn"))
             collector = make_collector(agent, "native") if leaves_host else agent.collector
-            return learning and self._collecting(collector).is_cached(self._key("collect"))
+            return learning and (not collector.plays or self._collecting(collector).is_cached(self._key("collect")))
         except NotRecordable:
             return False
 
     def _build(self) -> None:
         agent, compiled = self.agent, self.how == "compiled"
         was_cached, start = compiled and self._is_cached(), time.perf_counter()
-        learning, collecting = self._learning(), self._collecting(agent.collector)
+        learning = self._learning()
         learning.prepare(self._key("learn"), compiled)
-        collecting.prepare(self._key("collect"), compiled)
-        self.program, agent.collector.program = learning, collecting
+        if agent.collector.plays:
+            agent.collector.program = self._collecting(agent.collector)
+            agent.collector.program.prepare(self._key("collect"), compiled)
+        self.program = learning
         self._watch = Watch(agent, learning.reads, agent.state.modules(), {*agent.state.names, "draws"})
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
 

@@ -56,7 +56,6 @@ class GRPOConfig(Config):
     drop_equal_groups: bool = False  # leave groups without spread out of the mean, instead of averaging in their zeros
     correct_equal_groups: bool = False  # the same by scaling the advantages of the others up (GPG, section 3.3)
     kl_coef: From0 = 0.0  # β, weight of the KL to the reference policy
-    reference: Apart[str] = "initial"  # π_ref: the policy at the start of the run, or a checkpoint file
     reference_every: Apart[Count | None] = None  # iterations after which π_ref becomes the present policy; none: never
     update_epochs: Count = 4  # epochs over each rollout
     num_minibatches: Count = 4  # minibatches per epoch
@@ -83,7 +82,7 @@ class GRPO(Agent):
 
     def __init__(self, env, **hyperparameters):
         super().__init__(env, **hyperparameters)
-        if self.config.kl_coef:
+        if self.config.kl_coef and self.reference is None:
             self.register("reference", self.frozen_copy(self.config.reference))
 
     def anneal(self, remaining: float) -> None:
@@ -98,7 +97,9 @@ class GRPO(Agent):
             switches = cfg.gamma, cfg.scale_std, cfg.leave_one_out
             advantages = estimators.group_outcome_advantages(b.rewards, b.mask, G, *switches)
         else:
-            switches = cfg.scale_std, cfg.supervision == "aligned", cfg.gamma
+            step_ends = getattr(b, "step_ends", None)  # of environments that tell where a step of reasoning ends
+            step_ends = None if step_ends is None else step_ends | b.terminated | b.truncated  # the outcome is one too
+            switches = cfg.scale_std, cfg.supervision == "aligned", cfg.gamma, step_ends
             advantages = estimators.group_process_advantages(b.rewards, b.mask, G, *switches)
         spread = estimators.groups_with_spread(advantages, G)  # [N]
         if cfg.correct_equal_groups:

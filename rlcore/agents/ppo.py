@@ -46,7 +46,7 @@ class PPO(Agent):
 
     def __init__(self, env, **hyperparameters):
         super().__init__(env, **hyperparameters)
-        self.coefs = {"clip_coef": self.config.clip_coef, "kl_coef": self.config.kl_coef}
+        self.coefs |= {"clip_coef": self.config.clip_coef, "kl_coef": self.config.kl_coef}
 
     def anneal(self, remaining: float) -> None:
         super().anneal(remaining)

@@ -16,11 +16,16 @@ from gymnasium.vector import VectorEnv
 from rlcore.agents.config import Config, make_config
 from rlcore.collect import Collector, HostCollector, NativeCollector
 from rlcore.envs import make_vec
-from rlcore.envs.make import find_spec, resolve_backend
-from rlcore.envs.native import find_native
+from rlcore.envs.make import find_spec, native_twin, resolve_backend
+from rlcore.envs.native import NativeTask, find_native
+from rlcore.envs.text import TextTask
 from rlcore.errors import UsageError
-from rlcore.networks import GRU, LSTM, ActorCritic, Memory, RecurrentActorCritic, Torso, Transformer
+from rlcore.networks import GRU, LSTM, ActorCritic, Memory, RecurrentActorCritic, TextActorCritic, Torso, Transformer
+from rlcore.networks.text import is_text
 from rlcore.networks.torsos import is_image
+from rlcore.preferences.collector import PREFERENCE, PairCollector
+from rlcore.preferences.data import Preferences, read_preferences
+from rlcore.preferences.demonstrations import ExpertCollector, expert_of
 from rlcore.spaces import Field, Part
 
 if TYPE_CHECKING:
@@ -67,7 +72,7 @@ def completed(agent: Agent, torso: Torso | str | None) -> Config:
     if config.seed is None:
         found["seed"] = secrets.randbelow(2**31)
     if config.num_steps is None:
-        found["num_steps"] = time_limit(agent.envs)
+        found["num_steps"] = pairs(agent).length if agent.learns_from == "pairs" else time_limit(agent)
     if config.shared is None:
         found["shared"] = shares_torso(agent.adapter.parts, torso or config.torso) and not agent.critic_apart
     return dataclasses.replace(config, **found)
@@ -89,7 +94,8 @@ def added_fields(agent: Agent) -> list[Field]:
     """What a transition holds because of the environments, the policy and the agent."""
     of_environments = [dataclasses.replace(field, source="environment") for field in agent.adapter.fields]
     of_policy = [dataclasses.replace(field, source="policy") for field in agent.network.fields()]
-    return [*of_environments, *of_policy, *agent.fields()]
+    of_pairs = [Field(PREFERENCE)] if agent.learns_from == "pairs" else []
+    return [*of_environments, *of_policy, *of_pairs, *agent.fields()]
 
 
 def make_network(agent: Agent, torso: Torso | None, memory: Callable[[int], Memory] | None) -> ActorCritic:
@@ -104,9 +110,16 @@ def make_network(agent: Agent, torso: Torso | None, memory: Callable[[int], Memo
         return ActorCritic(*spaces, **options)
     if memory is None:
         kind = {"gru": GRU, "lstm": LSTM, "transformer": Transformer}[config.memory]
-        context = {"context": config.memory_context} if config.memory == "transformer" else {}
+        context = {"context": _context(agent)} if config.memory == "transformer" else {}
         memory = partial(kind, size=config.memory_size, **context)
-    return RecurrentActorCritic(*spaces, memory=memory, **options)
+    kind = TextActorCritic if is_text(agent.adapter.parts) else RecurrentActorCritic
+    return kind(*spaces, memory=memory, **options)
+
+
+def _context(agent: Agent) -> int:
+    """What a transformer looks back upon: the whole of a text, else as configured."""
+    parts = agent.adapter.parts
+    return parts["mask"].shape[0] if is_text(parts) else agent.config.memory_context
 
 
 def sequence_length(agent: Agent) -> int:
@@ -120,9 +133,11 @@ def sequence_length(agent: Agent) -> int:
         if length is not None:
             raise UsageError(f"sequence_length is {length}, but the policy has no memory; it may be none")
         return 0
+    if isinstance(agent.network, TextActorCritic) and not config.whole_episodes:
+        raise UsageError("whole_episodes is false, but a policy with memory learns texts whole; it may be true")
     if config.whole_episodes and length not in (None, config.num_steps):
         kind = type(agent).__name__
-        raise UsageError(f"sequence_length is {length}, but {kind} learns from whole episodes; it may be none")
+        raise UsageError(f"sequence_length is {length}, but this {kind} learns from whole episodes; it may be none")
     length = config.num_steps if length is None else length
     if config.num_steps % length:
         raise UsageError(f"sequence_length is {length}, but must divide num_steps = {config.num_steps}")
@@ -138,8 +153,12 @@ def make_collector(agent: Agent, backend: str | None) -> Collector:
     """The collector for the agent's environments; by backend "native", for their native twin."""
     config, arguments = agent.config, [agent.adapter, agent.buffer, agent.generator]
     arguments += config.whole_episodes, agent.needs_values, config.noise_correlation
+    if agent.learns_from == "pairs":
+        return PairCollector(partial(pairs, agent), *arguments)
+    if agent.learns_from == "expert":
+        return ExpertCollector(expert_of(native_task(agent), agent.env_id), *arguments)
     if backend == "native":
-        return NativeCollector(find_native(find_spec(agent.env_id).id), *arguments)
+        return NativeCollector(find_native(find_spec(agent.env_id).id).varied(**agent.env_kwargs), *arguments)
     group_size = config.group_size if agent.group_starts else 1
     again = maker(agent, backend) if backend in ("sync", "vector") else None
     return HostCollector(*arguments, group_size=group_size, seed=config.seed, again=again)
@@ -203,8 +222,32 @@ def check_group_starts(obs: Any, group_size: int) -> None:
             raise UsageError(f"{problem}; {reason}")
 
 
-def time_limit(envs: VectorEnv) -> int:
+def native_task(agent: Agent) -> NativeTask | None:
+    """The native twin of the environments of an agent that was given an id, where there is one."""
+    return native_twin(find_spec(agent.env_id), agent.env_kwargs) if agent.env_id else None
+
+
+def text_task(agent: Agent) -> TextTask | None:
+    """The same where it is made of texts, else None."""
+    task = native_task(agent)
+    return task if isinstance(task, TextTask) else None
+
+
+def pairs(agent: Agent) -> Preferences:
+    """Those that the agent was given, or that are in its file; a UsageError where there are none."""
+    path = agent.config.preferences
+    if agent.pairs is None and path is None:
+        raise UsageError("preferences is none, but may be a file of pairs, or Preferences")
+    if agent.pairs is None:
+        agent.pairs = read_preferences(path, agent.adapter, text_task(agent))
+    return agent.pairs
+
+
+def time_limit(agent: Agent) -> int:
     """The environment's own longest episode, or a UsageError where it has none."""
+    task, envs = native_task(agent), agent.envs
+    if task is not None and task.longest is not None:
+        return task.longest
     single = getattr(envs.unwrapped, "envs", None)  # a SyncVectorEnv of one's own has no spec, its environments may
     spec = single[0].spec if envs.spec is None and single else envs.spec
     limit = getattr(spec, "max_episode_steps", None)

@@ -18,12 +18,13 @@ from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported
 from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
 from rlcore.networks import ActorCritic, Torso
 from rlcore.networks.normalize import RewardScaler
-from rlcore.storage.checkpoint import check_like, read_agent, write_checkpoint
+from rlcore.storage.checkpoint import check_like, newest_checkpoint, read_agent, write_checkpoint
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
 
 
+WEIGHTS_FROM = ("init", "reference")  # hyperparameters that name files of weights
 BEFORE = {"mask_actions": False}  # what a checkpoint means that is older than such a hyperparameter
 
 
@@ -105,7 +106,9 @@ def _check_kinds(state: dict[str, Any]) -> None:
 
 
 def with_weights_of(network: ActorCritic, path: str | Path) -> ActorCritic:
-    """The network with the weights that a checkpoint holds, or a CheckpointError where they do not fit."""
+    """The network with the weights that a checkpoint or the newest of a run folder holds, or a CheckpointError where
+    they do not fit."""
+    path = newest_checkpoint(path)
     try:
         state = read_agent(path)["agent"].get("network")
         check_like(state, dict(network.state_dict()), "network")
@@ -138,8 +141,10 @@ def load_agent(
         _check_weights(payload, path)
     named = config.pop("torso", None)
     torso = named if torso is None else torso
-    if "reference" not in overrides:  # its weights are stored too; the file they came from may be gone, or anyone's
-        config.pop("reference", None)
+    # They are stored too; the file they came from may be gone, or anyone's.
+    left_out = [name for name in WEIGHTS_FROM if name in config and name not in overrides]
+    for name in left_out:
+        del config[name]
     try:
         agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
     except RlcoreError:
@@ -151,8 +156,7 @@ def load_agent(
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
         changed = [name for name, value in given.items() if stored.get(name) != value]
         restore(agent, payload["agent"], same_envs, changed)
-        if "reference" in payload["config"] and "reference" not in overrides:
-            agent.config = dataclasses.replace(agent.config, reference=payload["config"]["reference"])
+        agent.config = dataclasses.replace(agent.config, **{name: payload["config"][name] for name in left_out})
     except Exception as error:
         agent.close()
         sentence = f"the checkpoint {path} does not fit this network or environment: {_reason(error)}"

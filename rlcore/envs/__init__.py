@@ -7,6 +7,7 @@ from rlcore.envs.native import NATIVE_TASKS, NativeTask, find_native
 from rlcore.envs.native_vector import NativeVectorEnv, register_native
 from rlcore.envs.pettingzoo import PettingZooVectorEnv, from_pettingzoo
 from rlcore.envs.rock_paper_scissors import RockPaperScissors
+from rlcore.envs.text import TEXT_TASKS, TextTask
 
 __all__ = [
     "NATIVE_TASKS",
@@ -15,6 +16,7 @@ __all__ = [
     "PettingZooVectorEnv",
     "RockPaperScissors",
     "Step",
+    "TextTask",
     "VectorAdapter",
     "find_native",
     "from_pettingzoo",
@@ -22,5 +24,5 @@ __all__ = [
     "register_native",
 ]
 
-for _task in (NATIVE_TASKS["rlcore/Catch-v0"], NATIVE_TASKS["rlcore/CatchPixels-v0"], *MEMORY_TASKS):
+for _task in (NATIVE_TASKS["rlcore/Catch-v0"], NATIVE_TASKS["rlcore/CatchPixels-v0"], *MEMORY_TASKS, *TEXT_TASKS):
     register_native(_task)

@@ -66,8 +66,10 @@ WRONG_FOR_ENVIRONMENT: Refusals = {
     "autoreset_mode is for backends native, sync and async; the vector environment of {env_id} has its own": (
         lambda asked: asked.backend == "vector" and asked.autoreset_mode is not None
     ),
-    "{env_id} got {env_kwargs}, but native environments take no constructor arguments; backend may be auto, sync or "
-    "async": lambda asked: asked.backend == "native" and asked.env_kwargs,
+    "{env_id} got {env_kwargs}, but as a native environment takes no constructor arguments; backend may be auto, sync "
+    "or async": (
+        lambda asked: asked.backend == "native" and asked.env_kwargs and not find_native(asked.spec.id).arguments
+    ),
 }
 
 
@@ -98,7 +100,7 @@ def make_vec(
             spaces, dies or hangs. "stop" raises an EnvironmentFault; "restart", which also looks for NaN and infinity
             in every step, puts the sentence into the infos (`rlcore.envs.guard.FAULT_KEY`) of a step of zeros, and the
             environment has to be reset before the next.
-        env_kwargs: passed to the environment's constructor; native environments take none.
+        env_kwargs: passed to the environment's constructor; of native environments some take none.
 
     Raises:
         UsageError: for an unknown id (with the nearest one), backend, number or constructor argument, and where the
@@ -148,7 +150,8 @@ def _make(asked: SimpleNamespace) -> VectorEnv:
     if spec.id.startswith(envpool.FOOTBALL):
         return envpool.make_football(num_envs, spec, **kwargs)
     if asked.backend == "native":
-        return NativeVectorEnv(spec.id, num_envs, autoreset_mode=asked.mode, max_episode_steps=spec.max_episode_steps)
+        options = {"autoreset_mode": asked.mode, "max_episode_steps": spec.max_episode_steps}
+        return NativeVectorEnv(spec.id, num_envs, **options, **kwargs)
     if asked.backend == "vector":
         return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
     # The passive checker looks at every step; tests of an environment want it, a million training steps do not.
@@ -267,11 +270,12 @@ def _texts(value: Any) -> Iterator[str]:
             parts += [*part, *part.values()] if isinstance(part, dict) else part
 
 
-def native_twin(spec: EnvSpec) -> NativeTask | None:
+def native_twin(spec: EnvSpec, env_kwargs: dict[str, Any] | None = None) -> NativeTask | None:
     """The same environment as tensor functions, or None. An id that was registered anew stands for another one."""
     task = find_native(spec.id)
-    if task is None:
+    if task is None or not set(env_kwargs or {}) <= set(task.arguments):
         return None
     own = str(spec.entry_point).startswith(("gymnasium.envs.classic_control.", "rlcore.envs."))
     plain = spec.kwargs in ({}, {"task": spec.id}) and not spec.additional_wrappers
-    return task if own and plain and spec.max_episode_steps == task.max_episode_steps else None
+    is_same = own and plain and spec.max_episode_steps == task.max_episode_steps
+    return task.varied(**(env_kwargs or {})) if is_same else None

@@ -11,12 +11,14 @@ arithmetic operation by operation and differ from it by the rounding of sine and
 
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rlcore.errors import UsageError, did_you_mean
 from rlcore.spaces import Field, Obs
 
 
@@ -27,16 +29,28 @@ class NativeTask:
         id: its gymnasium id.
         observation_space, action_space: of a single environment.
         max_episode_steps: steps after which the caller cuts an episode, None where the task ends by itself.
+        longest: steps after which such a task has ended, where that is known.
         draws: how many uniform numbers one reset takes.
         fields: what it tells beside its observation, such as which actions are allowed; see `extras`.
+        arguments: what its constructor takes beside the id, and a user may choose as `env_kwargs`.
     """
 
     id: str
     observation_space: spaces.Space
     action_space: spaces.Space
     max_episode_steps: int | None
+    longest: int | None = None
     draws: int
     fields: Sequence[Field] = ()
+    arguments: tuple[str, ...] = ()
+
+    def varied(self, **values: Any) -> Self:
+        """The same task with other values of its `arguments`; a UsageError where it has none of that name."""
+        for name in values:
+            if name not in self.arguments:
+                has = f"it has {', '.join(self.arguments) or 'none'}"
+                raise UsageError(f"{self.id} has no argument '{name}'{did_you_mean(name, self.arguments)}; {has}")
+        return type(self)(self.id, **values) if values else self
 
     def initial(self, uniform: Tensor) -> Tensor:
         """States `[N, S]` at the start of an episode from `uniform [N, draws]` in [0, 1), in the dtype of `uniform`."""
@@ -54,6 +68,10 @@ class NativeTask:
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next state `[N, S]` in the dtype of `state [N, S]`, rewards `[N]` float32 and terminated `[N]` bool; the
         `action` is `[N]` int64 of a Discrete space, `[N, d]` of a MultiDiscrete, `[N, d]` float32 of a Box."""
+        raise NotImplementedError
+
+    def expert(self, state: Tensor) -> Tensor:
+        """What one who knows does at `state [N, S]`, `[N, ...]` as `step` takes it; only some tasks have it."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

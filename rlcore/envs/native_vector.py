@@ -35,6 +35,7 @@ class NativeVectorEnv(VectorEnv):
             (there `rlcore.envs.state` finds it), so that any other device than the CPU pays for copies each step.
         autoreset_mode: with DISABLED every finished environment has to be reset, with a mask, before the next step.
         max_episode_steps: time limit; None takes the task's.
+        arguments: of the task, where it takes any.
 
     Raises:
         UsageError: for a task that does not exist, a number below 1, or a mode or device that does not exist.
@@ -50,9 +51,10 @@ class NativeVectorEnv(VectorEnv):
         device: str | torch.device = "cpu",
         autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
         max_episode_steps: int | None = None,
+        **arguments: Any,
     ):
         modes = ", ".join(mode.value for mode in AutoresetMode)
-        self.task = _find_task(task)
+        self.task = _find_task(task).varied(**arguments)
         self.device = convert("device", device, torch.device, "must be one that torch knows, such as cpu or cuda")
         self.num_envs = _at_least_one("num_envs", num_envs)
         self.autoreset_mode = convert("autoreset_mode", autoreset_mode, AutoresetMode, f"may be one of {modes}")
@@ -216,16 +218,20 @@ class NativeEnv(gymnasium.Env):
 
     Args:
         task: a native task or its id.
+        render_mode: "ansi" where the task has a text for people.
+        arguments: of the task, where it takes any.
     """
 
     __slots__ = ("task",)  # see NativeVectorEnv
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["ansi"]}  # of some tasks; gymnasium asks the class
 
-    def __init__(self, task: NativeTask | str):
-        self.task = _find_task(task)
-        if self.task.fields:
-            self.metadata = _metadata(self.task)
+    def __init__(self, task: NativeTask | str, render_mode: str | None = None, **arguments: Any):
+        self.task = _find_task(task).varied(**arguments)
+        self.metadata, self.render_mode = _metadata(self.task), render_mode
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            modes = ", ".join(self.metadata["render_modes"]) or "none"
+            raise UsageError(f"render_mode is {render_mode!r}, but {self.task.id} has {modes}")
         self.observation_space, self.action_space = self.task.observation_space, self.task.action_space
         self._state: np.ndarray | None = None  # [1, S] float64
 
@@ -249,6 +255,12 @@ class NativeEnv(gymnasium.Env):
         self._state = state.numpy()
         return self._observe(state), reward.item(), terminated.item(), False, self._extras(state)
 
+    def render(self) -> str | None:
+        """The text of the state, with render_mode "ansi"."""
+        if self.render_mode is None or self._state is None:
+            return None
+        return self.task.text(torch.from_numpy(self._state))[0]
+
     def _observe(self, state: Tensor) -> Any:
         return map_parts(lambda x: x.numpy()[0], self.task.observe(state))
 
@@ -257,7 +269,8 @@ class NativeEnv(gymnasium.Env):
 
 
 def _metadata(task: NativeTask) -> dict[str, Any]:
-    return {"render_modes": [], **({"fields": list(task.fields)} if task.fields else {})}
+    modes = ["ansi"] if hasattr(task, "text") else []
+    return {"render_modes": modes, "render_fps": 4, **({"fields": list(task.fields)} if task.fields else {})}
 
 
 def register_native(task: NativeTask) -> None:

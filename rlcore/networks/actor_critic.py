@@ -114,6 +114,8 @@ class ActorCritic(nn.Module):
         UsageError: for an unknown activation, a space without tensor form, or a torso that does not fit.
     """
 
+    reads_first = False  # whether it has to read something before it acts where an episode begins, see `read_first`
+
     def __init__(
         self,
         observation_space: gymnasium.Space,
@@ -200,6 +202,11 @@ class ActorCritic(nn.Module):
     def initial_carry(self, num_envs: int) -> dict[str, Tensor]:
         """What acting hands from one row to the next, `[N, ...]` each, at the beginning; nothing without memory."""
         return {}
+
+    def read_first(self, obs: Obs, carry: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The carry, where all episodes begin with `obs [N, ...]` and were read so far; rows with `first` None may
+        follow."""
+        return carry
 
     def act(
         self, obs: Obs, carry: dict[str, Tensor], first: Tensor | None, noise: Tensor, with_values: bool = False

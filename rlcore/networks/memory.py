@@ -184,9 +184,9 @@ class MemoryTrunk(nn.Module):
         x = obs.by_sequence(self.trunk(obs.obs))
         return obs.by_row(self.memory(x, carry, obs.by_sequence(obs.first)))
 
-    def step(self, obs: Obs, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One row: `obs [N, ...]`, which is the `first [N]` of some episodes, with the policy's `carry`, to features
-        `[N, H]` and the trunk's part of the carry after."""
+    def step(self, obs: Obs, carry: dict[str, Tensor], first: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """One row: `obs [N, ...]`, which is the `first [N]` of some episodes (None: of none), with the policy's
+        `carry`, to features `[N, H]` and the trunk's part of the carry after."""
         own = {part: carry[name] for name, part in self.names.items()}
         y, own = self.memory.row(self.trunk(obs), own, first)
         return y, {name: own[part] for name, part in self.names.items()}

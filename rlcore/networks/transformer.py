@@ -62,12 +62,14 @@ class Transformer(Memory):
         return self.norm(x), {**after, "count": carry["count"] + 1}
 
     def forward(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> Tensor:
-        position, allowed = self._places(carry["count"], first)
+        """As of every memory; where there is no carry, nothing was before."""
+        position, allowed = self._places(carry.get("count"), first)
         x = self.embed(x).transpose(0, 1)  # [S, L, size]
         turn = self._turn(position, x)
         for i, block in enumerate(self.blocks):
-            q, k, v = block.project(x, turn)
-            keys, values = torch.cat([carry[f"keys_{i}"], k], 1), torch.cat([carry[f"values_{i}"], v], 1)
+            q, keys, values = block.project(x, turn)
+            if carry:
+                keys, values = torch.cat([carry[f"keys_{i}"], keys], 1), torch.cat([carry[f"values_{i}"], values], 1)
             x = block(x, q, keys, values, allowed)
         return self.norm(x).transpose(0, 1)
 
@@ -76,15 +78,18 @@ class Transformer(Memory):
         turns = self.turns.like(x)
         return turns[_within(position, len(turns)).long()]
 
-    def _places(self, count: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    def _places(self, count: Tensor | None, first: Tensor) -> tuple[Tensor, Tensor]:
         """Of sequences that are `first [L, S]` somewhere and have seen `count [S]` observations before: the position
-        of each row in its episode `[S, L]`, and what it may look at, `[S, L, C + L]`, the cache in front."""
+        of each row in its episode `[S, L]`, and what it may look at, `[S, L, C + L]`, the cache in front; without a
+        count there is none, `[S, L, L]`."""
         C, steps = self.context, torch.arange(len(first), device=first.device)
         episode = first.long().cumsum(0).T  # [S, L], 0 where it is the one that goes on
         same = episode.unsqueeze(2) == episode.unsqueeze(1)  # [S, L, L]
         within = torch.tril(same).sum(2) - 1  # rows of the episode before each, in this sequence
-        position = within + torch.where(episode == 0, count.unsqueeze(1), 0.0)
         recent = torch.tril(same) & (steps.unsqueeze(1) - steps < C)
+        if count is None:
+            return within, recent
+        position = within + torch.where(episode == 0, count.unsqueeze(1), 0.0)
         slots = torch.arange(C, device=first.device)
         cached = slots + C * ((count.unsqueeze(1) - 1 - slots) / C).floor()  # [S, C] position that each slot holds
         old = (position.unsqueeze(2) - cached.unsqueeze(1) < C) & (cached >= 0).unsqueeze(1)

@@ -21,11 +21,10 @@ import tomli_w
 
 from rlcore.errors import CheckpointError, UsageError
 from rlcore.runs.settings import to_toml
-from rlcore.storage.checkpoint import read_agent
+from rlcore.storage.checkpoint import checkpoint_files, read_agent
 from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
 
 KEEP_CHECKPOINTS = 5
-CHECKPOINT = re.compile(r"step-([0-9]+)\.pt")
 TEMPORARY = re.compile(r"\..+\.[0-9]+(-[0-9a-f]+)?\.tmp")  # of `atomic_file`
 LOCK = ".lock"
 LARGEST_EVALUATION = 2**28  # bytes
@@ -150,15 +149,7 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def _checkpoint_files(self) -> list[Path]:
-        """By step, whatever else lies beside them."""
-        try:
-            names = os.listdir(self.checkpoints)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise UsageError(f"the folder {self.checkpoints} cannot be read: {error.strerror}") from error
-        matches = sorted(filter(None, map(CHECKPOINT.fullmatch, names)), key=lambda match: (int(match[1]), match[0]))
-        return [file for match in matches if (file := self.checkpoints / match[0]).is_file()]
+        return checkpoint_files(self.checkpoints)
 
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.config_file, tomli_w.dumps(to_toml(config)).encode())

@@ -1,18 +1,42 @@
 """Checkpoint files: written all or not at all, and read without executing or believing anything they bring along."""
 
 import io
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlcore.errors import CheckpointError
+from rlcore.errors import CheckpointError, UsageError
 from rlcore.storage.archive import Refused, read_archive
 from rlcore.storage.files import write_atomically
 
 FORMAT = "rlcore-checkpoint"
 VERSION = 4
+CHECKPOINT = re.compile(r"step-([0-9]+)\.pt")
+
+
+def checkpoint_files(folder: str | Path) -> list[Path]:
+    """The checkpoints in a folder of them by step, whatever else lies beside them; a UsageError where it cannot be
+    read."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    matches = sorted(filter(None, map(CHECKPOINT.fullmatch, names)), key=lambda match: (int(match[1]), match[0]))
+    return [file for match in matches if (file := Path(folder, match[0])).is_file()]
+
+
+def newest_checkpoint(path: str | Path) -> Path:
+    """The checkpoint of the highest step in a run folder, or the file itself where `path` is none."""
+    files = checkpoint_files(Path(path, "checkpoints")) if os.path.isdir(path) else [Path(path)]
+    if not files:
+        raise CheckpointError(f"the folder {path} has no checkpoint")
+    return files[-1]
 
 
 def write_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:

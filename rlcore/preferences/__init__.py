@@ -1,0 +1,1 @@
+"""Learning from what people did or preferred instead of from rewards."""
