@@ -25,10 +25,11 @@ OVERVIEW = """usage: rlcore COMMAND ...
 
 On-policy reinforcement learning on one rollout buffer.
 
-  train  train an agent into a run folder, or continue one
-  eval   play evaluation episodes with a trained agent
-  video  film an episode of a trained agent
-  list   list agents, presets and default hyperparameters
+  train     train an agent into a run folder, or continue one
+  pretrain  copy an expert first: train bc
+  eval      play evaluation episodes with a trained agent
+  video     film an episode of a trained agent
+  list      list agents, presets and default hyperparameters
 
 rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
@@ -144,7 +145,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    commands = {"train": train, "eval": evaluate, "video": video, "list": list_all}
+    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "list": list_all}
     if command not in commands:
         near = did_you_mean(command, commands)
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")
@@ -170,6 +171,11 @@ def train(arguments: list[str]) -> int:
     _flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
     _add_run_flags(parser, agent.Config)
     return _train_new(first, agent, vars(parser.parse(arguments[1:])))
+
+
+def pretrain(arguments: list[str]) -> int:
+    """rlcore pretrain ENV_ID ...: rlcore train bc ENV_ID ..., from which `train --init` goes on."""
+    return train(["bc", *arguments])
 
 
 def _print_train_overview() -> int:

@@ -146,8 +146,8 @@ def group_process_advantages(
 
     The paper's form normalises each step reward over all steps of all members, then sums: Â_t = Σ_{j ≥ t} r̃_j, which is
     0 where every step pays the same, as in CartPole. A step of reasoning may take several rows (tokens); its reward is
-    at the last of them, and each row has the sum over the steps that end there or later. The aligned form normalises the reward-to-go at each step t over
-    the members that are still playing at t.
+    at the last of them, and each row has the sum over the steps that end there or later. The aligned form normalises
+    the reward-to-go at each step t over the members that are still playing at t.
 
     Args:
         rewards, mask: `[T, N]`, as in `group_outcome_advantages`.

@@ -26,7 +26,7 @@ from rlcore.networks import ActorCritic
 @dataclass(frozen=True)
 class A2CConfig(Config):
     num_envs: Count = 8  # N, environments stepped in parallel
-    num_steps: Count = 5  # T, steps of each environment per rollout and update
+    num_steps: Count | None = 5  # T, steps of each environment per rollout and update
     optimizer: Literal["adam", "rmsprop"] = "rmsprop"  # what turns gradients into steps
     learning_rate: Apart[From0] = 7e-4  # step size of the optimiser
     psi: Literal["q", "advantage", "td_error"] = "advantage"  # ψ, the weight of each log-probability

@@ -28,7 +28,7 @@ from rlcore.errors import DivergenceError, UsageError
 from rlcore.networks import ActorCritic, Memory, Torso
 from rlcore.networks.normalize import RewardScaler
 from rlcore.optim import Adam, Optimizer, Parameters, clipped, gradient_of, make_optimizer
-from rlcore.preferences.data import Preferences
+from rlcore.preferences.data import Preferences, Segments
 from rlcore.preferences.reference import kl_to_reference
 from rlcore.spaces import Field
 from rlcore.state import State
@@ -81,6 +81,7 @@ class Agent:
         **hyperparameters: Any,
     ):
         self.pairs = preferences if isinstance(preferences, Preferences) else None
+        self.demonstrations: Segments | None = None
         if preferences is not self.pairs:
             hyperparameters["preferences"] = preferences
         self.config = setup.configure(type(self), env, torso, memory, hyperparameters)

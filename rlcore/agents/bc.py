@@ -23,6 +23,7 @@ class BCConfig(Config):
     num_envs: Count = 64  # N, the expert's episodes per update
     num_steps: Count | None = None  # T, longest episode; none: the environment's time limit
     learning_rate: Apart[From0] = 1e-3  # step size of the optimiser
+    demonstrations: Apart[str | None] = None  # file of what an expert did, a line of JSON each; none: the environment's
 
 
 class BC(Agent):

@@ -23,8 +23,8 @@ from rlcore.errors import UsageError
 from rlcore.networks import GRU, LSTM, ActorCritic, Memory, RecurrentActorCritic, TextActorCritic, Torso, Transformer
 from rlcore.networks.text import is_text
 from rlcore.networks.torsos import is_image
-from rlcore.preferences.collector import PREFERENCE, PairCollector
-from rlcore.preferences.data import Preferences, read_preferences
+from rlcore.preferences.collector import PREFERENCE, PairCollector, SegmentCollector
+from rlcore.preferences.data import Preferences, Segments, read_demonstrations, read_preferences
 from rlcore.preferences.demonstrations import ExpertCollector, expert_of
 from rlcore.spaces import Field, Part
 
@@ -72,7 +72,7 @@ def completed(agent: Agent, torso: Torso | str | None) -> Config:
     if config.seed is None:
         found["seed"] = secrets.randbelow(2**31)
     if config.num_steps is None:
-        found["num_steps"] = pairs(agent).length if agent.learns_from == "pairs" else time_limit(agent)
+        found["num_steps"] = stored_length(agent) or time_limit(agent)
     if config.shared is None:
         found["shared"] = shares_torso(agent.adapter.parts, torso or config.torso) and not agent.critic_apart
     return dataclasses.replace(config, **found)
@@ -155,6 +155,8 @@ def make_collector(agent: Agent, backend: str | None) -> Collector:
     arguments += config.whole_episodes, agent.needs_values, config.noise_correlation
     if agent.learns_from == "pairs":
         return PairCollector(partial(pairs, agent), *arguments)
+    if agent.learns_from == "expert" and config.demonstrations is not None:
+        return SegmentCollector(partial(demonstrations, agent), *arguments)
     if agent.learns_from == "expert":
         return ExpertCollector(expert_of(native_task(agent), agent.env_id), *arguments)
     if backend == "native":
@@ -231,6 +233,21 @@ def text_task(agent: Agent) -> TextTask | None:
     """The same where it is made of texts, else None."""
     task = native_task(agent)
     return task if isinstance(task, TextTask) else None
+
+
+def stored_length(agent: Agent) -> int | None:
+    """Rows of the longest segment that the agent learns from, where these are stored."""
+    if agent.learns_from == "pairs":
+        return pairs(agent).length
+    return demonstrations(agent).length if getattr(agent.config, "demonstrations", None) is not None else None
+
+
+def demonstrations(agent: Agent) -> Segments:
+    """Those in the agent's file."""
+    if agent.demonstrations is None:
+        path = agent.config.demonstrations
+        agent.demonstrations = read_demonstrations(path, agent.adapter, text_task(agent))
+    return agent.demonstrations
 
 
 def pairs(agent: Agent) -> Preferences:

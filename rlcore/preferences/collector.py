@@ -1,4 +1,5 @@
-"""What fills the buffer from pairs of segments instead of from environments."""
+"""What fills the buffer from stored segments instead of from environments: demonstrations, or pairs of which one was
+preferred."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +18,12 @@ from rlcore.storage.checkpoint import stored_count
 PREFERENCE = "preference"  # the field of the buffer that holds the label of a pair, in each row of both
 
 
-class PairCollector(Collector):
-    """Fills the buffer with pairs, environment 2k with the first of one and 2k + 1 with its second: as many as there is
-    room for, drawn anew each time, none twice where there are so many.
+class SegmentCollector(Collector):
+    """Fills the buffer with segments, one in the column of each environment, drawn anew each time; none twice where
+    there are so many.
 
     Args:
-        read: gives the Preferences, when they are first needed.
+        read: gives the Segments, when they are first needed.
         arguments: as for `Collector`.
 
     Raises:
@@ -32,47 +33,50 @@ class PairCollector(Collector):
     plays = False
     next_obs = ()  # nothing is played
 
-    def __init__(self, read: Callable[[], Preferences], *arguments: Any):
+    def __init__(self, read: Callable[[], Any], *arguments: Any):
         super().__init__(*arguments)
         self.read = read
-        self.pairs: Preferences | None = None
+        self.segments: Segments | None = None
         if isinstance(self.buffer.obs, FrameStacks):
-            raise UsageError("observations are stacked frames, of which there are no pairs of segments here")
+            raise UsageError("observations are stacked frames, of which there are no stored segments here")
 
     @torch.inference_mode()
     def collect(self, network: ActorCritic) -> Episodes:
-        """Fill the buffer with pairs; there are no episodes to report."""
-        pairs, buffer = self._pairs(), self.buffer
-        count, wanted = len(pairs), buffer.num_envs // 2
-        if count >= wanted:
-            chosen = torch.randperm(count, generator=self.generator, device=buffer.device)[:wanted]
-        else:
-            chosen = torch.randint(count, (wanted,), generator=self.generator, device=buffer.device)
-        self._fill(pairs[chosen])
-        self.rows_collected += buffer.length
-        self.global_step += int(buffer.mask.sum())
+        """Fill the buffer; there are no episodes to report."""
+        if self.segments is None:
+            self.segments = self._on_device(self._given())
+        self._fill(self.segments[self._choose()])
+        self.rows_collected += self.buffer.length
+        self.global_step += int(self.buffer.mask.sum())
         return Episodes()
 
-    def _pairs(self) -> Preferences:
-        if self.pairs is None:
-            pairs, most = self.read(), self.buffer.num_steps
-            if pairs.length > most:
-                raise UsageError(f"num_steps is {most}, but there are segments of {pairs.length} rows")
-            self.pairs = _on(pairs, self.buffer.device)
-        return self.pairs
+    def _given(self) -> Segments:
+        return self.read()
 
-    def _fill(self, pairs: Preferences) -> None:
-        buffer, L = self.buffer, pairs.length
+    def _choose(self) -> Tensor:
+        """Which segments `[N]` to learn from."""
+        return self._draw(len(self.segments), self.buffer.num_envs)
 
-        def rows(first: Tensor, second: Tensor) -> Tensor:
-            return torch.stack([first, second], 1).flatten(0, 1).transpose(0, 1)  # [L, N, ...]
+    def _draw(self, count: int, wanted: int) -> Tensor:
+        """So many numbers below `count`, none twice where there are enough."""
+        if count >= wanted:
+            return torch.randperm(count, generator=self.generator, device=self.buffer.device)[:wanted]
+        return torch.randint(count, (wanted,), generator=self.generator, device=self.buffer.device)
 
-        map_parts(lambda x, a, b: x[:L].copy_(rows(a, b)), buffer.obs, pairs.first.obs, pairs.second.obs)
-        mask = rows(pairs.first.mask, pairs.second.mask)
-        buffer.mask[:L], buffer.mask[L:] = mask, False
-        buffer.actions[:L] = rows(pairs.first.actions, pairs.second.actions)
-        getattr(buffer, PREFERENCE)[:] = pairs.label.repeat_interleave(2)
+    def _fill(self, segments: Segments) -> None:
+        buffer, L = self.buffer, segments.length
+        map_parts(lambda rows, x: rows[:L].copy_(x.transpose(0, 1)), buffer.obs, segments.obs)
+        buffer.actions[:L] = segments.actions.transpose(0, 1)
+        buffer.mask[:L], buffer.mask[L:] = segments.mask.T, False
         buffer.length = buffer.num_steps
+
+    def _on_device(self, segments: Segments) -> Segments:
+        if segments.length > self.buffer.num_steps:
+            long = f"there are segments of {segments.length} rows; it may be none"
+            raise UsageError(f"num_steps is {self.buffer.num_steps}, but {long}")
+        device = self.buffer.device
+        obs = map_parts(lambda x: x.to(device), segments.obs)
+        return Segments(obs, segments.actions.to(device), segments.mask.to(device))
 
     def _begin(self, seed: int | list[int] | None) -> None:
         """There is nothing to begin."""
@@ -82,13 +86,20 @@ class PairCollector(Collector):
         return {**super().state_dict(), "next_first": first}
 
     def load_state_dict(self, state: dict[str, Any], seed: int | None = None, restore_envs: bool = True) -> None:
-        self.rows_collected, self.global_step = (
-            stored_count(state, name) for name in ("rows_collected", "global_step")
-        )
+        counts = (stored_count(state, name) for name in ("rows_collected", "global_step"))
+        self.rows_collected, self.global_step = counts
 
 
-def _on(pairs: Preferences, device: torch.device) -> Preferences:
-    def there(side: Segments) -> Segments:
-        return Segments(map_parts(lambda x: x.to(device), side.obs), side.actions.to(device), side.mask.to(device))
+class PairCollector(SegmentCollector):
+    """Fills the buffer with pairs, column 2k with the first of one and 2k + 1 with its second; `read` gives the
+    Preferences, whose labels become the field `preference`."""
 
-    return Preferences(there(pairs.first), there(pairs.second), pairs.label.to(device))
+    def _given(self) -> Segments:
+        pairs: Preferences = self.read()
+        self.label = pairs.label.to(self.buffer.device)
+        return Segments.join([pairs.first, pairs.second])
+
+    def _choose(self) -> Tensor:
+        pairs = self._draw(len(self.label), self.buffer.num_envs // 2)
+        getattr(self.buffer, PREFERENCE)[:] = self.label[pairs].repeat_interleave(2)
+        return torch.stack([pairs, pairs + len(self.label)], 1).flatten()

@@ -1,4 +1,4 @@
-"""Pairs of segments and which of two was preferred, as tensors and as lines of JSON.
+"""Segments of episodes, and which of two was preferred, as tensors and as lines of JSON.
 
 A segment is a stretch of an episode (Christiano et al. 2017, arXiv:1706.03741), and so is a response to a prompt.
 A line of a file is one of
@@ -6,8 +6,11 @@ A line of a file is one of
     {"prompt": "37+58=", "first": "5190", "second": "5180", "preference": 1}
     {"first": {"obs": [...], "actions": [...]}, "second": {"obs": [...], "actions": [...]}, "preference": 0.5}
 
-with a preference of 1 for the first, 0 for the second and 0.5 for neither. A segment that is over before others of its
-file are has fewer rows than the other of its pair only where it says `"ended": true`.
+with a preference of 1 for the first, 0 for the second and 0.5 for neither. A segment has fewer rows than the other of
+its pair only where it says `"ended": true`: the episode was over. A line of a file of demonstrations is one of
+
+    {"prompt": "37+58=", "response": "5190"}
+    {"obs": [...], "actions": [...]}
 """
 
 import json
@@ -47,6 +50,11 @@ class Segments:
     def __len__(self) -> int:
         return len(self.mask)
 
+    @property
+    def length(self) -> int:
+        """L, the most rows of one."""
+        return self.mask.shape[1]
+
     def __getitem__(self, which: Any) -> "Segments":
         return Segments(map_parts(lambda x: x[which], self.obs), self.actions[which], self.mask[which])
 
@@ -80,7 +88,7 @@ class Preferences:
     @property
     def length(self) -> int:
         """L, the most rows of a segment."""
-        return self.first.mask.shape[1]
+        return self.first.length
 
     @staticmethod
     def join(parts: Sequence["Preferences"]) -> "Preferences":
@@ -127,31 +135,50 @@ def read_preferences(path: str | Path, envs: VectorAdapter, task: Any = None) ->
             of such a file is taken.
     """
     read = _read_texts if isinstance(task, TextTask) else _read_rows
-    pairs = []
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            pairs.append(_read_pair(line, lambda pair: read(pair, envs, task)))
-        except ValueError as error:
-            raise UsageError(f"line {number} of {path} is not a pair: {error}") from None
-    if not pairs:
-        raise UsageError(f"{path} is empty; it needs at least one line with a pair")
-    return Preferences.join(pairs)
+    return Preferences.join(_read_lines(path, "pair", lambda line: _read_pair(line, lambda x: read(x, envs, task))))
 
 
-def _lines(path: str | Path) -> list[str]:
+def read_demonstrations(path: str | Path, envs: VectorAdapter, task: Any = None) -> Segments:
+    """What an expert did, out of a file; as `read_preferences`."""
+
+    def read(line: dict[str, Any]) -> Segments:
+        if not isinstance(task, TextTask):
+            return _segment(line, envs)
+        if not all(isinstance(line.get(name), str) for name in ("prompt", "response")):
+            raise ValueError("it needs texts as 'prompt' and 'response'")
+        return response_segment(task, task.encode(line["prompt"]), [*task.encode(line["response"]), END])
+
+    return Segments.join(_read_lines(path, "demonstration", read))
+
+
+def _read_lines(path: str | Path, kind: str, read: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """What `read` makes of each line of a file; all of them or an error that names the line."""
     try:
-        return Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not lines:
+        raise UsageError(f"{path} is empty; it needs at least one line with a {kind}")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(read(_object(line)))
+        except ValueError as error:
+            raise UsageError(f"line {number} of {path} is not a {kind}: {error}") from None
+    return found
 
 
-def _read_pair(line: str, read: Callable[[dict[str, Any]], tuple[Segments, Segments]]) -> Preferences:
+def _object(line: str) -> dict[str, Any]:
     try:
-        pair = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError("it is not readable as JSON") from None
-    if not isinstance(pair, dict):
-        raise ValueError(f"it is {shown(pair)}, but must be an object")
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {shown(value)}, but must be an object")
+    return value
+
+
+def _read_pair(pair: dict[str, Any], read: Callable[[dict[str, Any]], tuple[Segments, Segments]]) -> Preferences:
     for name in ("first", "second", "preference"):
         if name not in pair:
             raise ValueError(f"it has no '{name}'")
@@ -162,7 +189,7 @@ def _read_pair(line: str, read: Callable[[dict[str, Any]], tuple[Segments, Segme
 
 
 def _read_rows(pair: dict[str, Any], envs: VectorAdapter, _: None) -> tuple[Segments, Segments]:
-    first, second = (_segment(pair[name], name, envs) for name in ("first", "second"))
+    first, second = (_segment(pair[name], envs, f" of '{name}'") for name in ("first", "second"))
     lengths = [side.mask.shape[1] for side in (first, second)]
     ended = [isinstance(pair[name], dict) and pair[name].get("ended") is True for name in ("first", "second")]
     if lengths[0] != lengths[1] and not ended[lengths[0] > lengths[1]]:
@@ -171,22 +198,22 @@ def _read_rows(pair: dict[str, Any], envs: VectorAdapter, _: None) -> tuple[Segm
     return both[:1], both[1:]
 
 
-def _segment(data: Any, name: str, envs: VectorAdapter) -> Segments:
+def _segment(data: Any, envs: VectorAdapter, whose: str = "") -> Segments:
     if not isinstance(data, dict) or not {"obs", "actions"} <= data.keys():
-        raise ValueError(f"its '{name}' has no 'obs' and 'actions'")
+        raise ValueError(f"'obs' and 'actions'{whose} are missing")
     spec, parts = envs.action_spec, envs.parts
-    actions = _array(data["actions"], spec.shape, spec.dtype, f"the actions of '{name}'")
+    actions = _array(data["actions"], spec.shape, spec.dtype, f"the actions{whose}")
     if spec.nvec and ((actions < 0).any() or (actions >= torch.tensor(spec.nvec)).any()):
         given = shown(data["actions"])
-        raise ValueError(f"the actions of '{name}' are {given}, but must be from 0 to {spec.nvec[0] - 1}")
+        raise ValueError(f"the actions{whose} are {given}, but must be from 0 to {spec.nvec[0] - 1}")
     given = data["obs"]
     if isinstance(parts, dict) and (not isinstance(given, dict) or given.keys() != parts.keys()):
-        raise ValueError(f"the obs of '{name}' must have the parts {', '.join(parts)}")
-    obs = map_parts(lambda part, x: _array(x, part.shape, part.dtype, f"the obs of '{name}'"), parts, given)
+        raise ValueError(f"the obs{whose} must have the parts {', '.join(parts)}")
+    obs = map_parts(lambda part, x: _array(x, part.shape, part.dtype, f"the obs{whose}"), parts, given)
     if any(len(x) != len(actions) for x in leaves_of(obs)):
-        raise ValueError(f"'{name}' has another number of obs than of actions")
+        raise ValueError(f"obs and actions{whose} differ in number")
     if len(actions) == 0:
-        raise ValueError(f"'{name}' has no rows")
+        raise ValueError(f"there are no actions{whose}")
     mask = torch.ones(1, len(actions), dtype=torch.bool)
     return Segments(map_parts(lambda x: x.unsqueeze(0), obs), actions.unsqueeze(0), mask)
 
