@@ -65,20 +65,12 @@ TASKS = {
     "Repeat1": Task("rlcore/Repeat1-v0", 32, 8, 30.4, 200_000, 32, ANSWERS),
     "Repeat4": Task("rlcore/Repeat4-v0", 32, 8, 30.4, 400_000, 32, ANSWERS),
     "Repeat16": Task("rlcore/Repeat16-v0", 32, 8, 30.4, 300_000, 64, ANSWERS, {"gru": MUCH, "lstm": MUCH}),
-    "TMaze": Task(
-        "rlcore/TMaze-v0", 1, 0.5, 0.95, 500_000, 64, dict(num_envs=16, gamma=0.98), {"lstm": dict(handing_on=True)}
-    ),
+    "TMaze": Task("rlcore/TMaze-v0", 1, 0.5, 0.95, 500_000, 64, dict(num_envs=16, gamma=0.98)),
     "CartPoleNoVel": Task(
-        "rlcore/CartPoleNoVel-v1",
-        500,
-        None,
-        475,
-        500_000,
-        32,
-        dict(num_envs=8, norm_obs=True),
+        "rlcore/CartPoleNoVel-v1", 500, None, 475, 500_000, 32, dict(num_envs=8, norm_obs=True),
         {"lstm": dict(learning_rate=5e-4, total_steps=1_000_000)},
     ),
-}
+}  # fmt: skip
 POLICIES = {
     "feedforward": {},
     **{memory: {"memory": memory, "memory_size": 64} for memory in ("gru", "lstm", "transformer")},
