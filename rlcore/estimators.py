@@ -190,21 +190,23 @@ def group_step_weights(mask: Tensor, group_size: int, length_norm: str, counted:
         mask: `[T, N]` of bool; |o_i| is its sum over column i.
         group_size: G.
         length_norm: what the sum over the steps of episode i is divided by: "episode" |o_i| (GRPO, Shao et al. 2024,
-            eq. 3), "token" the mean length of its group (DAPO, Yu et al. 2025, eq. 8), "constant" T (Dr. GRPO, Liu et
-            al. 2025), "none" 1 (RLOO, Ahmadian et al. 2024).
+            eq. 3), "token" the mean length of its group (DAPO, Yu et al. 2025, eq. 8), "batch" that of all episodes
+            that are counted (as libraries for language models have it), "constant" T (Dr. GRPO, Liu et al. 2025),
+            "none" 1 (RLOO, Ahmadian et al. 2024).
         counted: `[N]` of bool, the episodes over which the mean is taken; None takes all.
 
     Returns:
         Weights `[T, N]`, 0 where masked or not counted.
     """
     lengths = mask.sum(0).clamp(min=1).float()  # |o_i|, [N]
+    counted = torch.ones_like(mask[0]) if counted is None else counted
     steps = {
         "episode": lengths,
         "token": _by_group(lengths, group_size).mean(-1).repeat_interleave(group_size),
+        "batch": ((lengths * counted).sum() / counted.sum().clamp(min=1)).clamp(min=1).expand_as(lengths),
         "constant": torch.full_like(lengths, len(mask)),
         "none": torch.ones_like(lengths),
     }[length_norm]
-    counted = torch.ones_like(lengths, dtype=torch.bool) if counted is None else counted
     return mask * counted / steps / counted.sum().clamp(min=1)
 
 

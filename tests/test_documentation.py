@@ -16,10 +16,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 # What a user may call. A package or module with `__all__` offers that, any other its names without an underscore.
 MODULES = [
-    "agents", "agents.a2c", "agents.evaluation", "agents.grpo", "agents.ppo", "agents.reinforce", "agents.trpo",
-    "buffer", "collect", "diagnostics", "envs", "envs.memory_tasks", "envs.rock_paper_scissors", "errors",
-    "estimators", "networks", "networks.distributions", "networks.memory", "networks.normalize",
-    "networks.recurrent", "networks.torsos", "networks.transformer", "optim", "presets",
+    "agents", "agents.a2c", "agents.bc", "agents.dpo", "agents.evaluation", "agents.grpo", "agents.ppo",
+    "agents.reinforce", "agents.trpo", "buffer", "collect", "diagnostics", "envs", "envs.memory_tasks",
+    "envs.rock_paper_scissors", "envs.text", "errors", "estimators", "networks", "networks.distributions",
+    "networks.memory", "networks.normalize", "networks.recurrent", "networks.text", "networks.torsos",
+    "networks.transformer", "optim", "preferences.data", "preferences.reference", "presets",
     "spaces", "state", "storage.checkpoint", "tracing",
 ]  # fmt: skip
 TENSORS = {"Tensor", "Tensor | None", "Obs", "Tensor | dict[str, Tensor]", "np.ndarray"}
@@ -72,7 +73,7 @@ def documentation(path):
     if inspect.isclass(x):
         own = x.__doc__ or ""
         generated = own.startswith(f"{x.__name__}(")  # what @dataclass writes where there is none
-        in_agent_file = re.match(r"rlcore\.agents\.(reinforce|a2c|ppo|trpo|grpo)$", x.__module__)
+        in_agent_file = re.match(r"rlcore\.agents\.(reinforce|a2c|ppo|trpo|grpo|bc|dpo)$", x.__module__)
         return (inspect.getmodule(x).__doc__ if in_agent_file else "") if generated or not own else own
     if owner is None:
         return function_of(x).__doc__ or ""
@@ -107,6 +108,7 @@ def test_the_list_of_modules_is_complete():
         "envs.masks", "envs.native", "envs.native_vector", "envs.pettingzoo", "envs.standing", "envs.state",
         "networks.actor_critic", "programs", "programs.matmul", "programs.passes", "programs.program",
         "programs.recording", "programs.recurrent", "programs.watch",
+        "preferences", "preferences.collector", "preferences.demonstrations",
         "storage", "storage.archive", "storage.files",
     }  # fmt: skip
     files = [f.relative_to(ROOT / "rlcore").with_suffix("").as_posix() for f in (ROOT / "rlcore").rglob("*.py")]
@@ -172,7 +174,7 @@ def test_errors_are_said():
 def test_estimators_and_algorithms_name_their_source():
     for name, function in offered("estimators").items():
         assert PAPER.search(function.__doc__), f"estimators.{name} names no paper"
-    for name in ("reinforce", "a2c", "ppo", "trpo", "grpo"):
+    for name in ("reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo"):
         assert PAPER.search(module(f"agents.{name}").__doc__), f"{name} names no paper"
 
 

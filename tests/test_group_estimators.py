@@ -15,7 +15,7 @@ OUTCOMES = [
 PROCESSES = [
     dict(scale=s, aligned=a, gamma=g) for s in (False, True) for a, g in ((False, 1.0), (True, 1.0), (True, 0.9))
 ]
-LENGTH_NORMS = ["episode", "token", "constant", "none"]
+LENGTH_NORMS = ["episode", "token", "batch", "constant", "none"]
 
 
 def ragged(seed=0, T=9, groups=4, G=3, poison=float("nan")):
@@ -121,12 +121,52 @@ def test_step_weights_equal_a_float64_loop(norm, dropped):
         steps = {
             "episode": lengths[n],
             "token": sum(lengths[n // 3 * 3 : n // 3 * 3 + 3]) / 3,
+            "batch": lengths[counted.numpy()].mean(),
             "constant": T,
             "none": 1,
         }[norm]
         for t in range(T):
             weight = 1 / steps / counted.sum().item() if mask[t, n] and counted[n] else 0.0
             assert got[t, n].item() == pytest.approx(weight, rel=1e-6)
+
+
+def test_weights_are_those_that_language_models_are_trained_with():
+    """The usual forms of a loss over responses of different lengths, from losses of tokens [responses, tokens]."""
+    _, mask, _ = ragged(G=3)
+    losses, there = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)).T, mask.T.float()
+    responses, longest = there.shape
+    forms = {
+        "episode": ((losses * there).sum(1) / there.sum(1)).mean(),  # grpo
+        "batch": (losses * there).sum() / there.sum(),  # bnpo, and dapo in one process
+        "constant": (losses * there).sum() / (responses * longest),  # dr_grpo
+    }
+    for norm, wanted in forms.items():
+        got = (estimators.group_step_weights(mask, 3, norm) * losses.T).sum()
+        torch.testing.assert_close(got, wanted)
+
+
+def test_process_advantages_of_unequal_numbers_of_steps_by_hand():
+    """A group of two: rewards 1, 0, 1 after tokens 1, 3, 4 of one response and 0 after token 2 of the other's three;
+    mean 1/2, standard deviation 1/2, so steps are worth 1, -1, 1 and -1."""
+    mask = torch.tensor([[1, 1], [1, 1], [1, 1], [1, 0]], dtype=torch.bool)
+    ends = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
+    rewards = torch.tensor([[1.0, 7], [7, 0], [0, 7], [1, 7]])  # what is between the ends of steps counts for nothing
+    got = estimators.group_process_advantages(rewards, mask, 2, step_ends=ends)
+    torch.testing.assert_close(got, torch.tensor([[1.0, -1], [0, -1], [0, 0], [1, 0]]))
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_process_advantages_of_steps_equal_a_float64_loop(scale):
+    rewards, mask, _ = ragged(G=3)
+    ends = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    got = estimators.group_process_advantages(rewards, mask, 3, scale, step_ends=ends)
+    for n in range(mask.shape[1]):
+        members = range(n // 3 * 3, n // 3 * 3 + 3)
+        among = [rewards[t, m].item() for m in members for t in range(len(mask)) if mask[t, m] and ends[t, m]]
+        for t in range(len(mask)):
+            later = [rewards[k, n].item() for k in range(t, len(mask)) if mask[k, n] and ends[k, n]]
+            wanted = sum(normalised(r, among, scale) for r in later) if mask[t, n] else 0.0
+            assert got[t, n].item() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_weights_of_no_counted_episode_are_zero():

@@ -305,6 +305,34 @@ def test_a_policy_is_asked_token_by_token():
         assert not over.any()
 
 
+WAYS = {
+    "grpo": lambda file, **how: rlcore.GRPO("rlcore/Sort-v0", group_size=4, kl_coef=0.1, **SHORT, **how),
+    "grpo process": lambda file, **how: rlcore.GRPO(
+        "rlcore/Addition-v0", group_size=4, supervision="process", env_kwargs={"rewards": "process"}, **SHORT, **how
+    ),
+    "ppo": lambda file, **how: rlcore.PPO("rlcore/Sort-v0", reward_kl_coef=0.1, **SHORT, **WHOLE, **how),
+    "ppo shared": lambda file, **how: rlcore.PPO("rlcore/Sort-v0", shared=True, **SHORT, **WHOLE, **how),
+    "bc": lambda file, **how: rlcore.BC("rlcore/CountTo-v0", **SHORT, **how),
+    "dpo": lambda file, **how: rlcore.DPO(
+        "rlcore/Copy-v0", env_kwargs={"length": 2}, preferences=file, reference="initial", **SHORT, **how
+    ),
+}
+SHORT = {name: x for name, x in SMALL.items() if name != "compile"}
+
+
+@pytest.mark.filterwarnings("ignore:.*still running")
+@pytest.mark.parametrize(("name", "compile"), [*((name, "record") for name in WAYS), ("grpo", True)])
+def test_all_ways_to_run_agree(tmp_path, name, compile):
+    file = pairs_of_texts(tmp_path / "pairs")
+    agents = [WAYS[name](file, compile=how) for how in (compile, False)]
+    runs = [[metrics for metrics, _ in agent.iterations(100)] for agent in agents]
+    assert len(runs[0]) == len(runs[1]) > 1
+    for found, expected in zip(*runs, strict=True):
+        names = expected.keys() - {"steps_per_second"}
+        assert {n: found[n] for n in names} == pytest.approx({n: expected[n] for n in names}, rel=1e-3, abs=1e-4)
+    torch.testing.assert_close(agents[0].parameters.vector, agents[1].parameters.vector, atol=1e-4, rtol=1e-3)
+
+
 # Learning from an expert
 
 

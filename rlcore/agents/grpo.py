@@ -49,7 +49,9 @@ class GRPOConfig(Config):
     supervision: Literal["outcome", "process", "aligned"] = "outcome"  # what a group compares
     scale_std: bool = True  # divide by the group's standard deviation
     leave_one_out: bool = False  # compare with the mean of the other members (outcome only)
-    length_norm: Literal["episode", "token", "constant", "none"] = "episode"  # steps weigh 1/|o_i|, 1/Σ|o_i|, 1/T or 1
+    length_norm: Literal["episode", "token", "batch", "constant", "none"] = (
+        "episode"  # steps weigh 1/|o_i|, 1 over the mean of |o_i| in the group or the batch, 1/T, or 1
+    )
     ratio: bool = True  # clipped probability ratio; without, the plain policy gradient
     clip_coef: Above0 = 0.2  # ε, how far the ratio may fall below 1
     clip_coef_high: Above0 | None = None  # how far it may rise above 1; none: as far

@@ -112,7 +112,7 @@ class TextTask(NativeTask):
         return {"prompt": prompt.long(), "response": response.long(), "mask": mask, "positions": positions}
 
     def extras(self, state: Tensor) -> dict[str, Tensor]:
-        """`step_ends [N]`, whether the next token is the last of a step of the reasoning."""
+        """At `state [N, S]`, `step_ends [N]`: whether the next token is the last of a step of the reasoning."""
         return {"step_ends": self._closing(state)} if self.fields else {}
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,7 +64,7 @@ class TextTrunk(nn.Module):
 
     def step(self, obs: dict[str, Tensor], carry: dict[str, Tensor], first: Tensor | None) -> tuple[Tensor, dict]:
         """One row, as `MemoryTrunk.step`: the newest token, and where nothing is written yet, the prompt before it.
-        Whose text that is, is seen by itself; `first` None says that everybody has read it."""
+        Whose text that is, is seen by itself; `first [N]` may be None where everybody has read it."""
         prompt = obs["prompt"]
         count = obs["mask"][:, prompt.shape[1] :].long().sum(1)  # tokens written
         if first is not None and (is_recording() or (count == 0).any()):

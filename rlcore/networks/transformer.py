@@ -62,7 +62,8 @@ class Transformer(Memory):
         return self.norm(x), {**after, "count": carry["count"] + 1}
 
     def forward(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> Tensor:
-        """As of every memory; where there is no carry, nothing was before."""
+        """Sequences `x [L, S, F]`, with the `carry [S, ...]` before them, none where nothing was, to `[L, S, H]`;
+        `first [L, S]` bool tells where episodes begin."""
         position, allowed = self._places(carry.get("count"), first)
         x = self.embed(x).transpose(0, 1)  # [S, L, size]
         turn = self._turn(position, x)

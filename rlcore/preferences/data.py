@@ -139,7 +139,7 @@ def read_preferences(path: str | Path, envs: VectorAdapter, task: Any = None) ->
 
 
 def read_demonstrations(path: str | Path, envs: VectorAdapter, task: Any = None) -> Segments:
-    """What an expert did, out of a file; as `read_preferences`."""
+    """What an expert did, out of a file; arguments and the UsageError as of `read_preferences`."""
 
     def read(line: dict[str, Any]) -> Segments:
         if not isinstance(task, TextTask):

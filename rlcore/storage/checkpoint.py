@@ -32,7 +32,8 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 
 
 def newest_checkpoint(path: str | Path) -> Path:
-    """The checkpoint of the highest step in a run folder, or the file itself where `path` is none."""
+    """The checkpoint of the highest step in a run folder, or the file itself where `path` is none; a CheckpointError
+    where there is none."""
     files = checkpoint_files(Path(path, "checkpoints")) if os.path.isdir(path) else [Path(path)]
     if not files:
         raise CheckpointError(f"the folder {path} has no checkpoint")
