@@ -20,7 +20,8 @@ MODULES = [
     "agents.reinforce", "agents.trpo", "buffer", "collect", "diagnostics", "envs", "envs.memory_tasks",
     "envs.rock_paper_scissors", "envs.text", "errors", "estimators", "networks", "networks.distributions",
     "networks.memory", "networks.normalize", "networks.recurrent", "networks.text", "networks.torsos",
-    "networks.transformer", "optim", "preferences.data", "preferences.reference", "presets",
+    "networks.transformer", "optim", "preferences.data", "preferences.reference", "preferences.sampling",
+    "presets",
     "spaces", "state", "storage.checkpoint", "tracing",
 ]  # fmt: skip
 TENSORS = {"Tensor", "Tensor | None", "Obs", "Tensor | dict[str, Tensor]", "np.ndarray"}

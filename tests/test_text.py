@@ -17,6 +17,7 @@ from rlcore.errors import UsageError
 from rlcore.networks import GRU
 from rlcore.preferences.data import Preferences, Segments, read_demonstrations, read_preferences, response_segment
 from rlcore.preferences.reference import kl_to_reference
+from rlcore.preferences.sampling import pairs_of, segments_of
 from rlcore.spaces import Sequences, map_parts
 
 IDS = [task.id for task in TEXT_TASKS]
@@ -647,3 +648,60 @@ def test_batches_know_the_preference(tmp_path):
     assert isinstance(batch, Batch) and batch.preference.shape == (4 * 8,)
     assert (agent.buffer.preference == agent.buffer.preference[0]).all()
     assert (agent.buffer.preference[:, ::2] == agent.buffer.preference[:, 1::2]).all()
+
+
+# Pairs out of rollouts
+
+
+def cartpole_rollout(num_steps=40, num_envs=6):
+    sizes = dict(num_envs=num_envs, num_steps=num_steps, num_minibatches=1)
+    agent = rlcore.PPO("CartPole-v1", seed=0, compile=False, backend="native", **sizes)
+    agent.collect()
+    assert agent.buffer.terminated.any()
+    return agent.buffer
+
+
+def test_a_segment_stops_where_its_episode_does():
+    """Each row against the buffer's, one by one."""
+    buffer, length = cartpole_rollout(), 15
+    rows, envs = torch.arange(30) % 26, torch.arange(30) % 6
+    segments, returns = segments_of(buffer, rows, envs, length)
+    for k, (t, n) in enumerate(zip(rows.tolist(), envs.tolist(), strict=True)):
+        count = 0
+        while count < length:
+            count += 1
+            if buffer.terminated[t + count - 1, n]:
+                break
+        assert segments.mask[k].tolist() == [True] * count + [False] * (length - count)
+        assert torch.equal(segments.obs[k, :count], buffer.obs[t : t + count, n])
+        assert torch.equal(segments.actions[k, :count], buffer.actions[t : t + count, n])
+        assert returns[k] == count
+    assert segments.mask.sum(1).unique().numel() > 3
+
+
+def test_an_oracle_prefers_what_was_worth_more():
+    buffer = cartpole_rollout()
+
+    def draw(**options):
+        return pairs_of(buffer, 2000, 15, generator=torch.Generator().manual_seed(1), **options)
+
+    pairs = draw()
+    first, second = (side.mask.sum(1) for side in (pairs.first, pairs.second))  # a reward of 1 in each row
+    assert torch.equal(pairs.label, torch.where(first == second, 0.5, (first > second).float()))
+    unsure = draw(indifference=3).label
+    assert torch.equal(unsure, torch.where((first - second).abs() <= 3, 0.5, (first > second).float()))
+    wrong = draw(noise=0.25).label != pairs.label
+    assert (
+        wrong[pairs.label != 0.5].float().mean() == pytest.approx(0.25, abs=0.04) and not wrong[first == second].any()
+    )
+
+
+def test_responses_are_compared_with_those_to_the_same_prompt():
+    agent = rlcore.GRPO("rlcore/Copy-v0", env_kwargs={"length": 2}, group_size=4, **SMALL)
+    agent.collect()
+    pairs = pairs_of(agent.buffer, 50, group_size=4)
+    assert torch.equal(pairs.first.obs["prompt"], pairs.second.obs["prompt"]) and pairs.length == 3
+    assert not torch.equal(pairs.first.actions, pairs.second.actions)
+    for problem, options in (("length is 4, but must be from 1 to num_steps = 3", {"length": 4}),):
+        with pytest.raises(UsageError, match=problem):
+            pairs_of(agent.buffer, 5, **options)
