@@ -21,10 +21,10 @@ import machine
 
 ENV, LENGTH, COMPARISONS, EPISODES, SEED = "CartPole-v1", 128, 1500, 100, 1_000_000
 LOW, HIGH = 100, 250
-COMMON = dict(num_envs=128, learning_rate=1e-3, compile=False)
+COMMON = dict(num_envs=128, learning_rate=3e-3, compile=False)
 METHODS: dict[str, dict[str, Any]] = {
-    "dpo": dict(objective="dpo", beta=0.03),
-    "cpl": dict(objective="cpl", beta=0.1),
+    "dpo": dict(objective="dpo", beta=0.01),
+    "cpl": dict(objective="cpl", beta=0.03, bias=1.0, learning_rate=1e-3),
 }
 KINDS = {"drawn": False, "greedy": True}
 STEPS = 2_000_000  # of segments, each gone through some fifty times
@@ -80,7 +80,7 @@ def work(seed: int) -> dict[str, Any]:
         result = {"start": evaluated(agent), "steps_of_start": agent.global_step, "decided": len(decided)}
         for name, own in METHODS.items():
             begin = time.perf_counter()
-            learner = rlcore.DPO(ENV, preferences=decided, init=file.name, seed=seed, **COMMON, **own)
+            learner = rlcore.DPO(ENV, preferences=decided, init=file.name, seed=seed, **{**COMMON, **own})
             learner.learn(STEPS)
             result[name] = {**evaluated(learner), "seconds": round(time.perf_counter() - begin, 1)}
     return result

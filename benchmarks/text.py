@@ -108,8 +108,9 @@ def plot(start: dict[str, Any], rows: dict[str, Any], path: Path) -> None:
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
         for row in rows.values():
             curve, own = row["curve"], row["method"] if row["seed"] == 0 else None
-            axis.plot(curve["step"], curve[name], color=COLOURS[row["method"]], label=own, linewidth=1.2)
-        axis.set(xlabel="tokens", title=label)
+            thousands = [step / 1000 for step in curve["step"]]
+            axis.plot(thousands, curve[name], color=COLOURS[row["method"]], label=own, linewidth=1.2)
+        axis.set(xlabel="thousand tokens", title=label)
         axis.grid(alpha=0.3)
     axes[0].axhline(start["accuracy"], color="grey", linestyle=":", label="supervised start")
     axes[0].axhline(0.95, color="grey", linewidth=0.6)

@@ -451,11 +451,16 @@ def _finish(run: Any, progress: bool) -> int:
     steps, seconds, episodes = run.agent.global_step, run.seconds, run.eval_episodes
     if episodes:
         report = run.evaluate(episodes)
-        score = f"return {report['mean']:.1f} ± {report['std']:.1f}{_normalized(report)}"
+        score = f"return {_number(report['mean'])} ± {_number(report['std'])}{_normalized(report)}"
         print(f"evaluation: {score} over {episodes} greedy episodes")
     speed = f"{steps / max(seconds, 1e-9):,.0f} steps/s"
     print(f"trained {steps:,} steps in {seconds:.1f} s ({speed}); run folder: {run.folder.path}")
     return 0
+
+
+def _number(x: float) -> str:
+    """A return; where it may be a share, such as of exact answers, more of its digits."""
+    return f"{x:.1f}" if abs(x) >= 2 else f"{x:.3f}"
 
 
 def _normalized(report: dict[str, Any]) -> str:

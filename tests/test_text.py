@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 import rlcore
 from rlcore.buffer import Batch
+from rlcore.cli import main
 from rlcore.envs.text import END, PAD, TEXT_TASKS
 from rlcore.errors import UsageError
 from rlcore.networks import GRU
@@ -182,6 +183,8 @@ def test_an_observation_is_the_text_so_far_with_its_mask_and_positions():
         (lambda: rlcore.PPO("rlcore/Copy-v0", **SMALL), "whole_episodes is false.*it may be true"),
         (lambda: rlcore.BC("CartPole-v1"), "CartPole-v1 has no expert that could be copied"),
         (lambda: rlcore.DPO("rlcore/Copy-v0"), "preferences is none, but may be a file of pairs"),
+        (lambda: rlcore.PPO("CartPole-v1", preferences=object()), "'preferences' is not a hyperparameter of PPO"),
+        (lambda: rlcore.PPO("CartPole-v1", memory="gru", reward_kl_coef=0.1), "needs whole episodes; whole"),
         (lambda: rlcore.DPO("rlcore/Copy-v0", num_envs=3, preferences="x"), "num_envs is 3, but must be even"),
     ],
 )  # fmt: skip
@@ -311,6 +314,14 @@ WAYS = {
     "grpo process": lambda file, **how: rlcore.GRPO(
         "rlcore/Addition-v0", group_size=4, supervision="process", env_kwargs={"rewards": "process"}, **SHORT, **how
     ),
+    "grpo process sync": lambda file, **how: rlcore.GRPO(
+        "rlcore/Addition-v0",
+        group_size=4,
+        supervision="process",
+        env_kwargs={"rewards": "process"},
+        **{**SHORT, "backend": "sync"},
+        **how,
+    ),
     "ppo": lambda file, **how: rlcore.PPO("rlcore/Sort-v0", reward_kl_coef=0.1, **SHORT, **WHOLE, **how),
     "ppo shared": lambda file, **how: rlcore.PPO("rlcore/Sort-v0", shared=True, **SHORT, **WHOLE, **how),
     "bc": lambda file, **how: rlcore.BC("rlcore/CountTo-v0", **SHORT, **how),
@@ -374,6 +385,30 @@ def test_training_goes_on_from_another_run(tmp_path):
     assert again.config.init == agent.config.init
     assert torch.equal(again.parameters.vector, agent.parameters.vector)
     assert torch.equal(again.reference.policy_head.weight, first.network.policy_head.weight)
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--memory-size", "16", "--eval-episodes", "2", "--no-progress", "--total-steps", "300"]
+    assert main(["pretrain", "rlcore/Addition-v0", "--run-dir", "start", *small]) == 0
+    for algo in ("grpo", "ppo"):
+        assert main(["train", algo, "rlcore/Addition-v0", "--init", "start", "--run-dir", algo, *small]) == 0
+        assert main(["train", "--resume", algo, "--total-steps", "2000", "--no-progress"]) == 0
+    assert main(["eval", "grpo", "--env-arg", "prompts=held_out", "--episodes", "2"]) == 0
+    assert "return 0.000" in capsys.readouterr().out
+    file = pairs_of_addition(tmp_path / "pairs")
+    short = ["--run-dir", "dpo", "--memory", "transformer", "--shared", *small]
+    assert main(["train", "dpo", "rlcore/Addition-v0", "--init", "start", "--preferences", file, *short]) == 0
+    assert main(["train", "dpo", "rlcore/Addition-v0", "--preferences", "none.jsonl"]) == 2
+    assert "the file none.jsonl cannot be read" in capsys.readouterr().err
+    assert main(["train", "grpo", "rlcore/Addition-v0", "--init", "nowhere"]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def pairs_of_addition(path):
+    line = {"prompt": "37+58=", "first": "5190", "second": "5180", "preference": 1}
+    path.write_text("\n".join([json.dumps(line)] * 3))
+    return str(path)
 
 
 def resumed(make, path, steps):

@@ -119,23 +119,6 @@ def load(
 
 
 __all__ = [
-    "A2C",
-    "AGENTS",
-    "BC",
-    "DPO",
-    "GRPO",
-    "PPO",
-    "REINFORCE",
-    "TRPO",
-    "A2CConfig",
-    "Agent",
-    "AgentTable",
-    "BCConfig",
-    "Config",
-    "DPOConfig",
-    "GRPOConfig",
-    "PPOConfig",
-    "REINFORCEConfig",
-    "TRPOConfig",
-    "load",
+    "A2C", "AGENTS", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "A2CConfig", "Agent", "AgentTable", "BCConfig",
+    "Config", "DPOConfig", "GRPOConfig", "PPOConfig", "REINFORCEConfig", "TRPOConfig", "load",
 ]  # fmt: skip

@@ -82,7 +82,7 @@ class Agent:
     ):
         self.pairs = preferences if isinstance(preferences, Preferences) else None
         self.demonstrations: Segments | None = None
-        if preferences is not self.pairs:
+        if preferences is not None and (self.pairs is None or self.learns_from != "pairs"):
             hyperparameters["preferences"] = preferences
         self.config = setup.configure(type(self), env, torso, memory, hyperparameters)
         self.device = setup.resolve_device(self.config.device)
@@ -178,7 +178,8 @@ class Agent:
         buffer.rewards = buffer.rewards - self.coefs["reward_kl_coef"] * kl
         ends = (buffer.terminated | buffer.truncated) & buffer.mask
         per_episode = reduce(exact.sum()) / reduce(ends.sum()).clamp(min=1)
-        metrics = {"reference_kl": per_episode, "reward_kl_coef": self.coefs["reward_kl_coef"] + 0 * per_episode}
+        coef = torch.zeros_like(per_episode) + self.coefs["reward_kl_coef"]
+        metrics = {"reference_kl": per_episode, "reward_kl_coef": coef}
         if self.config.reward_kl_target is not None:
             error = (per_episode / self.config.reward_kl_target - 1).clamp(-0.2, 0.2)
             self.coefs["reward_kl_coef"] = self.coefs["reward_kl_coef"] * (1 + 0.1 * error)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import MOST, Above0, Apart, Config, Count, From0, Range, Unit
+from rlcore.agents.config import Above0, Apart, Config, Count, From0, Range, Unit
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.errors import UsageError
 from rlcore.networks import ActorCritic
@@ -34,7 +34,7 @@ class DPOConfig(Config):
 
     objective: Literal["dpo", "ipo", "cpl"] = "dpo"  # which loss; cpl implies other defaults of the switches below
     preferences: Apart[str | None] = None  # file of pairs, a line of JSON each
-    num_envs: Annotated[int, Range(2, MOST)] = 64  # N, segments per step: N / 2 pairs
+    num_envs: Count = 64  # N, segments per step: N / 2 pairs
     num_steps: Count | None = None  # T, most rows of a segment; none: as long as they are
     learning_rate: Apart[From0] = 3e-4  # step size of the optimiser
     beta: Above0 = 0.1  # β, how little the policy may go away from the reference

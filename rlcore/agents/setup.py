@@ -133,6 +133,9 @@ def sequence_length(agent: Agent) -> int:
         if length is not None:
             raise UsageError(f"sequence_length is {length}, but the policy has no memory; it may be none")
         return 0
+    if config.reward_kl_coef and not config.whole_episodes:  # whose reference would remember what the policy did
+        problem = f"reward_kl_coef is {config.reward_kl_coef:g}, but a reference with memory needs whole episodes"
+        raise UsageError(f"{problem}; whole_episodes may be true")
     if isinstance(agent.network, TextActorCritic) and not config.whole_episodes:
         raise UsageError("whole_episodes is false, but a policy with memory learns texts whole; it may be true")
     if config.whole_episodes and length not in (None, config.num_steps):
