@@ -247,20 +247,26 @@ def test_reading_at_once_is_reading_token_by_token(name, backend):
     agent.evaluate(5, seed=0)
 
 
-def test_padding_in_front_changes_nothing():
+def answers_to(agent, task, prompt, response="4"):
+    """What the policy says after a prompt, and after the first token of a response."""
+    segment = response_segment(task, task.encode(prompt), [*task.encode(response), END])
+    return agent.network.policy(map_parts(lambda x: x[0, :2], segment.obs)).params
+
+
+def test_padding_in_front_changes_nothing_and_every_token_something():
     """A short prompt has the same answer in a task with room for longer ones."""
     agents = [
         rlcore.GRPO("rlcore/Copy-v0", env_kwargs={"length": n, "shortest": 2}, group_size=4, num_steps=3, **SMALL)
         for n in (2, 6)
     ]
     agents[1].network.load_state_dict(agents[0].network.state_dict())
-    params = []
-    for agent, n in zip(agents, (2, 6), strict=True):
-        task = task_of("rlcore/Copy-v0", length=n, shortest=2)
-        segment = response_segment(task, task.encode("42>"), [*task.encode("4"), END])
-        row = map_parts(lambda x: x[0, :2], segment.obs)
-        params.append(agent.network.policy(row).params)
-    torch.testing.assert_close(*params, atol=1e-6, rtol=0)
+    tasks = [task_of("rlcore/Copy-v0", length=n, shortest=2) for n in (2, 6)]
+    tight, roomy = (answers_to(agent, task, "42>") for agent, task in zip(agents, tasks, strict=True))
+    torch.testing.assert_close(tight, roomy, atol=1e-6, rtol=0)
+    for prompt, response, rows in (("52>", "4", [0, 1]), ("43>", "4", [0, 1]), ("42>", "5", [1])):
+        for agent, task in zip(agents, tasks, strict=True):
+            other = answers_to(agent, task, prompt, response)
+            assert ((other - tight).abs().amax(1) > 1e-5).nonzero().flatten().tolist() == rows
 
 
 def test_what_stands_behind_the_end_changes_no_gradient():
