@@ -55,6 +55,8 @@ def environments(agent: Agent, env: str | VectorEnv) -> tuple[VectorEnv, str | N
         return own_envs(env, agent.config, agent.env_kwargs), None
     restarts = agent.config.on_env_error == "restart"
     backend = resolve_backend(find_spec(env), agent.config.backend, agent.group_starts, restarts)
+    if agent.config.backend == "auto" and not restarts and text_task(agent):
+        backend = "native"  # gymnasium's single ones would be the same functions, called for each
     return maker(agent, backend)(), backend
 
 

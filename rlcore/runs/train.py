@@ -408,7 +408,8 @@ def describe_environment(agent: Agent) -> str:
     asked, backend = agent.config.backend, agent.backend
     reasons = [
         (asked != "auto", f"asked for with --backend {asked}"),
-        (backend == "native", "the twin in tensors, as the run is compiled"),
+        (backend == "native" and agent.engine.how == "compiled", "the twin in tensors, as the run is compiled"),
+        (backend == "native", "texts are functions of tensors"),
         (agent.config.on_env_error == "restart", "environments that fail are begun anew one by one"),
         (agent.group_starts, "groups need a seed for each environment"),
         (backend == "vector", "the environment's own vector implementation"),
