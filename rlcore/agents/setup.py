@@ -142,7 +142,7 @@ def sequence_length(agent: Agent) -> int:
         raise UsageError("whole_episodes is false, but a policy with memory learns texts whole; it may be true")
     if config.whole_episodes and length not in (None, config.num_steps):
         kind = type(agent).__name__
-        raise UsageError(f"sequence_length is {length}, but this {kind} learns from whole episodes; it may be none")
+        raise UsageError(f"sequence_length is {length}, but {kind} learns from whole episodes; it may be none")
     length = config.num_steps if length is None else length
     if config.num_steps % length:
         raise UsageError(f"sequence_length is {length}, but must divide num_steps = {config.num_steps}")
