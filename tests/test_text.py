@@ -260,6 +260,7 @@ def test_padding_in_front_changes_nothing_and_every_token_something():
         for n in (2, 6)
     ]
     agents[1].network.load_state_dict(agents[0].network.state_dict())
+    assert agents[1].network.actor.memory.context == 7 + 7  # all of the longest text
     tasks = [task_of("rlcore/Copy-v0", length=n, shortest=2) for n in (2, 6)]
     tight, roomy = (answers_to(agent, task, "42>") for agent, task in zip(agents, tasks, strict=True))
     torch.testing.assert_close(tight, roomy, atol=1e-6, rtol=0)
@@ -580,6 +581,9 @@ def test_learning_from_pairs(tmp_path):
         metrics = [metrics for metrics, _ in agent.iterations(24 * 3 * 30)]
         assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-5) and metrics[0]["reward_margin"] == 0
         assert metrics[-1]["reward_accuracy"] == 1 and metrics[-1]["loss"] < 0.5
+        first, second = sums_of(agent, agent.pairs, agent.network) - sums_of(agent, agent.pairs, agent.reference)
+        decided = agent.pairs.label != 0.5
+        assert torch.equal((first > second)[decided], (agent.pairs.label == 1)[decided])
 
 
 def test_resumes_are_exact(tmp_path):
