@@ -128,7 +128,7 @@ class Agent:
         self.iteration = 0
         self.seconds = {"prepare": 0.0, "collect": 0.0, "learn": 0.0}
         self.engine = Engine(self)
-        if config.reward_kl_coef:
+        if self.needs_reference:
             self.register("reference", self.frozen_copy(config.reference))
 
     # What an algorithm provides.
@@ -211,6 +211,11 @@ class Agent:
     def optimizers(self) -> list[Optimizer]:
         """Those of the loss and of a critic that is fitted apart."""
         return [self.optimizer] if self.critic_optimizer is None else [self.optimizer, self.critic_optimizer]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a frozen policy is compared with, `self.reference`."""
+        return bool(self.config.reward_kl_coef)
 
     @property
     def stops_early(self) -> bool:

@@ -59,10 +59,9 @@ class DPO(Agent):
     learns_from = "pairs"
     needs_values = False
 
-    def __init__(self, env, **hyperparameters):
-        super().__init__(env, **hyperparameters)
-        if self.config.use_reference and self.reference is None:
-            self.register("reference", self.frozen_copy(self.config.reference))
+    @property
+    def needs_reference(self) -> bool:
+        return self.config.use_reference or super().needs_reference
 
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor]:
         steps = torch.arange(buffer.num_steps, device=buffer.device).unsqueeze(1)
@@ -79,10 +78,10 @@ class DPO(Agent):
         if cfg.objective == "ipo":
             losses = (1 - label) * (lost - 0.5 / cfg.beta) ** 2 + label * (won - 0.5 / cfg.beta) ** 2
         else:
-            label = label + cfg.label_smoothing * (1 - 2 * label)
-            losses = -label * logsigmoid(cfg.beta * won) - (1 - label) * logsigmoid(cfg.beta * lost)
+            smooth = label + cfg.label_smoothing * (1 - 2 * label)
+            losses = -smooth * logsigmoid(cfg.beta * won) - (1 - smooth) * logsigmoid(cfg.beta * lost)
         with torch.no_grad():
-            sign = 2 * batch.preference.view(-1, cfg.num_envs)[0, ::2] - 1
+            sign = 2 * label - 1
             margin, decided = sign * cfg.beta * (first - second), sign != 0
             count = decided.sum().clamp(min=1)
             metrics = {"reward_margin": (margin * decided).sum() / count,

@@ -82,10 +82,9 @@ class GRPO(Agent):
     group_starts = True
     needs_values = False
 
-    def __init__(self, env, **hyperparameters):
-        super().__init__(env, **hyperparameters)
-        if self.config.kl_coef and self.reference is None:
-            self.register("reference", self.frozen_copy(self.config.reference))
+    @property
+    def needs_reference(self) -> bool:
+        return bool(self.config.kl_coef) or super().needs_reference
 
     def anneal(self, remaining: float) -> None:
         super().anneal(remaining)

@@ -17,7 +17,7 @@ from rlcore.agents.config import Config, make_config
 from rlcore.collect import Collector, HostCollector, NativeCollector
 from rlcore.envs import make_vec
 from rlcore.envs.make import find_spec, native_twin, resolve_backend
-from rlcore.envs.native import NativeTask, find_native
+from rlcore.envs.native import NativeTask
 from rlcore.envs.text import TextTask
 from rlcore.errors import UsageError
 from rlcore.networks import GRU, LSTM, ActorCritic, Memory, RecurrentActorCritic, TextActorCritic, Torso, Transformer
@@ -165,7 +165,7 @@ def make_collector(agent: Agent, backend: str | None) -> Collector:
     if agent.learns_from == "expert":
         return ExpertCollector(expert_of(native_task(agent), agent.env_id), *arguments)
     if backend == "native":
-        return NativeCollector(find_native(find_spec(agent.env_id).id).varied(**agent.env_kwargs), *arguments)
+        return NativeCollector(native_task(agent), *arguments)
     group_size = config.group_size if agent.group_starts else 1
     again = maker(agent, backend) if backend in ("sync", "vector") else None
     return HostCollector(*arguments, group_size=group_size, seed=config.seed, again=again)
