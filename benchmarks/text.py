@@ -156,15 +156,18 @@ def train(start: str, seed: int, algo: str, total_steps: int, hyperparameters: d
 
     agent = AGENTS[algo](ENV, seed=seed, init=start, **hyperparameters)
     reference = agent.frozen_copy()
-    curve: dict[str, list[float]] = {name: [] for name in ("step", "seconds", "accuracy", "reference_kl", "length")}
+    names = ["step", "seconds", "accuracy", "reference_kl", "length"]
+    names += ["predicted_return"] if agent.reward_model is not None else []
+    curve: dict[str, list[float]] = {name: [] for name in names}
     seconds, begin, due = 0.0, time.perf_counter(), 0.0
-    for _, episodes in agent.iterations(total_steps):
+    for metrics, episodes in agent.iterations(total_steps):
         seconds += time.perf_counter() - begin
         if agent.global_step >= due or agent.global_step >= total_steps:
             due += total_steps / POINTS
             kl = kl_to_reference(agent.buffer, reference, "k1")[1].sum() / agent.buffer.num_envs
-            numbers = agent.global_step, seconds, accuracy(agent, prompts=PROMPTS), kl.item()
-            for name, x in zip(curve, (*numbers, statistics.mean(episodes.lengths)), strict=True):
+            numbers = [agent.global_step, seconds, accuracy(agent, prompts=PROMPTS), kl.item()]
+            numbers += [statistics.mean(episodes.lengths), metrics.get("predicted_return", 0.0)]
+            for name, x in zip(names, numbers, strict=False):  # the last where there is one
                 curve[name].append(round(x, 4))
         begin = time.perf_counter()
     return {

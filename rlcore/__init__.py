@@ -10,14 +10,14 @@ from rlcore.version import __version__
 
 if TYPE_CHECKING:
     from rlcore import estimators
-    from rlcore.agents import A2C, BC, DPO, GRPO, PPO, REINFORCE, TRPO, load
+    from rlcore.agents import A2C, BC, DPO, GRPO, PPO, REINFORCE, TRPO, RewardModel, load
     from rlcore.buffer import RolloutBuffer
     from rlcore.envs import make_vec
     from rlcore.errors import RlcoreError
     from rlcore.networks import ActorCritic
 
 _HOME = {
-    **dict.fromkeys(("REINFORCE", "A2C", "PPO", "TRPO", "GRPO", "BC", "DPO", "load"), "rlcore.agents"),
+    **dict.fromkeys(("REINFORCE", "A2C", "PPO", "TRPO", "GRPO", "BC", "DPO", "RewardModel", "load"), "rlcore.agents"),
     "RolloutBuffer": "rlcore.buffer",
     "make_vec": "rlcore.envs",
     "RlcoreError": "rlcore.errors",
@@ -25,8 +25,8 @@ _HOME = {
 }
 
 __all__ = [
-    "A2C", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "ActorCritic", "RlcoreError", "RolloutBuffer",
-    "__version__", "estimators", "load", "make_vec",
+    "A2C", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "ActorCritic", "RewardModel", "RlcoreError",
+    "RolloutBuffer", "__version__", "estimators", "load", "make_vec",
 ]  # fmt: skip
 
 

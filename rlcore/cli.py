@@ -1,4 +1,4 @@
-"""The command line: train, eval, video, list."""
+"""The command line: train, pretrain, eval, video, compare, list."""
 
 import argparse
 import contextlib
@@ -29,6 +29,7 @@ On-policy reinforcement learning on one rollout buffer.
   pretrain  copy an expert first: train bc
   eval      play evaluation episodes with a trained agent
   video     film an episode of a trained agent
+  compare   have a person compare clips of a trained agent, for dpo and rewardmodel
   list      list agents, presets and default hyperparameters
 
 rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
@@ -145,7 +146,8 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "list": list_all}
+    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "compare": compare}
+    commands |= {"list": list_all}
     if command not in commands:
         near = did_you_mean(command, commands)
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")
@@ -451,8 +453,9 @@ def _finish(run: Any, progress: bool) -> int:
     steps, seconds, episodes = run.agent.global_step, run.seconds, run.eval_episodes
     if episodes:
         report = run.evaluate(episodes)
-        score = f"return {_number(report['mean'])} ± {_number(report['std'])}{_normalized(report)}"
-        print(f"evaluation: {score} over {episodes} greedy episodes")
+        measure, what = run.agent.scored_by
+        score = f"{measure} {_number(report['mean'])} ± {_number(report['std'])}{_normalized(report)}"
+        print(f"evaluation: {score} over {len(report['returns'])} {'greedy ' * (what == 'episodes')}{what}")
     speed = f"{steps / max(seconds, 1e-9):,.0f} steps/s"
     print(f"trained {steps:,} steps in {seconds:.1f} s ({speed}); run folder: {run.folder.path}")
     return 0
@@ -491,10 +494,12 @@ def evaluate(arguments: list[str]) -> int:
     if values.json:
         print(json.dumps(report))
         return 0
-    kind = "stochastic" if values.stochastic else "greedy"
+    measure, what = agent.scored_by
+    kind = ("stochastic " if values.stochastic else "greedy ") if what == "episodes" else ""
+    mean, std, least, most = (_number(report[name]) for name in ("mean", "std", "min", "max"))
     print(
-        f"return {report['mean']:.1f} ± {report['std']:.1f} (min {report['min']:.1f}, max {report['max']:.1f})"
-        f"{_normalized(report)} over {episodes} {kind} episodes of {report['env_id']}, seed {seed}; {file}"
+        f"{measure} {mean} ± {std} (min {least}, max {most}){_normalized(report)} over {len(report['returns'])} "
+        f"{kind}{what} of {report['env_id']}, seed {seed}; {file}"
     )
     return 0
 
@@ -522,6 +527,62 @@ def video(arguments: list[str]) -> int:
     episode = f"an episode of {film['length']} steps with return {film['return']:.1f}"
     print(f"{film['path']}: {film['frames']} frames, {episode}")
     return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """rlcore compare RUN --pairs K | rlcore compare RUN --label reward"""
+    what = "Make pairs of clips of a trained agent, and a page on which a person says which are better."
+    parser = Parser(prog="rlcore compare", description=what)
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    _flag(parser, "--pairs", "K", "number of pairs", default="20")
+    length = "50, or the longest episode where that is shorter; texts are compared whole"
+    _flag(parser, "--length", "L", f"rows of a clip, fewer where its episode ends (default: {length})")
+    files = "the page, RUN/compare.html; with --label the pairs, RUN/preferences.jsonl"
+    _flag(parser, "--out", "FILE", f"what to write (default: {files})")
+    _flag(parser, "--label", "reward", "no page: the environment's own return judges at once")
+    _flag(parser, "--noise", "P", "probability that a label is the opposite of what is right (default: 0)")
+    _flag(parser, "--indifference", "X", "returns that differ by no more are as good as each other (default: 0)")
+    _flag(parser, "--seed", "S", "of the episodes", default="0")
+    _switch(parser, "--greedy", "take the most probable actions instead of drawing them")
+    _flag(parser, "--device", "X", DEVICE_HELP, default="auto")
+    _add_flags_for_stored(parser)
+    values = parser.parse(arguments)
+    judge = _judge(vars(values))
+
+    from rlcore.runs.compare import MOST_PAIRS, write_labels, write_page
+    from rlcore.runs.train import open_agent
+
+    count = _whole_number("--pairs", values.pairs, highest=MOST_PAIRS)
+    length = _whole_number("--length", values.length) if "length" in values else None
+    seed = _whole_number("--seed", values.seed, lowest=0)
+    agent, file = open_agent(values.run, **_changes(vars(values)))
+    folder = Path(values.run) if Path(values.run).is_dir() else file.parent
+    with contextlib.closing(agent):
+        if judge is None:
+            out = getattr(values, "out", folder / "compare.html")
+            made = write_page(agent, values.run, out, count, length, seed, values.greedy)
+            print(f"{made['path']}: {count} pairs; open it in a browser and save the answers, then: {made['next']}")
+            return 0
+        out = getattr(values, "out", folder / "preferences.jsonl")
+        made = write_labels(agent, values.run, out, count, length, seed, values.greedy, **judge)
+    judged = f"{made['first']} with the first preferred, {made['second']} the second, {made['neither']} neither"
+    print(f"{made['path']}: {count} pairs, {judged}; next: {made['next']}")
+    return 0
+
+
+def _judge(values: dict[str, Any]) -> dict[str, float] | None:
+    """How --label reward labels, or None where a person does."""
+    from rlcore.agents.config import Range, check_range, parse_value
+
+    ranges = {"noise": Range(0, 1), "indifference": Range(0)}
+    given = {name: parse_value(f"--{name}", values[name], float) for name in ranges if name in values}
+    for name, value in given.items():
+        check_range(f"--{name}", value, ranges[name])
+        if "label" not in values:
+            raise UsageError(f"--{name} is {value:g}, but a person judges; it is for --label reward")
+    if values.get("label", "reward") != "reward":
+        raise UsageError(f"--label is '{values['label']}', but may be reward, or left out for a page")
+    return given if "label" in values else None
 
 
 def list_all(arguments: list[str]) -> int:

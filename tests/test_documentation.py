@@ -17,12 +17,13 @@ PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 # What a user may call. A package or module with `__all__` offers that, any other its names without an underscore.
 MODULES = [
     "agents", "agents.a2c", "agents.bc", "agents.dpo", "agents.evaluation", "agents.grpo", "agents.ppo",
-    "agents.reinforce", "agents.trpo", "buffer", "collect", "diagnostics", "envs", "envs.memory_tasks",
+    "agents.reinforce", "agents.rewardmodel", "agents.trpo", "buffer", "collect", "diagnostics", "envs",
+    "envs.memory_tasks",
     "envs.rock_paper_scissors", "envs.text", "errors", "estimators", "networks", "networks.distributions",
-    "networks.memory", "networks.normalize", "networks.recurrent", "networks.text", "networks.torsos",
-    "networks.transformer", "optim", "preferences.data", "preferences.reference", "preferences.sampling",
-    "presets",
-    "spaces", "state", "storage.checkpoint", "tracing",
+    "networks.memory", "networks.normalize", "networks.recurrent", "networks.reward", "networks.text",
+    "networks.torsos", "networks.transformer", "optim", "preferences.bradley_terry",
+    "preferences.data", "preferences.reference", "preferences.sampling",
+    "presets", "spaces", "state", "storage.checkpoint", "tracing",
 ]  # fmt: skip
 TENSORS = {"Tensor", "Tensor | None", "Obs", "Tensor | dict[str, Tensor]", "np.ndarray"}
 PAPER = re.compile(r"[A-Z]\w+(?: et al\.| & [A-Z]\w+| and [A-Z]\w+)? (?:19|20)\d\d")
@@ -74,7 +75,7 @@ def documentation(path):
     if inspect.isclass(x):
         own = x.__doc__ or ""
         generated = own.startswith(f"{x.__name__}(")  # what @dataclass writes where there is none
-        in_agent_file = re.match(r"rlcore\.agents\.(reinforce|a2c|ppo|trpo|grpo|bc|dpo)$", x.__module__)
+        in_agent_file = re.match(r"rlcore\.agents\.(reinforce|a2c|ppo|trpo|grpo|bc|dpo|rewardmodel)$", x.__module__)
         return (inspect.getmodule(x).__doc__ if in_agent_file else "") if generated or not own else own
     if owner is None:
         return function_of(x).__doc__ or ""
@@ -104,8 +105,9 @@ def own_functions():
 def test_the_list_of_modules_is_complete():
     private = {"cli", "__main__", "version", "runs"}
     inner = {
-        "agents.agent", "agents.config", "agents.engine", "agents.setup", "agents.stored", "envs.adapter",
-        "envs.async_vector", "envs.atari", "envs.envpool", "envs.faults", "envs.frames", "envs.guard", "envs.make",
+        "agents.agent", "agents.config", "agents.engine", "agents.rewards", "agents.setup", "agents.stored",
+        "envs.adapter", "envs.async_vector", "envs.atari", "envs.envpool", "envs.faults", "envs.frames",
+        "envs.guard", "envs.make",
         "envs.masks", "envs.native", "envs.native_vector", "envs.pettingzoo", "envs.standing", "envs.state",
         "networks.actor_critic", "programs", "programs.matmul", "programs.passes", "programs.program",
         "programs.recording", "programs.recurrent", "programs.watch",
@@ -175,7 +177,7 @@ def test_errors_are_said():
 def test_estimators_and_algorithms_name_their_source():
     for name, function in offered("estimators").items():
         assert PAPER.search(function.__doc__), f"estimators.{name} names no paper"
-    for name in ("reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo"):
+    for name in ("reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo", "rewardmodel"):
         assert PAPER.search(module(f"agents.{name}").__doc__), f"{name} names no paper"
 
 

@@ -61,7 +61,7 @@ def test_the_example_has_at_most_60_lines():
 def test_it_is_listed_and_its_hyperparameters_are_explained(site):
     listed, errors = rlcore(site, "list", "--json")
     agents = json.loads(listed)
-    assert list(agents) == ["reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo", "awr"] and not errors
+    assert list(agents) == ["reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo", "rewardmodel", "awr"] and not errors
     assert agents["awr"]["summary"].startswith("Advantage-weighted regression (Peng et al. 2019")
     assert agents["awr"]["defaults"]["beta"] == 1.0
     assert (
@@ -78,7 +78,7 @@ def test_it_trains_evaluates_and_resumes_from_the_command_line(site):
     rlcore(site, "train", "--resume", "run", "--total-steps", "52000", "--no-progress", "--eval-episodes", "0")
     near = rlcore(site, "train", "arw", "CartPole-v1", code=2)[1]
     assert near == "rlcore: 'arw' is not an algorithm of rlcore, did you mean 'awr'?; there are " + (
-        "reinforce, a2c, ppo, trpo, grpo, bc, dpo, awr\n"
+        "reinforce, a2c, ppo, trpo, grpo, bc, dpo, rewardmodel, awr\n"
     )
 
 
@@ -102,7 +102,7 @@ def broken(tmp_path):
 
 def test_broken_agents_are_a_sentence_each_and_the_rest_works(broken):
     listed, errors = rlcore(broken, "list", "--json")
-    assert list(json.loads(listed)) == ["reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo"]
+    assert list(json.loads(listed)) == ["reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo", "rewardmodel"]
     sentences = errors.splitlines()
     for name, (_, message) in BROKEN.items():
         assert sum(f"agent '{name}' of package broken-agents" in s and message in s for s in sentences) == 1, errors

@@ -16,6 +16,7 @@ from rlcore.agents.dpo import DPO, DPOConfig
 from rlcore.agents.grpo import GRPO, GRPOConfig
 from rlcore.agents.ppo import PPO, PPOConfig
 from rlcore.agents.reinforce import REINFORCE, REINFORCEConfig
+from rlcore.agents.rewardmodel import RewardModel, RewardModelConfig
 from rlcore.agents.stored import load_agent
 from rlcore.agents.trpo import TRPO, TRPOConfig
 from rlcore.errors import UsageError
@@ -91,7 +92,8 @@ def _described(point: EntryPoint) -> str:
     return f"agent '{point.name}' of package {point.dist.name if point.dist else point.value}"
 
 
-AGENTS = AgentTable({"reinforce": REINFORCE, "a2c": A2C, "ppo": PPO, "trpo": TRPO, "grpo": GRPO, "bc": BC, "dpo": DPO})
+OURS = (REINFORCE, A2C, PPO, TRPO, GRPO, BC, DPO, RewardModel)
+AGENTS = AgentTable({agent.__name__.lower(): agent for agent in OURS})
 
 
 def load(
@@ -120,5 +122,6 @@ def load(
 
 __all__ = [
     "A2C", "AGENTS", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "A2CConfig", "Agent", "AgentTable", "BCConfig",
-    "Config", "DPOConfig", "GRPOConfig", "PPOConfig", "REINFORCEConfig", "TRPOConfig", "load",
+    "Config", "DPOConfig", "GRPOConfig", "PPOConfig", "REINFORCEConfig", "RewardModel", "RewardModelConfig",
+    "TRPOConfig", "load",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ Programs (rlcore/programs) are recorded from `learn_from_buffer` and what it cal
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,11 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from rlcore.agents import setup, stored
+from rlcore.agents import rewards, setup, stored
 from rlcore.agents.config import Config
 from rlcore.agents.engine import Engine
 from rlcore.agents.evaluation import Actor, Evaluation, evaluate
+from rlcore.agents.rewards import Queries
 from rlcore.buffer import Batch, RolloutBuffer, RowSampler
 from rlcore.collect import Episodes
 from rlcore.diagnostics import explained_variance
@@ -27,9 +29,9 @@ from rlcore.envs.adapter import VectorAdapter
 from rlcore.errors import DivergenceError, UsageError
 from rlcore.networks import ActorCritic, Memory, Torso
 from rlcore.networks.normalize import RewardScaler
+from rlcore.networks.reward import RewardNetwork
 from rlcore.optim import Adam, Optimizer, Parameters, clipped, gradient_of, make_optimizer
 from rlcore.preferences.data import Preferences, Segments
-from rlcore.preferences.reference import kl_to_reference
 from rlcore.spaces import Field
 from rlcore.state import State
 from rlcore.tracing import is_recording, loop, reduce
@@ -45,6 +47,8 @@ class Agent:
         memory: a name (the hyperparameter), or a function that makes a `rlcore.networks.Memory` of your own from the
             number of features it gets.
         preferences: of agents that learn from pairs, a file of them (the hyperparameter), or `Preferences`.
+        reward_model: a `RewardModel`, or where one is stored (the hyperparameter): its rewards, and not those of the
+            environment, are learned from; episodes are reported with the latter.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:
@@ -68,7 +72,11 @@ class Agent:
     needs_values: ClassVar[bool] = True  # whether anything of this algorithm asks the critic
     critic_apart: ClassVar[bool] = False  # whether the critic is fitted in steps of its own
     group_starts: ClassVar[bool] = False  # whether each `group_size` environments start an episode alike
+    scored_by: ClassVar[tuple[str, str]] = ("return", "episodes")  # what an evaluation gives, and of how many what
     reference: ActorCritic | None = None  # a frozen policy that the loss compares with, for agents that have one
+    reward_model: RewardNetwork | None = None  # whose rewards are learned from
+    reward_model_config: Config | None = None  # of the agent that it comes from
+    queries: Queries | None = None  # what asks about the rollouts, for the reward model to learn from
 
     def __init__(
         self,
@@ -78,12 +86,15 @@ class Agent:
         torso: Torso | str | None = None,
         memory: Callable[[int], Memory] | str | None = None,
         preferences: Preferences | str | None = None,
+        reward_model: "Agent | str | None" = None,
         **hyperparameters: Any,
     ):
         self.pairs = preferences if isinstance(preferences, Preferences) else None
         self.demonstrations: Segments | None = None
         if preferences is not None and (self.pairs is None or self.learns_from != "pairs"):
             hyperparameters["preferences"] = preferences
+        if isinstance(reward_model, str):
+            hyperparameters["reward_model"] = reward_model
         self.config = setup.configure(type(self), env, torso, memory, hyperparameters)
         self.device = setup.resolve_device(self.config.device)
         self.env_id, self.env_kwargs = env if isinstance(env, str) else None, dict(env_kwargs or {})
@@ -130,6 +141,8 @@ class Agent:
         self.engine = Engine(self)
         if self.needs_reference:
             self.register("reference", self.frozen_copy(config.reference))
+        if reward_model is not None or config.reward_model is not None or config.comparisons:
+            self._take_reward_model(setup.reward_model_for(self, reward_model))
 
     # What an algorithm provides.
 
@@ -155,6 +168,12 @@ class Agent:
         if isinstance(thing, nn.Module):
             self.refresh()
 
+    def _take_reward_model(self, model: "Agent") -> None:
+        self.register("reward_model", copy.deepcopy(model.network).requires_grad_(False))
+        self.reward_model_config = dataclasses.replace(model.config, preferences=None, init=None)
+        if self.config.comparisons:
+            self.queries = Queries(self, model)
+
     def refresh(self) -> None:
         """Take the trainable parameters as they are now into one vector; moments of those that stay are kept."""
         self.parameters.refresh()
@@ -163,27 +182,15 @@ class Agent:
         self.engine.forget()
 
     def rewards(self, buffer: RolloutBuffer) -> dict[str, Tensor] | None:
-        """The rewards stage: change `buffer.rewards` before `estimate` sees them; clips and scales them and takes off
-        the KL to a reference, as configured. A bonus or a reward model comes in here. May return metrics."""
+        """The rewards stage: change `buffer.rewards` before `estimate` sees them; puts those of a reward model in their
+        place, clips and scales them and takes off the KL to a reference, as configured. A bonus comes in here. May
+        return metrics."""
+        metrics = {} if self.reward_model is None else rewards.predict(self, buffer)
         if self.config.clip_reward:
             buffer.rewards = buffer.rewards.sign()
         if self.reward_scaler is not None:
             self.reward_scaler.scale_(buffer)
-        return self._charge_kl(buffer) if self.config.reward_kl_coef else None
-
-    def _charge_kl(self, buffer: RolloutBuffer) -> dict[str, Tensor]:
-        """Rewards less β KL(π ‖ π_ref) (Ziegler et al. 2019, arXiv:1909.08593, eq. 2), and β adapted to a target (its
-        section 2.2)."""
-        kl, exact = kl_to_reference(buffer, self.reference, self.config.reward_kl_estimator)
-        buffer.rewards = buffer.rewards - self.coefs["reward_kl_coef"] * kl
-        ends = (buffer.terminated | buffer.truncated) & buffer.mask
-        per_episode = reduce(exact.sum()) / reduce(ends.sum()).clamp(min=1)
-        coef = torch.zeros_like(per_episode) + self.coefs["reward_kl_coef"]
-        metrics = {"reference_kl": per_episode, "reward_kl_coef": coef}
-        if self.config.reward_kl_target is not None:
-            error = (per_episode / self.config.reward_kl_target - 1).clamp(-0.2, 0.2)
-            self.coefs["reward_kl_coef"] = self.coefs["reward_kl_coef"] * (1 + 0.1 * error)
-        return metrics
+        return metrics | rewards.charge_kl(self, buffer) if self.config.reward_kl_coef else metrics
 
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, ...]:
         """Advantages and returns (value targets) of a rollout, each [T, N], and, where the loss is no mean over
@@ -258,8 +265,10 @@ class Agent:
             if self.config.compile is not False:
                 self.engine.prepare(total_steps)
             start, first = time.perf_counter(), self.global_step
-            self.anneal(1 - self.global_step / total_steps)
+            progress = self.global_step / total_steps
+            self.anneal(1 - progress)
             episodes = self.collect()
+            asked = {} if self.queries is None else self.queries.ask(progress)
             collected = time.perf_counter()
             learned = self.engine.learn() if self.engine.program else self.learn_from_buffer()
             learned["param_norm"] = torch.linalg.vector_norm(self.parameters.vector)
@@ -269,7 +278,7 @@ class Agent:
             self.seconds["collect"] += collected - start
             self.seconds["learn"] += end - collected
             self._check_finite(metrics)
-            metrics["learning_rate"] = float(self.optimizer.learning_rate)
+            metrics |= {"learning_rate": float(self.optimizer.learning_rate), **asked}
             if self.config.on_env_error == "restart":
                 metrics["env_restarts"] = float(self.collector.restarts)
             metrics["steps_per_second"] = (self.global_step - first) / (end - start)
@@ -436,6 +445,10 @@ class Agent:
         """Everything that the rest of a run depends on, as tensors and built-in types."""
         how_it_runs = {"how": self.engine.how, "backend": self.backend, "iteration": self.iteration}
         parts = {"generator": self.generator.get_state(), "collector": self.collector.state_dict()}
+        if self.reward_model_config is not None:
+            parts["reward_model_config"] = dataclasses.asdict(self.reward_model_config)
+        if self.queries is not None:
+            parts["queries"] = self.queries.state_dict()
         return {**self.state.state_dict(), **parts, **how_it_runs}
 
     def load_state_dict(self, state: dict[str, Any], restore_envs: bool = True) -> None:

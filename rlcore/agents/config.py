@@ -79,6 +79,9 @@ class Config:
     norm_obs: bool = False  # normalise observations by running mean and variance
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
     norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
+    reward_model: Apart[str | None] = None  # run folder or checkpoint of a reward model, whose rewards are learned from
+    reward_std_coef: From0 = 0.0  # its rewards less so many standard deviations of what the members of its ensemble say
+    comparisons: Apart[Count0] = 0  # pairs of segments that an oracle judges on the way, for the reward model to learn
     reward_kl_coef: From0 = 0.0  # β: each reward less β times the KL to the reference policy at that step
     reward_kl_target: Above0 | None = None  # KL per episode, in nats, that β is adapted to; none: β stays
     reward_kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # of that KL at the actions taken

@@ -17,13 +17,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from rlcore.agents.agent import Agent
 from rlcore.agents.config import Above0, Apart, Config, Count, From0, Range, Unit
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.errors import UsageError
 from rlcore.networks import ActorCritic
+from rlcore.preferences.bradley_terry import accuracy, cross_entropy
 
 OBJECTIVES: dict[str, dict[str, Any]] = {"dpo": {}, "ipo": {}, "cpl": dict(gamma=0.99, use_reference=False, bias=0.5)}
 
@@ -31,6 +31,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {"dpo": {}, "ipo": {}, "cpl": dict(gamma
 @dataclass(frozen=True)
 class DPOConfig(Config):
     whole_episodes: ClassVar[bool] = True
+    held_out: ClassVar[float] = 0.0  # all pairs are learned from
 
     objective: Literal["dpo", "ipo", "cpl"] = "dpo"  # which loss; cpl implies other defaults of the switches below
     preferences: Apart[str | None] = None  # file of pairs, a line of JSON each
@@ -78,14 +79,11 @@ class DPO(Agent):
         if cfg.objective == "ipo":
             losses = (1 - label) * (lost - 0.5 / cfg.beta) ** 2 + label * (won - 0.5 / cfg.beta) ** 2
         else:
-            smooth = label + cfg.label_smoothing * (1 - 2 * label)
-            losses = -smooth * logsigmoid(cfg.beta * won) - (1 - smooth) * logsigmoid(cfg.beta * lost)
+            losses = cross_entropy(cfg.beta * won, cfg.beta * lost, label, cfg.label_smoothing)
         with torch.no_grad():
-            sign = 2 * label - 1
-            margin, decided = sign * cfg.beta * (first - second), sign != 0
-            count = decided.sum().clamp(min=1)
-            metrics = {"reward_margin": (margin * decided).sum() / count,
-                       "reward_accuracy": ((margin > 0) & decided).sum() / count}  # fmt: skip
+            sign, margin = 2 * label - 1, cfg.beta * (first - second)
+            metrics = {"reward_margin": (sign * margin).sum() / sign.abs().sum().clamp(min=1),
+                       "reward_accuracy": accuracy(margin, label)}  # fmt: skip
             if cfg.use_reference:
                 metrics["reference_logratio"] = batch.step_mean(logratio)
         return losses.mean(), metrics

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlcore.agents.config import enters_programs
+from rlcore.agents.config import Config, enters_programs
 from rlcore.agents.setup import make_collector
 from rlcore.collect import Collector, NativeCollector
 from rlcore.envs.make import find_spec, native_twin
@@ -196,11 +196,13 @@ class Engine:
         if self._has_own_code():
             return None
         agent = self.agent
-        config = {name: getattr(agent.config, name) for name in enters_programs(type(agent.config))}
+        config = _in_programs(agent.config)
         spaces = str(agent.adapter.observation_space), str(agent.envs.single_action_space)
         algorithm = type(agent).__qualname__
         env = {"env": agent.env_id, "env_kwargs": agent.env_kwargs, "spaces": spaces}
-        return {"part": part, "algo": algorithm, **env, "config": config}
+        key = {"part": part, "algo": algorithm, **env, "config": config}
+        model = agent.reward_model_config
+        return key if model is None else {**key, "reward_model": _in_programs(model)}
 
     def _is_cached(self) -> bool:
         """Whether the disk cache has every program of this agent."""
@@ -283,3 +285,8 @@ class Engine:
         told = f"iterations {ways.get(self.how, 'are compiled programs')}: {self.reason}"
         is_built = self.how == "compiled" and self.seconds
         return f"{told}; built in {self.seconds:.0f} s, kept for the next run" if is_built else told
+
+
+def _in_programs(config: Config) -> dict[str, Any]:
+    """The values for which a program is made."""
+    return {name: getattr(config, name) for name in enters_programs(type(config))}

@@ -27,10 +27,14 @@ from rlcore.preferences.collector import PREFERENCE, PairCollector, SegmentColle
 from rlcore.preferences.data import Preferences, Segments, read_demonstrations, read_preferences
 from rlcore.preferences.demonstrations import ExpertCollector, expert_of
 from rlcore.spaces import Field, Part
+from rlcore.storage.checkpoint import newest_checkpoint
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
+    from rlcore.agents.rewardmodel import RewardModel
 
+SEGMENT = 50  # rows of segments to compare, unless a reward model says otherwise
+NETWORK = ("hidden_sizes", "activation", "torso", "norm_obs", "squash", "mask_actions")  # what it has as its agent has
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
 
@@ -41,7 +45,7 @@ def configure(
     num_envs."""
     named = {name: x for name, x in (("torso", torso), ("memory", memory)) if x is not None and not callable(x)}
     hyperparameters = {**hyperparameters, **named}
-    if isinstance(env, VectorEnv):
+    if isinstance(env, VectorEnv) and kind.learns_from != "pairs":  # of which it may have any number
         given = hyperparameters.get("num_envs", env.num_envs)
         if given != env.num_envs:
             raise UsageError(f"num_envs is {given}, but the VectorEnv has {env.num_envs} environments")
@@ -64,7 +68,8 @@ def maker(agent: Agent, backend: str) -> Callable[[], VectorEnv]:
     """What makes the environments of an agent that was given an id."""
     config = agent.config
     faults = {"env_timeout": config.env_timeout, "on_env_error": config.on_env_error}
-    return partial(make_vec, agent.env_id, config.num_envs, backend, **faults, **agent.env_kwargs)
+    count = 1 if agent.learns_from == "pairs" else config.num_envs  # for its spaces alone
+    return partial(make_vec, agent.env_id, count, backend, **faults, **agent.env_kwargs)
 
 
 def completed(agent: Agent, torso: Torso | str | None) -> Config:
@@ -124,6 +129,41 @@ def _context(agent: Agent) -> int:
     return parts["mask"].shape[0] if is_text(parts) else agent.config.memory_context
 
 
+def reward_model_for(agent: Agent, given: Agent | str | None) -> RewardModel:
+    """The RewardModel whose rewards an agent is to learn from: the one `given` or named, or else a new one."""
+    config = agent.config
+    if agent.learns_from != "rollouts":
+        raise UsageError(f"a reward model is given to {type(agent).__name__}, which does not learn from rewards")
+    model = _reward_model(agent, config.reward_model if given is None else given)
+    if (model.adapter.parts, model.adapter.action_spec.nvec) != (agent.adapter.parts, agent.adapter.action_spec.nvec):
+        raise UsageError("the reward model is of an environment with other observations or actions")
+    if model.network.remembers and not config.whole_episodes:
+        problem = "the reward model has a memory, which would have to know what was before a rollout"
+        raise UsageError(f"{problem}; whole_episodes may be true")
+    return model
+
+
+def _reward_model(agent: Agent, given: Agent | str | None) -> RewardModel:
+    """The one `given`, or stored there, or a new one whose network is made as the agent's."""
+    from rlcore.agents import RewardModel, load  # noqa: PLC0415  they are made with what is here
+
+    if given is not None:
+        model = load(newest_checkpoint(given), device=str(agent.device)) if isinstance(given, str) else given
+        if not isinstance(model, RewardModel):
+            raise UsageError(f"reward_model is a {type(model).__name__}, but must be a RewardModel")
+        return model
+    if agent.env_id is None:
+        raise UsageError("comparisons are for an environment id, unless a reward_model is given with them")
+    config, texts = agent.config, is_text(agent.adapter.parts)
+    names = [*NETWORK, *(("memory", "memory_size") if texts else ())]
+    own = {name: getattr(config, name) for name in names}
+    length = config.num_steps if texts else min(SEGMENT, config.num_steps)
+    return RewardModel(
+        agent.env_id, env_kwargs=agent.env_kwargs, num_steps=length, seed=config.seed, device=str(agent.device),
+        compile=False, **own,
+    )  # fmt: skip
+
+
 def sequence_length(agent: Agent) -> int:
     """Rows of the sequences that the agent's policy learns from, 0 where it has no memory.
 
@@ -131,14 +171,14 @@ def sequence_length(agent: Agent) -> int:
         UsageError: where they do not divide a rollout, or cannot be split into minibatches.
     """
     config, length = agent.config, agent.config.sequence_length
-    if not isinstance(agent.network, RecurrentActorCritic):
+    if not agent.network.remembers:
         if length is not None:
             raise UsageError(f"sequence_length is {length}, but the policy has no memory; it may be none")
         return 0
     if config.reward_kl_coef and not config.whole_episodes:  # whose reference would remember what the policy did
         problem = f"reward_kl_coef is {config.reward_kl_coef:g}, but a reference with memory needs whole episodes"
         raise UsageError(f"{problem}; whole_episodes may be true")
-    if isinstance(agent.network, TextActorCritic) and not config.whole_episodes:
+    if agent.network.reads_first and not config.whole_episodes:
         raise UsageError("whole_episodes is false, but a policy with memory learns texts whole; it may be true")
     if config.whole_episodes and length not in (None, config.num_steps):
         kind = type(agent).__name__
@@ -159,7 +199,7 @@ def make_collector(agent: Agent, backend: str | None) -> Collector:
     config, arguments = agent.config, [agent.adapter, agent.buffer, agent.generator]
     arguments += config.whole_episodes, agent.needs_values, config.noise_correlation
     if agent.learns_from == "pairs":
-        return PairCollector(partial(pairs, agent), *arguments)
+        return PairCollector(config.held_out, partial(pairs, agent), *arguments)
     if agent.learns_from == "expert" and config.demonstrations is not None:
         return SegmentCollector(partial(demonstrations, agent), *arguments)
     if agent.learns_from == "expert":
@@ -243,7 +283,11 @@ def text_task(agent: Agent) -> TextTask | None:
 def stored_length(agent: Agent) -> int | None:
     """Rows of the longest segment that the agent learns from, where these are stored."""
     if agent.learns_from == "pairs":
-        return pairs(agent).length
+        given, share = pairs(agent), agent.config.held_out
+        if share and not (given.label[given.held_out(share)] != 0.5).any():
+            problem = f"of {len(given)} pairs, held_out = {share:g} leaves none to measure on with a preference"
+            raise UsageError(f"{problem}; it may be larger, or there may be more pairs")
+        return given.length
     return demonstrations(agent).length if getattr(agent.config, "demonstrations", None) is not None else None
 
 

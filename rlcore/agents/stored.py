@@ -18,13 +18,15 @@ from rlcore.envs.make import BACKENDS, check_env_kwargs, check_imported
 from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
 from rlcore.networks import ActorCritic, Torso
 from rlcore.networks.normalize import RewardScaler
+from rlcore.networks.reward import RewardNetwork
 from rlcore.storage.checkpoint import check_like, newest_checkpoint, read_agent, write_checkpoint
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
 
 
-WEIGHTS_FROM = ("init", "reference")  # hyperparameters that name files of weights
+WEIGHTS_FROM = ("init", "reference", "reward_model")  # hyperparameters that name files of weights
+HARMLESS = 2**18  # weights that may be made whatever a file says
 BEFORE = {"mask_actions": False}  # what a checkpoint means that is older than such a hyperparameter
 
 
@@ -64,6 +66,8 @@ def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: It
         agent.generator.set_state(state["generator"])
     else:  # saved on another kind of device, whose generator has a state of another form
         agent.generator.manual_seed(seed)
+    if agent.queries is not None:
+        agent.queries.load_state_dict(state.get("queries"))
     agent.iteration = state["iteration"]
     agent.engine.go_on(None if changed else state["how"])
 
@@ -107,10 +111,12 @@ def _check_kinds(state: dict[str, Any]) -> None:
 
 def with_weights_of(network: ActorCritic, path: str | Path) -> ActorCritic:
     """The network with the weights that a checkpoint or the newest of a run folder holds, or a CheckpointError where
-    they do not fit."""
+    they do not fit; a reward network may begin with the torso of a policy."""
     path = newest_checkpoint(path)
     try:
         state = read_agent(path)["agent"].get("network")
+        if isinstance(network, RewardNetwork) and isinstance(state, dict):
+            state = network.begun_from(state)
         check_like(state, dict(network.state_dict()), "network")
         network.load_state_dict(state)
     except ValueError as error:
@@ -145,14 +151,18 @@ def load_agent(
     left_out = [name for name in WEIGHTS_FROM if name in config and name not in overrides]
     for name in left_out:
         del config[name]
+    own_envs, env = env is None, payload["env_id"] if env is None else env
     try:
-        agent = agents[algo](payload["env_id"] if env is None else env, env_kwargs=kwargs, torso=torso, **config)
+        made_of = payload["agent"].get("reward_model_config")
+        if isinstance(made_of, dict) and "reward_model" not in overrides:
+            config["reward_model"] = agents["rewardmodel"](env, env_kwargs=kwargs, **made_of)
+        agent = agents[algo](env, env_kwargs=kwargs, torso=torso, **config)
     except RlcoreError:
         raise
     except Exception as error:  # sizes and numbers out of a file can make anything fail
         raise CheckpointError(f"no agent can be made from the checkpoint {path}: {_reason(error)}") from error
     try:
-        same_envs = env is None and kwargs == payload["env_kwargs"]
+        same_envs = own_envs and kwargs == payload["env_kwargs"]
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
         changed = [name for name, value in given.items() if stored.get(name) != value]
         restore(agent, payload["agent"], same_envs, changed)
@@ -201,5 +211,5 @@ def _check_weights(payload: dict[str, Any], path: str | Path) -> None:
     held = sum(x.numel() for x in network.values() if isinstance(x, Tensor)) if isinstance(network, dict) else 0
     if isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes):
         named = max(sum(map(abs, sizes)), sum(abs(a * b) for a, b in pairwise(sizes)))
-        if named > held:
+        if named > max(held, HARMLESS):  # policies over texts name layers that they do not have
             raise CheckpointError(f"the checkpoint {path} does not hold the weights of the layers that it names")

@@ -114,6 +114,7 @@ class ActorCritic(nn.Module):
         UsageError: for an unknown activation, a space without tensor form, or a torso that does not fit.
     """
 
+    remembers = False  # whether observations come as `Sequences`
     reads_first = False  # whether it has to read something before it acts where an episode begins, see `read_first`
 
     def __init__(

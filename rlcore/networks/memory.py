@@ -203,6 +203,8 @@ class RecurrentActorCritic(ActorCritic):
         UsageError: where `memory` makes something else, or as `ActorCritic` does.
     """
 
+    remembers = True
+
     def __init__(
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space | ActionSpec,
         memory: Callable[[int], Memory], **options: Any,

@@ -74,9 +74,7 @@ class SegmentCollector(Collector):
         if segments.length > self.buffer.num_steps:
             long = f"there are segments of {segments.length} rows; it may be none"
             raise UsageError(f"num_steps is {self.buffer.num_steps}, but {long}")
-        device = self.buffer.device
-        obs = map_parts(lambda x: x.to(device), segments.obs)
-        return Segments(obs, segments.actions.to(device), segments.mask.to(device))
+        return segments.to(self.buffer.device)
 
     def _begin(self, seed: int | list[int] | None) -> None:
         """There is nothing to begin."""
@@ -92,10 +90,20 @@ class SegmentCollector(Collector):
 
 class PairCollector(SegmentCollector):
     """Fills the buffer with pairs, column 2k with the first of one and 2k + 1 with its second; `read` gives the
-    Preferences, whose labels become the field `preference`."""
+    Preferences, whose labels become the field `preference`, and of which a share is `held_out`."""
+
+    def __init__(self, held_out: float, *arguments: Any):
+        super().__init__(*arguments)
+        self.held_out = held_out
+
+    def held_out_pairs(self) -> Preferences:
+        """Those with which the buffer is not filled."""
+        pairs: Preferences = self.read()
+        return pairs[pairs.held_out(self.held_out)]
 
     def _given(self) -> Segments:
         pairs: Preferences = self.read()
+        pairs = pairs[~pairs.held_out(self.held_out)]
         self.label = pairs.label.to(self.buffer.device)
         return Segments.join([pairs.first, pairs.second])
 

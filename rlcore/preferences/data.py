@@ -27,6 +27,7 @@ from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.text import END, TextTask
 from rlcore.errors import UsageError, shown
 from rlcore.spaces import map_parts
+from rlcore.storage.checkpoint import check_like
 from rlcore.storage.files import write_atomically
 from rlcore.tracing import leaves_of
 
@@ -57,6 +58,10 @@ class Segments:
 
     def __getitem__(self, which: Any) -> "Segments":
         return Segments(map_parts(lambda x: x[which], self.obs), self.actions[which], self.mask[which])
+
+    def to(self, device: torch.device) -> "Segments":
+        """The same on a device."""
+        return Segments(map_parts(lambda x: x.to(device), self.obs), self.actions.to(device), self.mask.to(device))
 
     @staticmethod
     def join(parts: Sequence["Segments"]) -> "Segments":
@@ -90,6 +95,34 @@ class Preferences:
         """L, the most rows of a segment."""
         return self.first.length
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as tensors and dicts of these."""
+        return {"first": vars(self.first), "second": vars(self.second), "label": self.label}
+
+    @staticmethod
+    def from_state(state: Any, obs: Any, actions: Tensor) -> "Preferences":
+        """What `state_dict` gave, of segments of what a buffer has as `obs` and `actions [T, N, ...]`; a ValueError
+        where it does not fit."""
+        first = state.get("first") if isinstance(state, dict) else None
+        mask = first.get("mask") if isinstance(first, dict) else None
+        size = mask.shape if isinstance(mask, Tensor) and mask.ndim == 2 else (0, 0)
+
+        def room(x: Tensor) -> Tensor:
+            return torch.empty(*size, *x.shape[2:], dtype=x.dtype, device="meta")
+
+        like = Segments(map_parts(room, obs), room(actions), torch.empty(size, dtype=torch.bool, device="meta"))
+        check_like(state, Preferences(like, like, torch.empty(size[0], device="meta")).state_dict(), "preferences")
+        return Preferences(Segments(**state["first"]), Segments(**state["second"]), state["label"])
+
+    def to(self, device: torch.device) -> "Preferences":
+        """The same on a device."""
+        return Preferences(self.first.to(device), self.second.to(device), self.label.to(device))
+
+    def held_out(self, share: float) -> Tensor:
+        """`[P]` bool, which pairs such a share is, taken evenly from the first on, so that more of them behind change
+        nothing for these."""
+        return (torch.arange(len(self) + 1, dtype=torch.float64) * share).ceil().diff() > 0
+
     @staticmethod
     def join(parts: Sequence["Preferences"]) -> "Preferences":
         """All of them one after the other."""
@@ -99,9 +132,12 @@ class Preferences:
 
     def save(self, path: str | Path, task: TextTask | None = None) -> None:
         """Write them as lines of JSON, of a `task` of texts as texts."""
+        write_atomically(Path(path), "".join(json.dumps(line) + "\n" for line in self.lines(task)).encode())
+
+    def lines(self, task: TextTask | None = None) -> list[dict[str, Any]]:
+        """What stands in the lines of a file."""
         write = _text_line if task else _line
-        lines = [write(self[n : n + 1], task) for n in range(len(self))]
-        write_atomically(Path(path), "".join(json.dumps(line) + "\n" for line in lines).encode())
+        return [write(self[n : n + 1], task) for n in range(len(self))]
 
 
 def _line(pair: Preferences, _: None) -> dict[str, Any]:

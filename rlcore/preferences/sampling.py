@@ -51,7 +51,8 @@ def pairs_of(
         buffer: the rollout, before the rewards stage.
         count: of pairs.
         length: L, rows of a segment; None takes whole columns, one episode each.
-        group_size: members of a pair are drawn from the same group of so many environments, 1: from all.
+        group_size: members of a pair are drawn from the same group of so many environments, 1: from all. No group is
+            taken once more than another.
         noise: the probability that a label is the opposite of what is right.
         indifference: returns that differ by no more than this are labelled 0.5.
         generator: of the draws.
@@ -70,7 +71,7 @@ def pairs_of(
 
     if length is None:
         members = group_size if group_size > 1 else N
-        group, first = below(N // members), below(members)
+        group, first = _spread(N // members, count, generator, buffer.device), below(members)
         second = (first + 1 + below(members - 1)) % members
         starts = [(torch.zeros_like(first), group * members + one) for one in (first, second)]
     else:
@@ -79,6 +80,20 @@ def pairs_of(
         places = played.nonzero()
         starts = [tuple(places[below(len(places))].unbind(1)) for _ in range(2)]
     (first, a), (second, b) = (segments_of(buffer, rows, envs, length or most) for rows, envs in starts)
-    label = torch.where((a - b).abs() <= indifference, 0.5, (a > b).float())
-    wrong = torch.rand(count, generator=generator, device=buffer.device) < noise
-    return Preferences(first, second, torch.where(wrong, 1 - label, label))
+    return Preferences(first, second, judged(a, b, noise, indifference, generator))
+
+
+def judged(
+    first: Tensor, second: Tensor, noise: float = 0.0, indifference: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Labels `[P]` of pairs with returns `first [P]` and `second [P]`; the rest as for `pairs_of`."""
+    label = torch.where((first - second).abs() <= indifference, 0.5, (first > second).float())
+    wrong = torch.rand(len(label), generator=generator, device=label.device) < noise
+    return torch.where(wrong, 1 - label, label)
+
+
+def _spread(among: int, count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """`[count]` numbers below `among`, each as often as any other, or once more."""
+    rounds = [torch.randperm(among, generator=generator, device=device) for _ in range(-(-count // among))]
+    return torch.cat(rounds)[:count]

@@ -406,6 +406,8 @@ def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
 def describe_environment(agent: Agent) -> str:
     """One line: how the environments are stepped and why."""
     asked, backend = agent.config.backend, agent.backend
+    if agent.learns_from == "pairs":
+        return f"{agent.config.num_envs // 2} pairs of segments of {agent.env_id} a step, on {agent.device}"
     reasons = [
         (asked != "auto", f"asked for with --backend {asked}"),
         (backend == "native" and agent.engine.how == "compiled", "the twin in tensors, as the run is compiled"),
