@@ -10,14 +10,16 @@ from rlcore.version import __version__
 
 if TYPE_CHECKING:
     from rlcore import estimators
-    from rlcore.agents import A2C, BC, DPO, GRPO, PPO, REINFORCE, TRPO, RewardModel, load
+    from rlcore.agents import A2C, BC, DPO, GRPO, PPO, REINFORCE, TRPO, RewardModel, load, pretrain
     from rlcore.buffer import RolloutBuffer
     from rlcore.envs import make_vec
     from rlcore.errors import RlcoreError
     from rlcore.networks import ActorCritic
 
 _HOME = {
-    **dict.fromkeys(("REINFORCE", "A2C", "PPO", "TRPO", "GRPO", "BC", "DPO", "RewardModel", "load"), "rlcore.agents"),
+    **dict.fromkeys(
+        ("REINFORCE", "A2C", "PPO", "TRPO", "GRPO", "BC", "DPO", "RewardModel", "load", "pretrain"), "rlcore.agents"
+    ),
     "RolloutBuffer": "rlcore.buffer",
     "make_vec": "rlcore.envs",
     "RlcoreError": "rlcore.errors",
@@ -26,7 +28,7 @@ _HOME = {
 
 __all__ = [
     "A2C", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "ActorCritic", "RewardModel", "RlcoreError",
-    "RolloutBuffer", "__version__", "estimators", "load", "make_vec",
+    "RolloutBuffer", "__version__", "estimators", "load", "make_vec", "pretrain",
 ]  # fmt: skip
 
 

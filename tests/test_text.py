@@ -379,6 +379,26 @@ def test_demonstrations_from_a_file(tmp_path):
     assert task.decode(shown.tolist()) == "13"
 
 
+def test_an_agent_copies_an_expert_before_it_learns(tmp_path):
+    agent = rlcore.GRPO("rlcore/Copy-v0", env_kwargs={"length": 2}, group_size=4, kl_coef=0.1, **SMALL)
+    before = agent.evaluate(50, seed=0).mean
+    vector = agent.parameters.vector.clone()
+    teacher = rlcore.pretrain(agent, 8_000, learning_rate=1e-2)
+    assert agent.evaluate(50, seed=0).mean > before + 0.5
+    assert not torch.equal(agent.parameters.vector, vector)
+    assert torch.equal(agent.parameters.vector, teacher.parameters.vector)
+    for name, x in agent.network.state_dict().items():
+        assert torch.equal(agent.reference.state_dict()[name], x)
+    agent.learn(50)
+    line = {"prompt": "12>", "response": "12"}
+    (tmp_path / "shown.jsonl").write_text(json.dumps(line) + "\n")
+    told = rlcore.pretrain(agent, 100, str(tmp_path / "shown.jsonl"))
+    assert told.config.demonstrations is not None and told.collector.segments.actions.shape[0] == 1
+    own = rlcore.PPO("CartPole-v1", torso=torch.nn.Linear(4, 8), seed=0, compile=False)
+    with pytest.raises(UsageError, match="CartPole-v1 has no expert that could be copied"):
+        rlcore.pretrain(own, 100)
+
+
 def test_training_goes_on_from_another_run(tmp_path):
     first = rlcore.BC("rlcore/Copy-v0", **SMALL).learn(200)
     first.save(tmp_path / "bc.pt")

@@ -10,7 +10,7 @@ from gymnasium.vector import VectorEnv
 
 from rlcore.agents.a2c import A2C, A2CConfig
 from rlcore.agents.agent import Agent
-from rlcore.agents.bc import BC, BCConfig
+from rlcore.agents.bc import BC, BCConfig, pretrain
 from rlcore.agents.config import Config
 from rlcore.agents.dpo import DPO, DPOConfig
 from rlcore.agents.grpo import GRPO, GRPOConfig
@@ -123,5 +123,5 @@ def load(
 __all__ = [
     "A2C", "AGENTS", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "A2CConfig", "Agent", "AgentTable", "BCConfig",
     "Config", "DPOConfig", "GRPOConfig", "PPOConfig", "REINFORCEConfig", "RewardModel", "RewardModelConfig",
-    "TRPOConfig", "load",
+    "TRPOConfig", "load", "pretrain",
 ]  # fmt: skip

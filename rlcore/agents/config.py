@@ -37,6 +37,10 @@ Above0 = Annotated[float, Range(0, closed=False)]  # a finite number of more tha
 Unit = Annotated[float, Range(0, 1)]  # a number from 0 to 1
 Below1 = Annotated[float, Range(0, 0.9999)]  # a number from 0 to less than 1
 
+NETWORK = (
+    "hidden_sizes", "activation", "torso", "shared", "memory", "memory_size", "memory_context", "log_std_init",
+    "state_dependent_std", "squash", "mask_actions", "norm_obs", "precision",
+)  # fmt: skip  # hyperparameters that say what network is made
 APART = "apart from programs"  # the mark of a field that does not enter them: a program is the same for all its values
 T = TypeVar("T")
 Apart = Annotated[T, APART]  # a T that does not enter programs: Apart[bool] is a bool so marked

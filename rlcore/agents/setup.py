@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from rlcore.agents.config import Config, make_config
+from rlcore.agents.config import NETWORK, Config, make_config
 from rlcore.collect import Collector, HostCollector, NativeCollector
 from rlcore.envs import make_vec
 from rlcore.envs.make import find_spec, native_twin, resolve_backend
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from rlcore.agents.rewardmodel import RewardModel
 
 SEGMENT = 50  # rows of segments to compare, unless a reward model says otherwise
-NETWORK = ("hidden_sizes", "activation", "torso", "norm_obs", "squash", "mask_actions")  # what it has as its agent has
 ACTING_STREAM = 0x5EED  # keeps the noise of acting and evaluating apart from that of training
 
 
@@ -155,8 +154,7 @@ def _reward_model(agent: Agent, given: Agent | str | None) -> RewardModel:
     if agent.env_id is None:
         raise UsageError("comparisons are for an environment id, unless a reward_model is given with them")
     config, texts = agent.config, is_text(agent.adapter.parts)
-    names = [*NETWORK, *(("memory", "memory_size") if texts else ())]
-    own = {name: getattr(config, name) for name in names}
+    own = {name: getattr(config, name) for name in NETWORK if name != "shared" and (name != "memory" or texts)}
     length = config.num_steps if texts else min(SEGMENT, config.num_steps)
     return RewardModel(
         agent.env_id, env_kwargs=agent.env_kwargs, num_steps=length, seed=config.seed, device=str(agent.device),

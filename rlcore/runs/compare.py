@@ -25,6 +25,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore.agents import DPO, Agent
+from rlcore.agents.config import NETWORK
 from rlcore.agents.evaluation import Actor
 from rlcore.agents.setup import acting_generator, text_task, time_limit
 from rlcore.envs import VectorAdapter, make_vec
@@ -42,8 +43,6 @@ MOST_ROWS, MOST_PAIRS = 10_000, 10_000  # the first where there is no time limit
 MOST_ENVS, CLIPS_EACH = 32, 20  # fewer clips of each environment would show the beginnings of episodes alone
 WIDEST = 400  # pixels of a clip
 JUDGE = 0x1ABE1  # keeps the noise of labels apart from what is played
-NETWORK = ("hidden_sizes", "activation", "torso", "shared", "memory", "memory_size", "memory_context", "norm_obs",
-           "state_dependent_std", "squash")  # fmt: skip  # what DPO has to be told of the policy
 NO_PICTURES = "--label reward needs no pictures"
 
 
