@@ -28,8 +28,7 @@ import machine
 import text
 
 NAME, PAIRS, ROUND, SEED = "overoptimization_Addition-v0", 8000, 1024, 1_000_000
-MODEL = dict(memory="transformer", ensemble=1, learning_rate=3e-4, compile=False)
-MODEL_STEPS, STEPS, BETAS = 600_000, 400_000, (0.0, 0.03, 0.1, 0.3, 1.0)
+STEPS, BETAS = 400_000, (0.0, 0.03, 0.1, 0.3, 1.0)
 
 
 def main() -> None:
@@ -45,7 +44,8 @@ def main() -> None:
     result = json.loads(path.read_text()) if path.exists() else {"model": {}, "rows": {}}
     model, rows = result["model"], result["rows"]
     files = {"start": str(machine.RESULTS / ".start.pt"), "model": str(machine.RESULTS / ".model.pt")}
-    made_from = {"pairs": PAIRS, "steps": MODEL_STEPS, **MODEL, "start": text.settings("bc")}
+    own = text.settings("rewardmodel")
+    made_from = {"pairs": PAIRS, "steps": own["total_steps"], **own["hyperparameters"], "start": text.settings("bc")}
     if model.get("settings") != made_from or not all(Path(file).exists() for file in files.values()):
         model = {"settings": made_from, **harness.worker(__file__, {"files": files}, threads=1)}
         fresh = model["fresh pairs"]
@@ -128,9 +128,10 @@ def make_model(start: str, model: str) -> dict[str, Any]:
     import rlcore
 
     supervised = text.make_start(start)
-    begin = time.perf_counter()
-    agent = rlcore.RewardModel(text.ENV, preferences=decided_pairs(start, PAIRS, 1), init=start, seed=0, **MODEL)
-    agent.learn(MODEL_STEPS)
+    begin, own = time.perf_counter(), text.settings("rewardmodel")
+    pairs = decided_pairs(start, PAIRS, 1)
+    agent = rlcore.RewardModel(text.ENV, preferences=pairs, init=start, seed=0, **own["hyperparameters"])
+    agent.learn(own["total_steps"])
     agent.save(model)
     seconds, fresh = time.perf_counter() - begin, agent.reliability(decided_pairs(start, 1000, 2))
     return {"supervised start": supervised, "fresh pairs": dataclasses.asdict(fresh), "seconds": round(seconds, 1)}

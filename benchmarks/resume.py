@@ -2,6 +2,7 @@
 
     python benchmarks/resume.py                      PPO on CartPole-v1, 120,000 steps
     python benchmarks/resume.py --flags=--memory=lstm,--backend=sync,--compile=false    with other hyperparameters
+    python benchmarks/resume.py --texts              supervised start, reward model, DPO, PPO with both and KL, GRPO
 
 Both runs go through the command line, in processes of their own; the second gets kill -9 once the checkpoint nearest
 half of its steps is on the disk.
@@ -17,10 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
+
+RLCORE, TEXTS = [sys.executable, "-m", "rlcore"], "rlcore/Addition-v0"
 
 
 def main() -> None:
@@ -29,36 +34,54 @@ def main() -> None:
     parser.add_argument("--total-steps", type=int, default=120_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--flags", default="", help="further ones of `rlcore train`, with commas between them")
+    parser.add_argument("--texts", action="store_true", help="the whole road of RLHF instead")
     options = parser.parse_args()
+    if options.texts:
+        proofs = prove_texts(options.seed)
+        machine.write("resume_texts", {"env_id": TEXTS, "seed": options.seed, "runs": proofs})
+        sys.exit(not all(proof["bit_identical"] for proof in proofs.values()))
+    flags = [flag for flag in options.flags.split(",") if flag]
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        subprocess.run(command(options, whole), check=True)
-        step = kill_halfway(command(options, killed), killed, options.total_steps)
-        print(f"killed at a checkpoint of step {step:,}")
-        subprocess.run([sys.executable, "-m", "rlcore", "train", "--resume", str(killed)], check=True)
-        files = [max((run / "checkpoints").glob("step-*.pt")) for run in (whole, killed)]
-        digests = [digest(file) for file in files]
+        proof = prove(Path(folder), "ppo", options.env_id, options.total_steps, options.seed, flags)
+    told = options.flags.replace("--", "_").replace(",", "").replace("=", "-")
+    given = {"env_id": options.env_id, "flags": options.flags, "total_steps": options.total_steps, "seed": options.seed}
+    machine.write(f"resume_{options.env_id}{told}", {**given, **proof})
+    sys.exit(not proof["bit_identical"])
+
+
+def prove_texts(seed: int) -> dict[str, Any]:
+    """Each step of the road, the next from what the one before left behind, twice: as it was and killed."""
+    proofs = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start, pairs, model = (str(folder / x) for x in ("bc-whole", "pairs.jsonl", "rewardmodel-whole"))
+        proofs["bc"] = prove(folder, "bc", TEXTS, 60_000, seed)
+        judge = ["--pairs", "400", "--label", "reward", "--out", pairs]
+        subprocess.run([*RLCORE, "compare", start, *judge], check=True)
+        network, given = ["--memory=transformer", "--compile=false", f"--init={start}"], f"--preferences={pairs}"
+        proofs["rewardmodel"] = prove(folder, "rewardmodel", TEXTS, 60_000, seed, [*network, given])
+        proofs["dpo"] = prove(folder, "dpo", TEXTS, 60_000, seed, [*network, "--shared", given])
+        taught = [f"--init={start}", f"--reward-model={model}", "--comparisons=100", "--reward-kl-target=2"]
+        proofs["ppo"] = prove(folder, "ppo", TEXTS, 40_000, seed, taught)
+        proofs["grpo"] = prove(folder, "grpo", TEXTS, 40_000, seed, [f"--init={start}"])
+    return proofs
+
+
+def prove(folder: Path, algo: str, env_id: str, total_steps: int, seed: int, flags: Sequence[str] = ()) -> dict:
+    """Train in one go and killed halfway, in `folder`/ALGO-whole and -killed, and compare."""
+    whole, killed = folder / f"{algo}-whole", folder / f"{algo}-killed"
+    train = [*RLCORE, "train", algo, env_id, "--total-steps", str(total_steps), "--seed", str(seed), *flags]
+    train += ["--no-progress", "--run-dir"]
+    subprocess.run([*train, str(whole)], check=True)
+    step = kill_halfway([*train, str(killed)], killed, total_steps)
+    print(f"{algo} killed at a checkpoint of step {step:,}")
+    subprocess.run([*RLCORE, "train", "--resume", str(killed)], check=True)
+    files = [max((run / "checkpoints").glob("step-*.pt")) for run in (whole, killed)]
+    digests = [digest(file) for file in files]
     equal = digests[0] == digests[1]
     print(f"weights after {files[0].stem} and {files[1].stem}: {'bit-identical' if equal else 'DIFFERENT'}")
-    flags = options.flags.replace("--", "_").replace(",", "").replace("=", "-")
-    machine.write(
-        f"resume_{options.env_id}{flags}",
-        {
-            "env_id": options.env_id,
-            "flags": options.flags,
-            "total_steps": options.total_steps,
-            "seed": options.seed,
-            "killed_after_step": step,
-        }
-        | {"final": [file.stem for file in files], "sha256_of_weights": digests, "bit_identical": equal},
-    )
-    sys.exit(not equal)
-
-
-def command(options: argparse.Namespace, run_dir: Path) -> list[str]:
-    flags = ["--total-steps", str(options.total_steps), "--seed", str(options.seed), "--run-dir", str(run_dir)]
-    flags += [flag for flag in options.flags.split(",") if flag]
-    return [sys.executable, "-m", "rlcore", "train", "ppo", options.env_id, *flags, "--no-progress"]
+    final = [file.stem for file in files]
+    return {"killed_after_step": step, "final": final, "sha256_of_weights": digests, "bit_identical": equal}
 
 
 def kill_halfway(train: list[str], run_dir: Path, total_steps: int) -> int:
@@ -78,10 +101,11 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def digest(file: Path) -> str:
-    """SHA-256 over names and bytes of all weights and of the optimiser's state."""
+    """SHA-256 over names and bytes of all weights and of the optimiser's state, a reward model's included."""
     agent = torch.load(file, weights_only=True)["agent"]
+    model = {f"reward_model.{name}": x for name, x in agent.get("reward_model", {}).items()}
     sha = hashlib.sha256()
-    for name, value in sorted({**agent["network"], **agent["optimizer"]}.items()):
+    for name, value in sorted({**agent["network"], **agent["optimizer"], **model}.items()):
         sha.update(name.encode() + torch.as_tensor(value).numpy().tobytes())
     return sha.hexdigest()
 

@@ -593,6 +593,20 @@ def test_pairs_come_back_from_a_file(tmp_path):
     assert torch.equal(again.label, agent.pairs.label)
 
 
+def test_pairs_out_of_a_file_are_as_a_buffer_has_them(tmp_path):
+    """So that those of a rollout may follow."""
+    agent = rlcore.GRPO("rlcore/Copy-v0", env_kwargs={"length": 2}, group_size=4, **SMALL)
+    agent.collect()
+    task = task_of("rlcore/Copy-v0", length=2)
+    stored = read_preferences(pairs_of_texts(tmp_path / "pairs"), agent.adapter, task)
+    played = pairs_of(agent.buffer, 5, group_size=4)
+    for name, x in played.first.obs.items():
+        assert stored.first.obs[name].dtype == x.dtype == agent.buffer.obs[name].dtype, name
+    both = Preferences.join([stored, played])
+    again = Preferences.from_state(both.state_dict(), agent.buffer.obs, agent.buffer.actions)
+    assert torch.equal(again.first.obs["mask"], both.first.obs["mask"])
+
+
 def test_learning_from_pairs(tmp_path):
     """Of two answers the preferred one becomes the more probable."""
     for compile in (False, "record"):

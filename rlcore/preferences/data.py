@@ -26,7 +26,7 @@ from torch import Tensor
 from rlcore.envs.adapter import VectorAdapter
 from rlcore.envs.text import END, TextTask
 from rlcore.errors import UsageError, shown
-from rlcore.spaces import map_parts
+from rlcore.spaces import map_parts, observation_parts
 from rlcore.storage.checkpoint import check_like
 from rlcore.storage.files import write_atomically
 from rlcore.tracing import leaves_of
@@ -289,5 +289,6 @@ def response_segment(task: TextTask, prompt: Sequence[int], response: Sequence[i
     state[:, P - len(prompt) : P] = torch.tensor(prompt, dtype=torch.float32)
     state[:, P : P + R] = torch.where(torch.arange(R) < rows, written, 0)
     state[:, P + 2 * R] = rows.squeeze(1)
-    obs = map_parts(lambda x: x.unsqueeze(0), task.observe(state))
+    parts = observation_parts(task.observation_space)
+    obs = map_parts(lambda x, part: x.unsqueeze(0).to(part.dtype), task.observe(state), parts)
     return Segments(obs, written.unsqueeze(0), (rows < len(response)).T)
