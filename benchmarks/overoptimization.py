@@ -4,7 +4,7 @@
     python benchmarks/overoptimization.py --betas 0 0.3 --seeds 0-0 --jobs 2
 
 The small picture of Gao et al. 2023 (arXiv:2210.10760), on sums of two-digit numbers. A supervised start answers
-prompts with tokens drawn; of 8,000 pairs of answers to the same prompt, one right and one wrong, a reward model that
+prompts with tokens drawn; of 2,000 pairs of answers to the same prompt, one right and one wrong, a reward model that
 begins with the start's torso learns which is which. It has never seen how answers look that were written to please it.
 GRPO goes on from the start by its rewards alone, with β times the KL to the start in its loss, and else with the
 hyperparameters of rlcore/presets/text.toml; the verifier only looks on: held-out prompts, answered greedily. Rows that
@@ -27,7 +27,7 @@ import harness
 import machine
 import text
 
-NAME, PAIRS, ROUND, SEED = "overoptimization_Addition-v0", 8000, 1024, 1_000_000
+NAME, PAIRS, ROUND, SEED = "overoptimization_Addition-v0", 2000, 1024, 1_000_000
 STEPS, BETAS = 400_000, (0.0, 0.03, 0.1, 0.3, 1.0)
 
 

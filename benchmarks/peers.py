@@ -14,11 +14,13 @@ PEERS = {
     "sb3_contrib": ("stable-baselines3==2.9.2", "sb3-contrib==2.9.2"),
     "sb3_atari": ("stable-baselines3==2.9.2", "ale-py==0.12.1", "opencv-python-headless"),
     "rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2"),
+    "trl": ("trl==1.16.0", "transformers==5.24.0"),
 }
 ON_TORCH = (
     "sb3",
     "sb3_contrib",
     "sb3_atari",
+    "trl",
 )  # these get the versions of torch, numpy and gymnasium that rlcore is measured with
 
 

@@ -29,7 +29,7 @@ MODEL_STEPS = 300_000  # rows, where it learns before
 METHODS: dict[str, dict[str, Any]] = {
     "ppo on the way": dict(algo="ppo", asks=True, steps=200_000, num_envs=8),
     "ppo before": dict(algo="ppo", asks=False, steps=200_000, num_envs=8),
-    "a2c on the way": dict(algo="a2c", asks=True, steps=300_000, num_envs=8, learning_rate=1e-3),
+    "a2c on the way": dict(algo="a2c", asks=True, steps=300_000, num_envs=8, num_steps=64, learning_rate=3e-3),
     "grpo on the way": dict(algo="grpo", asks=True, steps=600_000, norm_reward=False, learning_rate=1e-3),
 }
 KINDS = {"greedy": True, "drawn": False}

@@ -413,6 +413,17 @@ def test_a_model_that_is_given_keeps_its_pairs():
     assert model.pairs.length == 20
 
 
+@pytest.mark.filterwarnings("ignore:.*still running")
+@pytest.mark.parametrize("whole", [False, True])
+def test_segments_are_no_longer_than_a_rollout(whole):
+    sizes = dict(num_envs=4, num_steps=7, seed=0, compile=False, whole_episodes=whole)
+    agent = rlcore.A2C("CartPole-v1", reward_model=likes_ones(num_steps=20), comparisons=10, **sizes).learn(300)
+    asked = agent.queries.model.pairs[200:]
+    assert len(asked) >= 3 and asked.first.mask.sum(1).max() == 7 and asked.length == 7
+    agent = rlcore.A2C("CartPole-v1", comparisons=10, **sizes).learn(300)
+    assert agent.queries.model.config.num_steps == 7
+
+
 def test_questions_about_texts_are_about_one_prompt():
     own = {**SMALL, "env_kwargs": {"length": 2}, "num_envs": 16, "group_size": 4, "comparisons": 6}
     agent = rlcore.GRPO("rlcore/Copy-v0", **own).learn(200)

@@ -173,6 +173,8 @@ class Agent:
         self.reward_model_config = dataclasses.replace(model.config, preferences=None, init=None)
         if self.config.comparisons:
             self.queries = Queries(self, model)
+        elif self.config.reward_model is not None:  # made here, for its network alone
+            model.close()
 
     def refresh(self) -> None:
         """Take the trainable parameters as they are now into one vector; moments of those that stay are kept."""

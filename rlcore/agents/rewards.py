@@ -68,11 +68,12 @@ class Queries:
 
     Attributes:
         asked: how many pairs were asked about; they are the last of the model's.
+        length: rows of a segment, as many as the model takes and a rollout has.
     """
 
     def __init__(self, agent: Agent, model: RewardModel):
         self.agent, self.model, self.asked = agent, model, 0
-        self._whole = agent.config.whole_episodes and model.config.num_steps >= agent.config.num_steps
+        self.length = min(model.config.num_steps, agent.config.num_steps)
         model.engine.go_on("python")
 
     def ask(self, progress: float) -> dict[str, float]:
@@ -80,16 +81,16 @@ class Queries:
         still the environment's own, and let the model learn; metrics."""
         count, rows = self.agent.config.comparisons, int(self.agent.buffer.mask.sum())
         due = math.ceil(min(count, count * (0.25 + progress))) - self.asked
-        due = min(due, max(rows // self.model.config.num_steps, 1))
+        due = min(due, max(rows // self.length, 1))
         if due > 0:
             self._learn_from(self._most_doubtful(due))
         return {"comparisons": float(self.asked)}
 
     def _most_doubtful(self, due: int) -> Preferences:
         """The pairs of which the members think least alike, out of some drawn at random."""
-        agent = self.agent
-        length = None if self._whole else self.model.config.num_steps
-        group_size = agent.config.group_size if agent.group_starts else 1
+        agent, config = self.agent, self.agent.config
+        length = None if config.whole_episodes and self.length == config.num_steps else self.length
+        group_size = config.group_size if agent.group_starts else 1
         pairs = pairs_of(agent.buffer, due * CANDIDATES, length, group_size, generator=agent.generator)
         doubt = self.model.compare(pairs).sigmoid().std(0, correction=0)
         return pairs[doubt.topk(due).indices]
