@@ -80,5 +80,5 @@ def test_what_an_agent_of_rlcore_declares_anew_keeps_range_and_mark(agent):
     assert base.keys() - own.keys() <= {"whole_episodes"}  # for some it is no choice
     apart = {field.name for field in dataclasses.fields(agent.Config)} - set(enters_programs(agent.Config))
     expected = {"seed", "learning_rate", "anneal_lr", "compile", "device", "backend", "env_timeout", "on_env_error"}
-    files = {"init", "reference", "demonstrations", "preferences"}
-    assert apart - {*files, "reference_every"} == expected
+    files = {"init", "reference", "demonstrations", "preferences", "reward_model"}
+    assert apart - {*files, "reference_every", "comparisons", "held_out"} == expected
