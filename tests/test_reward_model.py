@@ -349,6 +349,16 @@ def test_all_ways_to_run_agree(compile):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_programs_know_what_model_they_are_for():
+    """The same tensors, and another activation between them."""
+    keys = []
+    for activation in ("tanh", "relu"):
+        model = model_of("choices", activation=activation)
+        agent = rlcore.PPO("CartPole-v1", reward_model=model, seed=0, compile=False)
+        keys.append(agent.engine._key("learn"))
+    assert keys[0] != keys[1]
+
+
 # Questions on the way
 
 
@@ -357,17 +367,21 @@ def asking(**options):
     return rlcore.PPO("CartPole-v1", **{**sizes, "comparisons": 40, **options})
 
 
-def test_questions_are_asked_in_time():
-    agent, asked = asking(comparisons=16), []
+@pytest.mark.parametrize("count", [16, 64])
+def test_questions_are_asked_in_time(count):
+    """A quarter at once, then as many as the share of the run that is over, but of a rollout no more than it has."""
+    agent, asked, steps = asking(comparisons=count), [], []
     for metrics, _ in agent.iterations(256 * 16):
         asked.append(metrics["comparisons"])
-    # 256 rows are 5 segments of 50; a quarter at once, then as many as the share of the run that is over
-    wanted, total = [], 0
-    for n in range(len(asked)):
-        total += min(max(math.ceil(min(16, 16 * (0.25 + n * 256 / (256 * 16)))) - total, 0), 256 // 50)
-        wanted.append(total)
-    assert asked == pytest.approx(wanted, abs=1) and asked[0] == 4 and asked[-1] == 16 == agent.queries.asked
-    assert len(agent.queries.model.pairs) == 16
+        steps.append(agent.global_step)
+    total = 0
+    for before, after, found in zip([0, *steps[:-1]], steps, asked, strict=True):
+        due = math.ceil(min(count, count * (0.25 + before / (256 * 16)))) - total
+        total += max(min(due, (after - before) // 50), 0)
+        assert found == total
+    assert asked[0] == min(count // 4, steps[0] // 50) and asked[-1] == count == agent.queries.asked == len(
+        agent.queries.model.pairs
+    )
 
 
 def test_answers_are_those_of_the_rewards():
