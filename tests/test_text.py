@@ -781,6 +781,8 @@ def test_responses_are_compared_with_those_to_the_same_prompt():
     pairs = pairs_of(agent.buffer, 50, group_size=4)
     assert torch.equal(pairs.first.obs["prompt"], pairs.second.obs["prompt"]) and pairs.length == 3
     assert not torch.equal(pairs.first.actions, pairs.second.actions)
+    prompts = [tuple(x.tolist()) for x in pairs_of(agent.buffer, 40, group_size=4).first.obs["prompt"][:, 0]]
+    assert [prompts.count(one) for one in set(prompts)] == [20, 20]  # no group more often than another
     for problem, options in (("length is 4, but must be from 1 to num_steps = 3", {"length": 4}),):
         with pytest.raises(UsageError, match=problem):
             pairs_of(agent.buffer, 5, **options)
