@@ -87,23 +87,24 @@ def plot(rows: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    betas = sorted({row["beta"] for row in rows.values()})
+    runs = sorted(rows.values(), key=lambda row: (row["beta"], row["seed"]))
+    betas = sorted({row["beta"] for row in runs})
     colours = {beta: plt.cm.viridis(n / max(len(betas) - 1, 1) * 0.85) for n, beta in enumerate(betas)}
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6))
     over_steps = {"predicted_return": "what the model says of a response", "accuracy": "exact answers, held out"}
     for axis, (name, title) in zip(axes, over_steps.items(), strict=False):
-        for row in rows.values():
+        for row in runs:
             own = f"β = {row['beta']:g}" if row["seed"] == 0 else None
             thousands = [step / 1000 for step in row["curve"]["step"]]
             axis.plot(thousands, row["curve"][name], color=colours[row["beta"]], label=own, linewidth=1.2)
         axis.set(xlabel="thousand tokens", title=title)
     for axis, (name, title) in zip(axes[2:], over_steps.items(), strict=True):
-        for row in rows.values():
+        for row in runs:
             kl = [max(x, 0.0) ** 0.5 for x in row["curve"]["reference_kl"]]
-            axis.plot(kl, row["curve"][name], color=colours[row["beta"]], linewidth=0.6, alpha=0.5)
+            axis.plot(kl, row["curve"][name], color=colours[row["beta"]], linewidth=0.6, alpha=0.35)
             axis.plot(kl[-1], row["curve"][name][-1], "o", color=colours[row["beta"]], markersize=5)
         axis.set(xlabel="√KL to the start, nats a response", title=title)
-    axes[1].legend(fontsize=8)
+    axes[0].legend(fontsize=8, ncols=2, loc="lower right")
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.tight_layout()
