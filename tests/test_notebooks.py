@@ -56,8 +56,9 @@ def run(sources):
 
 
 def test_they_are_all_there():
-    assert [path.stem for path in NOTEBOOKS][:6] == [
-        "01_policy_gradient", "02_actor_critic_and_gae", "03_ppo", "04_grpo", "05_speed", "06_memory_masks_and_bonuses"
+    assert [path.stem for path in NOTEBOOKS][:7] == [
+        "01_policy_gradient", "02_actor_critic_and_gae", "03_ppo", "04_grpo", "05_speed", "06_memory_masks_and_bonuses",
+        "07_rlhf",
     ]  # fmt: skip
 
 
@@ -127,6 +128,9 @@ def test_a_wrong_answer_fails():
         ("06_memory_masks_and_bonuses", 1): "lambda x, h, first, *w: gru_scan(x, h, first & False, *w)",
         ("06_memory_masks_and_bonuses", 2): "lambda x, y, allowed: masked_entropy_and_kl(x, y, allowed | True)",
         ("06_memory_masks_and_bonuses", 3): "lambda b, te, m, *rest: bonus_return(b, te, m | True, *rest)",
+        ("07_rlhf", 1): "lambda r, m, s, size: process_advantages(r, m, m, size)",
+        ("07_rlhf", 2): "lambda s, l, ref, m, beta: shaped_rewards(s, l, ref, m | True, beta)",
+        ("07_rlhf", 3): "lambda f, s, y, beta, eps: dpo_loss(f, s, y, beta, 0.0)",
     }
     solved = {}
     for (stem, number), text in wrong.items():

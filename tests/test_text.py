@@ -304,6 +304,20 @@ def test_members_of_a_group_have_the_same_prompt():
         assert (prompts[0] != prompts[4]).any()
 
 
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_each_rollout_is_of_whole_episodes(backend):
+    """Also where two are collected with nothing learned in between: from the same start, with other noise."""
+    agent = rlcore.GRPO("rlcore/Copy-v0", env_kwargs={"length": 2}, group_size=4, **{**SMALL, "backend": backend})
+    agent.collect()
+    prompts, actions = agent.buffer.obs["prompt"][0].clone(), agent.buffer.actions.clone()
+    agent.collect()
+    assert torch.equal(agent.buffer.obs["prompt"][0], prompts) and not torch.equal(agent.buffer.actions, actions)
+    assert not agent.buffer.obs["response"][0].any() and agent.buffer.mask[0].all()
+    b, L = agent.buffer, agent.buffer.length
+    logprobs = agent.network.policy(b.observations()).log_prob(b.actions[:L].flatten()).view(L, -1)
+    torch.testing.assert_close(logprobs[b.mask[:L]], b.logprobs[:L][b.mask[:L]])
+
+
 def test_a_policy_is_asked_token_by_token():
     agent = rlcore.GRPO("rlcore/Addition-v0", group_size=4, **SMALL)
     envs = rlcore.make_vec("rlcore/Addition-v0", 3, "native", seed=0)

@@ -288,7 +288,7 @@ class Agent:
 
     def collect(self) -> Episodes:
         """Fill the buffer with the next rollout, and draw what learning from it takes in random numbers."""
-        if self.config.whole_episodes and self.iteration > 0:
+        if self.config.whole_episodes and self.collector.rows_collected > 0:
             self.collector.reset(self.reset_seeds(self.iteration))
         episodes = self.collector.collect(self.network)
         if self.reward_scaler is not None and self.config.on_env_error == "restart":
