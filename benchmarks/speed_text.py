@@ -9,7 +9,8 @@ tokens in groups of 8, 2 epochs × 2 minibatches, a KL penalty to the first poli
 fresh process that trains, unmeasured, for a few iterations and then, measured, for some seconds; the techniques
 alternate and ratios are taken within a repetition. Every process has one thread and stays on one core. A token is one
 of a response, its end among them: what stands behind the end is not counted. Random weights write hardly any right
-answer, so what is timed is work, not progress.
+answer, so what is timed is work, not progress. Where others use the core too, compare tokens per second of `cpu`, which
+is the processor's time, not the clock's; the result file says which share of the core each process had.
 
 Techniques:
     python           rlcore as Python
