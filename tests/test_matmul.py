@@ -44,6 +44,16 @@ def product(tmp_path_factory):
     return call
 
 
+@pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="the processor fuses no products")
+def test_products_and_sums_are_fused(product):
+    """x · x − (x · x, rounded) is what rounding took, and 0 where the product is rounded before it is added."""
+    x = np.float32(1) + np.float32(2**-12)
+    a = np.tile(np.array([[1, x]], dtype=np.float32), (16, 1))
+    b = np.tile(np.array([[-(x * x)], [x]], dtype=np.float32), (1, 64))
+    exact = float(x) * float(x) - float(x * x)
+    assert exact != 0 and (product(a, b) == np.float32(exact)).all()
+
+
 # Below, at and above the tile (8 × 32 of C), one vector (16), the depth of a panel (256), and the work for threads.
 SHAPES = [
     (1, 1, 1), (8, 32, 4), (7, 31, 3), (9, 33, 5), (128, 64, 64), (128, 2, 64), (64, 4, 128), (2, 64, 128),

@@ -17,7 +17,8 @@
 typedef float rl_vector __attribute__((vector_size(RL_BYTES), aligned(4), may_alias));
 enum { RL_WIDTH = RL_BYTES / 4, RL_VECTORS = 4 };
 #define RL_UNROLL _Pragma("GCC unroll 16")
-#define RL_FAST __attribute__((optimize("O3"), optimize("fp-contract=fast")))
+/* Programs are compiled with -O1, where "O3" alone leaves products and sums apart: they are fused by the third. */
+#define RL_FAST __attribute__((optimize("O3", "fp-contract=fast", "expensive-optimizations")))
 #define RL_INLINE RL_FAST static inline __attribute__((always_inline))
 
 /* C = A B, or with `add` C += A B, for rows × (vectors of columns) of C while k runs to `depth`; A with any strides, B
