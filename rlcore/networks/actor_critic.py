@@ -23,6 +23,13 @@ from rlcore.spaces import ACTION_MASK, ActionSpec, Field, Obs, Part, action_spec
 FORBIDDEN = -1e9
 
 
+def one_hot(x: Tensor, categories: Sequence[int]) -> Tensor:
+    """Choices `x [B, ...]` out of so many `categories` each, as `[B, their sum]`."""
+    columns = zip(x.reshape(x.shape[0], -1).split(1, 1), categories, strict=True)
+    # torch's own one-hot looks at the data, which a recording cannot.
+    return torch.cat([(c == torch.arange(n, device=x.device)).float() for c, n in columns], 1)
+
+
 class Preprocess(nn.Module):
     """One observation part [B, *shape] as float [B, *out_shape]: normalised, scaled from bytes, or one-hot."""
 
@@ -38,9 +45,7 @@ class Preprocess(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         part = self.part
         if part.categories:
-            columns = zip(x.reshape(x.shape[0], -1).split(1, 1), part.categories, strict=True)
-            # torch's own one-hot looks at the data, which a recording cannot.
-            return torch.cat([(c == torch.arange(n, device=x.device)).float() for c, n in columns], 1)
+            return one_hot(x, part.categories)
         if part.image:
             x = x.to(torch.float32, memory_format=self.layout).mul_(1 / 255)  # bytes, so `to` has made a copy
         x = x if x.is_floating_point() else x.float()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlcore.buffer import RolloutBuffer
-from rlcore.networks.actor_critic import ActorCritic
+from rlcore.networks.actor_critic import ActorCritic, one_hot
 from rlcore.networks.torsos import orthogonal
 from rlcore.spaces import ActionSpec, Field, Obs, Sequences, map_parts
 from rlcore.tracing import leaves_of
@@ -103,7 +103,4 @@ def _width(spec: ActionSpec) -> int:
 
 def _as_features(actions: Tensor, spec: ActionSpec) -> Tensor:
     """`actions [B, ...]` as `[B, A]`: choices one-hot, numbers as the environment takes them."""
-    if not spec.nvec:
-        return spec.to_env_tensor(actions).float()
-    columns = zip(actions.reshape(len(actions), -1).split(1, 1), spec.nvec, strict=True)
-    return torch.cat([(c == torch.arange(n, device=c.device)).float() for c, n in columns], 1)
+    return one_hot(actions, spec.nvec) if spec.nvec else spec.to_env_tensor(actions).float()

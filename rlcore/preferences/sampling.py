@@ -51,8 +51,8 @@ def pairs_of(
         buffer: the rollout, before the rewards stage.
         count: of pairs.
         length: L, rows of a segment; None takes whole columns, one episode each.
-        group_size: members of a pair are drawn from the same group of so many environments, 1: from all. No group is
-            taken once more than another.
+        group_size: members of a pair are drawn from the same group of so many environments, 1: from all. Each group is
+            taken as often as any other, or once more.
         noise: the probability that a label is the opposite of what is right.
         indifference: returns that differ by no more than this are labelled 0.5.
         generator: of the draws.
