@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+import numpy as np
 import tomli_w
 
 from rlcore.errors import CheckpointError, UsageError
@@ -156,13 +157,18 @@ class RunFolder:
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation of the agent as it was at this step is there and whole."""
+        report = self.read_evaluation()
+        return report is not None and report.get("global_step") == step and "mean" in report
+
+    def read_evaluation(self) -> dict[str, Any] | None:
+        """The final evaluation, None where there is none that is whole."""
         try:
             if os.path.getsize(self.evaluation_file) > LARGEST_EVALUATION:
-                return False
+                return None
             report = json.loads(self.evaluation_file.read_bytes())
         except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(report, dict) and report.get("global_step") == step and "mean" in report
+            return None
+        return report if isinstance(report, dict) else None
 
 
 class EpisodeLog:
@@ -192,6 +198,17 @@ HEADER = ",".join(EpisodeLog.COLUMNS).encode()
 NUMBER = rb"[0-9]+(?:\.[0-9]+)?"
 RECORD = re.compile(rb"([0-9]{1,19}),[0-9]+,-?(?:%b(?:e[+-][0-9]+)?|inf|nan),[0-9]+,%b" % (NUMBER, NUMBER))
 LONGEST_LINE = 200  # bytes; no record has so many
+
+
+def read_episodes(path: Path) -> dict[str, np.ndarray]:
+    """The columns of an episode log by name, of its whole records with a finite return; empty where there is none."""
+    rows = []
+    if path.is_file():
+        with open(path, "rb") as file:
+            rows = [line.split(b",") for line, is_ended in _lines(file) if is_ended and RECORD.fullmatch(line)]
+    columns = np.array(rows, dtype=float).reshape(-1, len(EpisodeLog.COLUMNS)).T
+    columns = columns[:, np.isfinite(columns[EpisodeLog.COLUMNS.index("return")])]
+    return dict(zip(EpisodeLog.COLUMNS, columns, strict=True))
 
 
 def _truncate(path: Path, step: int) -> Path | None:

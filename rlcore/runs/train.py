@@ -379,7 +379,8 @@ def evaluation_report(agent: Agent, episodes: int, seed: int, deterministic: boo
     return {
         "algo": type(agent).__name__.lower(), "env_id": agent.env_id, "global_step": agent.global_step,
         "train_seed": agent.config.seed, "episodes": episodes, "eval_seed": seed, "deterministic": deterministic,
-        "mean": result.mean, "std": result.std, **({} if normalized is None else {"human_normalized": normalized}),
+        "measure": agent.scored_by[0], "mean": result.mean, "std": result.std,
+        **({} if normalized is None else {"human_normalized": normalized}),
         "min": float(result.returns.min()), "max": float(result.returns.max()),
         "returns": result.returns.tolist(), "lengths": result.lengths.tolist(), "versions": versions(),
     }  # fmt: skip
