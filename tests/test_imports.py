@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "rlcore"
 # Each layer may import itself (but see the agents) and what stands below it.
 LAYERS = [
     {"errors", "version", "tracing"},
-    {"spaces", "storage", "presets"},
+    {"spaces", "storage", "presets", "suites"},
     {"state", "envs"},
     {"buffer", "optim"},
     {"estimators", "diagnostics", "programs"},  # programs know no network and no algorithm

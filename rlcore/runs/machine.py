@@ -1,5 +1,7 @@
-"""What a run was made on: hardware, versions, the commit of the code. Imports nothing of rlcore, and torch only where it
-is there, since benchmarks load this file into the interpreters of peers."""
+"""What a run was made on: hardware, versions, the commit of the code.
+
+Imports nothing of rlcore, and torch only where it is there: benchmarks load this file into the interpreters of peers.
+"""
 
 import os
 import platform
