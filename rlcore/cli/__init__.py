@@ -1,4 +1,4 @@
-"""The command line: train, pretrain, eval, video, compare, bench, list."""
+"""The command line: train, pretrain, eval, video, export, compare, bench, list."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlcore.cli.listing import list_all
-from rlcore.cli.policies import compare, evaluate, video
+from rlcore.cli.policies import compare, evaluate, export, video
 from rlcore.cli.studies import bench
 from rlcore.cli.training import pretrain, train
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
@@ -23,6 +23,7 @@ On-policy reinforcement learning on one rollout buffer.
   pretrain  copy an expert first: train bc
   eval      play evaluation episodes with a trained agent
   video     film an episode of a trained agent
+  export    write its policy to a file that runs without rlcore
   compare   have a person compare clips of a trained agent, for dpo and rewardmodel
   bench     train agents on environments with several seeds each
   list      list agents, presets and default hyperparameters
@@ -113,8 +114,8 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "compare": compare}
-    commands |= {"bench": bench, "list": list_all}
+    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "export": export}
+    commands |= {"compare": compare, "bench": bench, "list": list_all}
     if command not in commands:
         near = did_you_mean(command, commands)
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")
