@@ -61,8 +61,8 @@ def test_the_best_agent_is_kept_and_training_stops_at_a_threshold(tmp_path, monk
 def test_training_stops_when_the_latest_episodes_are_good_enough():
     stop = rlcore.callbacks.StopOnReturn(20, episodes=4)
     episodes_of = lambda *returns: type("Episodes", (), {"returns": list(returns)})()  # noqa: E731
-    assert not stop(None, {}, episodes_of(90.0, 90.0, 90.0))  # too few yet
-    assert not stop(None, {}, episodes_of(1.0, 1.0, 1.0)) and stop.returns == [90.0, 1.0, 1.0, 1.0][-4:]
+    assert not stop(None, {}, episodes_of(40.0, 40.0, 40.0))  # too few yet
+    assert not stop(None, {}, episodes_of(1.0, 1.0, 1.0)) and stop.returns == [40.0, 1.0, 1.0, 1.0]
     assert stop(None, {}, episodes_of(20.0, 20.0, 20.0, 20.0))
     agent = make().learn(100_000, rlcore.callbacks.StopOnReturn(15, episodes=5))
     assert agent.global_step < 5000
