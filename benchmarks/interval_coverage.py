@@ -3,9 +3,9 @@
     python benchmarks/interval_coverage.py                       1,000 repetitions, 10 to 20 minutes on one core
     python benchmarks/interval_coverage.py --repetitions 100     a trial
 
-Scores of a task are normal, with means and standard deviations that differ between the five tasks; a "1 task" row is one
-of them alone. The true interquartile mean is that of the mixture of the tasks. "percentile" is the interval of rliable,
-"expanded" the one that reports show; the standard error of a coverage of 95% over 1,000 repetitions is 0.7%.
+Scores of a task are normal. With "5 tasks" their means and standard deviations differ, with "5 equal tasks" not.
+The true interquartile mean is that of the mixture of the tasks. "percentile" is the interval of rliable, "expanded" the
+one that reports show; the standard error of a coverage of 95% over 1,000 repetitions is 0.7%.
 """
 
 from __future__ import annotations

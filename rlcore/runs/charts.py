@@ -1,7 +1,7 @@
-"""Charts of a report: lines and bars as inline SVG whose texts are HTML, so that they are as large on a narrow screen.
+"""Charts of a report: lines and bars as inline SVG whose texts are HTML, which stay as large on a narrow screen.
 
-A plot is stretched to the room it has; its coordinates go from 0 to 1000 either way. A style is a number that stands for
-an agent all over a page: a colour that is told apart without colour vision too, and a dash.
+A plot is stretched to the room it has; its coordinates go from 0 to 1000 either way. A style is a number that stands
+for an agent all over a page: a colour that is told apart without colour vision too, and a dash.
 """
 
 import html
@@ -16,7 +16,8 @@ from rlcore.errors import printable
 
 COLOURS, DASHES = 8, 7  # of the template; together 56 styles
 SIDE = 1000
-STRIP_WIDTH, STRIP_HEIGHT, STRIP_MARGIN = 180, 20, 6
+STRIP_WIDTH, STRIP_HEIGHT, STRIP_MARGIN = 150, 20, 6
+Scale = Callable[[Any], list[int]]  # from values to coordinates
 TIME_UNITS = ((7200, 3600, "hours"), (300, 60, "minutes"), (0, 1, "seconds"))
 
 
@@ -74,9 +75,18 @@ def number(x: float | None) -> str:
     if x is None or not math.isfinite(x):
         return "–"
     places = max(0, min(3, 3 - math.floor(math.log10(abs(x))))) if abs(x) >= 1e-3 else 3
+    places = 0 if float(x).is_integer() else places
     text = f"{x:,.{places}f}" if abs(x) < 1e9 else f"{x:.3g}"
-    text = text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
-    return "0" if text == "-0" else text.replace("-", "−")
+    return text.replace("-", "−") if float(text.replace(",", "")) else "0"
+
+
+def compact(x: float) -> str:
+    """Without ending zeros, thousands as k from ten thousand on, and M, G."""
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if least <= abs(x) < 1e12:
+            return f"{compact(x / unit)}{letter}"
+    text = number(x)
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def chart_html(chart: Chart, identity: str) -> str:
@@ -175,41 +185,47 @@ def _axes(chart: Chart, kind: str, columns: list[np.ndarray], x_name: str, hidde
     bottom, top = _height(chart)
     across, up = _scaled(left, right), _scaled(top, bottom)
     x_ticks, y_ticks = nice_ticks(left, right, 5), nice_ticks(bottom, top, 5)
-    grid = [f'<line x1="0" x2="{SIDE}" y1="{up(y)}" y2="{up(y)}"/>' for y in y_ticks]
+    grid = [f'<line x1="0" x2="{SIDE}" y1="{y}" y2="{y}"/>' for y in up(y_ticks)]
     drawn = [_drawn(chart, s, column, across, up) for s, column in zip(chart.series, columns, strict=True)]
     named = f"{chart.title}: {chart.y_name} against {x_name}. Left and right arrow keys read values."
     return (
         f'<div class="axes" data-kind="{kind}"{" hidden" if hidden else ""}>'
         f'<div class="y-name">{escape(chart.y_name)}</div>'
-        f'<div class="y-ticks" aria-hidden="true">{"".join(_tick("top", up(y), y) for y in y_ticks)}</div>'
+        f'<div class="y-ticks" aria-hidden="true">{_ticks("top", up(y_ticks), y_ticks)}</div>'
         f'<div class="plot" tabindex="0" role="group" aria-label="{escape(named)}">'
         f'<svg viewBox="0 0 {SIDE} {SIDE}" preserveAspectRatio="none" aria-hidden="true">'
         f'<g class="grid">{"".join(grid)}</g>{"".join(drawn)}</svg><div class="cursor" hidden></div></div>'
-        f'<div class="x-ticks" aria-hidden="true">{"".join(_tick("left", across(x), x) for x in x_ticks)}</div>'
+        f'<div class="x-ticks" aria-hidden="true">{_ticks("left", across(x_ticks), x_ticks)}</div>'
         f'<div class="x-name">{escape(x_name)}</div></div>'
     )
 
 
-def _drawn(chart: Chart, s: Series, x: np.ndarray, across: Callable[[float], int], up: Callable[[float], int]) -> str:
-    shapes = []
+def _drawn(chart: Chart, s: Series, x: np.ndarray, across: Scale, up: Scale) -> str:
+    """The shapes of a series."""
+    columns, rows = across(x), up(s.y)
     if chart.bars:
         half = (x[1] - x[0]) / 2 if len(x) > 1 else 0.5
-        bars = [f"M{across(a - half)} {up(0)}V{up(b)}H{across(a + half)}V{up(0)}z" for a, b in zip(x, s.y, strict=True)]
-        shapes.append(f'<path class="bar" d="{"".join(bars)}"/>')
+        (floor,) = up(0)
+        sides = zip(across(x - half), across(x + half), rows, strict=True)
+        shapes = f'<path class="bar" d="{"".join(f"M{a} {floor}V{top}H{b}V{floor}z" for a, b, top in sides)}"/>'
     else:
-        if s.low is not None and s.high is not None:
-            for part in _stretches(x, s.low):
-                edge = [(i, s.low[i]) for i in part] + [(i, s.high[i]) for i in reversed(part)]
-                shapes.append(f'<path class="band" d="M{_points([(across(x[i]), up(y)) for i, y in edge])}z"/>')
-        path = ""
-        for part in _stretches(x, s.y):
-            path += f"M{_points([(across(x[i]), up(s.y[i])) for i in part])}" + ("h0" if len(part) == 1 else "")
-        shapes.append(f'<path class="line" d="{path}"/>')
-    return f'<g class="c{s.style % COLOURS} d{s.style % DASHES}" data-series="{s.style}">{"".join(shapes)}</g>'
+        shapes = _band(s, x, columns, up)
+        parts = [("M" + _points(columns, rows, part), len(part)) for part in _stretches(x, s.y)]
+        path = "".join(line if length > 1 else f"{line}h0" for line, length in parts)  # a point alone is a dot
+        shapes += f'<path class="line" d="{path}"/>'
+    return f'<g class="c{s.style % COLOURS} d{s.style % DASHES}" data-series="{s.style}">{shapes}</g>'
 
 
-def _points(points: list[tuple[int, int]]) -> str:
-    return " ".join(f"{a} {b}" for a, b in points)
+def _band(s: Series, x: np.ndarray, columns: list[int], up: Scale) -> str:
+    if s.low is None or s.high is None:
+        return ""
+    low, high = up(s.low), up(s.high)
+    parts = [f"M{_points(columns, low, p)} {_points(columns, high, p[::-1])}z" for p in _stretches(x, s.low)]
+    return f'<path class="band" d="{"".join(parts)}"/>' if parts else ""
+
+
+def _points(columns: list[int], rows: list[int], chosen: list[int]) -> str:
+    return " ".join([f"{columns[i]} {rows[i]}" for i in chosen])
 
 
 def _stretches(x: np.ndarray, y: np.ndarray) -> list[list[int]]:
@@ -243,20 +259,19 @@ def _height(chart: Chart) -> tuple[float, float]:
     return (low if chart.bars else low - more), high + more
 
 
-def _scaled(first: float, last: float) -> Callable[[float], int]:
-    """From first and last to 0 and SIDE; far outside is kept near, since the plot is cut off there."""
-    return lambda x: round(min(2.0, max(-1.0, (float(x) - first) / (last - first))) * SIDE)
+def _scaled(first: float, last: float) -> Scale:
+    """From values between first and last to 0 and SIDE, 0 for NaN; far outside is kept near, where it is cut off."""
+
+    def scaled(values: Any) -> list[int]:
+        share = (np.atleast_1d(np.asarray(values, dtype=float)) - first) / (last - first)
+        return np.nan_to_num(np.clip(share, -1, 2) * SIDE).round().astype(int).tolist()
+
+    return scaled
 
 
-def _tick(side: str, at: int, value: float) -> str:
-    return f'<span style="{side}:{at / SIDE * 100:.1f}%">{_tick_text(value)}</span>'
-
-
-def _tick_text(value: float) -> str:
-    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * scale or (letter != "k" and abs(value) >= scale):
-            return f"{number(value / scale)}{letter}"
-    return number(value)
+def _ticks(side: str, places: list[int], values: list[float]) -> str:
+    pairs = zip(places, values, strict=True)
+    return "".join(f'<span style="{side}:{at / SIDE * 100:.1f}%">{compact(value)}</span>' for at, value in pairs)
 
 
 def _legend_button(s: Series) -> str:
@@ -266,7 +281,8 @@ def _legend_button(s: Series) -> str:
 
 
 def _band_text(s: Series, i: int) -> str:
-    return "" if s.low is None or s.high is None else f"{number(float(s.low[i]))} to {number(float(s.high[i]))}"
+    there = s.low is not None and s.high is not None and math.isfinite(s.low[i])
+    return "" if not there else f"{number(float(s.low[i]))} to {number(float(s.high[i]))}"
 
 
 def _short(values: np.ndarray, digits: int = 5) -> list[float | None]:

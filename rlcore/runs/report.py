@@ -20,7 +20,7 @@ import numpy as np
 from rlcore.envs.atari import PREFIX
 from rlcore.errors import UsageError, printable
 from rlcore.runs import atari_scores, statistics
-from rlcore.runs.charts import Chart, Series, chart_data, chart_html, chart_rows, escape, number, strip
+from rlcore.runs.charts import Chart, Series, chart_data, chart_html, chart_rows, compact, escape, number, strip
 from rlcore.runs.results import Result, read_results
 from rlcore.storage.files import atomic_file
 
@@ -32,6 +32,7 @@ TOLD_THRESHOLDS = (0.25, 0.5, 0.75, 1.0)
 MOST_PAIRS_OF = 8  # agents, each of which is compared with each other; of more, each with the best
 LONGEST_VALUE = 120  # letters of a hyperparameter or of what a machine says
 FEW_RUNS = 5
+LONG_TABLE = 60  # rows, beyond which it scrolls by itself
 AGGREGATES = {
     "IQM": statistics.interquartile_mean, "median": statistics.median, "mean": statistics.mean,
     "optimality gap": statistics.optimality_gap,
@@ -347,8 +348,8 @@ def _sharing(agents: list[str], envs: list[str], scores: dict[Group, np.ndarray]
 
 def _aggregate_table(scaled: dict[str, list[np.ndarray]], styles: dict[str, int]) -> Table:
     intervals = {
-        agent: {name: statistics.interval(f, per_task) for name, f in AGGREGATES.items()}
-        for agent, per_task in scaled.items()
+        agent: dict(zip(AGGREGATES, statistics.intervals(list(AGGREGATES.values()), x), strict=True))
+        for agent, x in scaled.items()
     }
     points = {agent: {name: float(f(x)) for name, f in AGGREGATES.items()} for agent, x in scaled.items()}
     span = _scale([x for agent in scaled for x in (*intervals[agent]["IQM"], points[agent]["IQM"], 0.0, 1.0)])
@@ -406,7 +407,7 @@ def improvements(
         return []
     told = "How probably a run of the first agent has a higher score than a run of the second on the same environment, "
     told += "the mean over environments, with 95% intervals; ½ is no difference (Agarwal et al. 2021, after Mann and "
-    told += "Whitney 1947)."
+    told += "Whitney 1947). An interval without width says that all pairs of runs agree, and not that it is certain."
     header = ["first", "second", "P(first better)", "0 to 1, ½ marked", "environments"]
     return [Heading(2, "Probability of improvement"), Text(told), Table(header, rows, (2, 4))]
 
@@ -497,7 +498,7 @@ def _published(env_id: str, run: Result) -> str:
     entry = published()["scores"].get(env_id, {}).get(run.algo or run.agent)
     if entry is None:
         return ""
-    return f"{number(entry['score'])} ± {number(entry['std'])} at {entry['steps']:,} steps"
+    return f"{number(entry['score'])} ± {number(entry['std'])} at {compact(entry['steps'])} steps"
 
 
 def _notes(env_id: str, groups: dict[str, list[Result]]) -> list[Block]:
@@ -649,8 +650,9 @@ def _table_html(table: Table) -> str:
     head = "".join(f'<th scope="col"{k}>{escape(name)}</th>' for name, k in zip(table.header, kinds, strict=True))
     body = "\n".join(f"<tr>{''.join(map(_cell_html, row, kinds))}</tr>" for row in table.rows)
     what = escape(f"Table: {', '.join(name for name in table.header if name)}")
+    kind = "table long" if len(table.rows) > LONG_TABLE else "table"
     return (
-        f'<div class="table" tabindex="0" role="group" aria-label="{what}"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="{kind}" tabindex="0" role="group" aria-label="{what}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -73,7 +73,7 @@ class Result:
     @property
     def score(self) -> float:
         """The mean of the evaluation, NaN where there is none."""
-        return float(np.mean(self.returns)) if self.returns else math.nan
+        return sum(self.returns) / len(self.returns) if self.returns else math.nan
 
     @property
     def steps_per_second(self) -> float:
@@ -99,9 +99,12 @@ class Result:
         if missing or entry["state"] not in STATES:
             raise UsageError(f"{where} is not the record of a run: it has no '{missing[0] if missing else 'state'}'")
         result = cls(**{name: value for name, value in entry.items() if name in KINDS})
-        numbers = (*result.returns, *(x for column in result.curve.values() for x in column if x is not None))
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+        if not _finite(result.returns):
             raise UsageError(f"{where} has returns that are no finite numbers")
+        if not _is_curve(result.curve):
+            raise UsageError(
+                f"{where} has a curve that is not steps, seconds and returns of as many finite numbers each"
+            )
         return result
 
     @classmethod
@@ -133,6 +136,24 @@ KINDS: dict[str, Any] = {
     "total_steps": int, "hyperparameters": dict, "settings": dict, "steps": int, "seconds": int | float,
     "measure": str, "returns": list, "curve": dict, "machine": dict,
 }  # fmt: skip
+
+
+def _finite(values: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    try:
+        return isinstance(values, list) and set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))
+    except OverflowError:  # of a whole number that is larger than any float
+        return False
+
+
+def _is_curve(curve: dict[str, Any]) -> bool:
+    """Whether it is what `Result` says, or empty."""
+    if not curve:
+        return True
+    steps, seconds, returns = (curve.get(name) for name in ("steps", "seconds", "returns"))
+    if not _finite(steps) or not _finite(seconds) or not isinstance(returns, list):
+        return False
+    return len(steps) == len(seconds) == len(returns) and _finite([x for x in returns if x is not None])
 
 
 def curve_of(episodes: dict[str, np.ndarray], total_steps: int) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ import numpy as np
 from rlcore.errors import UsageError
 
 Scores = Sequence[np.ndarray]
+Statistic = Callable[[Scores], np.ndarray]
 LEVEL = 0.95
 RESAMPLES = 2000
 LARGEST_BATCH = 2**22  # scores that are held at a time
@@ -87,7 +88,7 @@ def probability_of_improvement(first: Scores, second: Scores) -> float:
 
 
 def interval(
-    statistic: Callable[[Scores], np.ndarray], scores: Scores, method: str = "expanded", level: float = LEVEL,
+    statistic: Statistic, scores: Scores, method: str = "expanded", level: float = LEVEL,
     resamples: int = RESAMPLES, seed: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
     """The interval of a statistic over runs by the stratified bootstrap; NaN where a task has fewer than two runs.
@@ -110,14 +111,28 @@ def interval(
     Raises:
         UsageError: where the method is none of these.
     """
+    return intervals([statistic], scores, method, level, resamples, seed)[0]
+
+
+def intervals(
+    chosen: Sequence[Statistic], scores: Scores, method: str = "expanded", level: float = LEVEL,
+    resamples: int = RESAMPLES, seed: int = 0,
+) -> list[tuple[float, float]]:  # fmt: skip
+    """As `interval`, of several statistics of the same resamples, which takes less time.
+
+    Raises:
+        UsageError: where the method is none of these.
+    """
     quantiles = _quantiles(_degrees(scores), method, level)
     if min(len(x) for x in scores) < 2:
-        return math.nan, math.nan
+        return [(math.nan, math.nan)] * len(chosen)
     rng = np.random.default_rng(seed)
-    batches = _batches(resamples, sum(map(len, scores)))
-    values = [statistic([x[_draws(rng, count, len(x), method)] for x in scores]) for count in batches]
-    low, high = np.quantile(np.concatenate(values), quantiles)
-    return float(low), float(high)
+    values = []
+    for count in _batches(resamples, sum(map(len, scores))):
+        drawn = [x[_draws(rng, count, len(x), method)] for x in scores]
+        values.append([statistic(drawn) for statistic in chosen])
+    ends = np.quantile(np.concatenate(values, axis=1), quantiles, axis=1)
+    return [(float(low), float(high)) for low, high in ends.T]
 
 
 def profile_interval(
