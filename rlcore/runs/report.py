@@ -472,7 +472,7 @@ def _score_table(env_id: str, groups: dict[str, list[Result]], styles: dict[str,
     span = _scale([float(x) for values in scores.values() for x in values])
     rows = [_score_row(env_id, agent, groups[agent], scores[agent], span, styles[agent]) for agent in groups]
     header = ["agent", "runs", "IQM", "95% interval", "mean", "median", "worst", _scale_name("each run", span), "steps"]
-    header += ["seconds", "steps/s", "published"]
+    header += ["seconds", "steps/s", "published, at steps"]
     return Table(header, rows, (1, 2, 3, 4, 5, 6, 8, 9, 10))
 
 
@@ -498,7 +498,7 @@ def _published(env_id: str, run: Result) -> str:
     entry = published()["scores"].get(env_id, {}).get(run.algo or run.agent)
     if entry is None:
         return ""
-    return f"{number(entry['score'])} ± {number(entry['std'])} at {compact(entry['steps'])} steps"
+    return f"{number(entry['score'])} ± {number(entry['std'])} at {compact(entry['steps'])}"
 
 
 def _notes(env_id: str, groups: dict[str, list[Result]]) -> list[Block]:

@@ -194,11 +194,11 @@ def student_band(values: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, 
 def student_quantile(p: float, degrees: int) -> float:
     """The quantile of Student's t distribution, for p of at least 1/2.
 
-    With t = √ν tan θ the density of θ is proportional to cos^(ν−1) θ, which is summed on a fine grid.
+    With t = √ν tan θ the density of θ is proportional to cos^(ν−1) θ, summed on a grid that is finer where θ is small.
     """
-    angle = np.linspace(0, math.pi / 2, 20_001)
+    angle = math.pi / 2 * np.linspace(0, 1, 20_001) ** 2
     density = np.cos(angle) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) * np.diff(angle))])
     return math.sqrt(degrees) * math.tan(float(np.interp(2 * p - 1, mass / mass[-1], angle)))
 
 
