@@ -158,7 +158,7 @@ def strip(
         parts.append(f'<line class="interval" x1="{at(low)}" x2="{at(high)}" y1="{middle}" y2="{middle}"/>')
     if math.isfinite(point):
         parts.append(f'<line class="point" x1="{at(point)}" x2="{at(point)}" y1="3" y2="{STRIP_HEIGHT - 3}"/>')
-    size = f'width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}"'
+    size = f'width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}" viewBox="0 0 {STRIP_WIDTH} {STRIP_HEIGHT}"'
     return f'<svg class="strip c{style % COLOURS}" {size} aria-hidden="true">{"".join(parts)}</svg>'
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rlcore.envs.atari import PREFIX
-from rlcore.errors import UsageError, printable
+from rlcore.errors import UsageError, printable, shown
 from rlcore.runs import atari_scores, statistics
 from rlcore.runs.charts import Chart, Series, chart_data, chart_html, chart_rows, compact, escape, number, strip
 from rlcore.runs.results import Result, read_results
@@ -31,8 +31,9 @@ THRESHOLDS = 101  # of a performance profile
 TOLD_THRESHOLDS = (0.25, 0.5, 0.75, 1.0)
 MOST_PAIRS_OF = 8  # agents, each of which is compared with each other; of more, each with the best
 LONGEST_VALUE = 120  # letters of a hyperparameter or of what a machine says
+DEEPEST = 4  # of tables in a machine's or an environment's settings
 FEW_RUNS = 5
-LONG_TABLE = 60  # rows, beyond which it scrolls by itself
+LONG_TABLE = 30  # rows, beyond which it scrolls by itself
 AGGREGATES = {
     "IQM": statistics.interquartile_mean, "median": statistics.median, "mean": statistics.mean,
     "optimality gap": statistics.optimality_gap,
@@ -185,7 +186,17 @@ def _short_names(paths: set[Path]) -> dict[Path, str]:
 
 
 def _names(results: list[Result], attribute: str) -> list[str]:
-    return sorted({getattr(result, attribute) for result in results})
+    return sorted({getattr(result, attribute) for result in results}, key=_natural)
+
+
+def _natural(name: str) -> list[Any]:
+    """To sort by, with numbers in names in the order of their size."""
+    return [(int(part), "") if part.isdecimal() and part.isascii() and len(part) < 20 else (math.inf, part)
+            for part in re.split(r"(\d+)", name)]  # fmt: skip
+
+
+def _by_cell(result: Result) -> list[Any]:
+    return [_natural(result.agent), _natural(result.env_id), result.seed]
 
 
 # Published scores.
@@ -219,7 +230,7 @@ def contents(
     agents, envs = _names(results, "agent"), _names(results, "env_id")
     styles = {agent: n for n, agent in enumerate(agents)}
     groups: dict[Group, list[Result]] = defaultdict(list)
-    for result in sorted(results, key=lambda one: one.cell):
+    for result in sorted(results, key=_by_cell):
         if result.state == "done":
             groups[result.agent, result.env_id].append(result)
     scores = {group: _scores(runs) for group, runs in groups.items()}
@@ -283,14 +294,16 @@ def _listed_values(values: list[str], most: int = 3) -> str:
     return "; ".join(values[:most]) + more
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, depth: int = 0) -> str:
     """A value of a config or machine, short."""
-    if isinstance(value, dict):
-        text = ", ".join(f"{name} {_value(part)}" for name, part in list(value.items())[:20])
+    if isinstance(value, dict) and depth < DEEPEST:
+        text = ", ".join(f"{name} {_value(part, depth + 1)}" for name, part in list(value.items())[:20])
     elif isinstance(value, float):
         text = f"{value:g}"
+    elif isinstance(value, bool):
+        text = str(value).lower()
     else:
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = value if isinstance(value, str) else shown(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
@@ -341,7 +354,7 @@ def _sharing(agents: list[str], envs: list[str], scores: dict[Group, np.ndarray]
     while chosen:
         shared = set.intersection(*(on[agent] for agent in chosen))
         if len(shared) >= 2:
-            return [a for a in agents if a in chosen], sorted(shared)
+            return [a for a in agents if a in chosen], [e for e in envs if e in shared]
         chosen.pop()
     return [], []
 
@@ -473,6 +486,8 @@ def _score_table(env_id: str, groups: dict[str, list[Result]], styles: dict[str,
     rows = [_score_row(env_id, agent, groups[agent], scores[agent], span, styles[agent]) for agent in groups]
     header = ["agent", "runs", "IQM", "95% interval", "mean", "median", "worst", _scale_name("each run", span), "steps"]
     header += ["seconds", "steps/s", "published, at steps"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return Table(header, rows, (1, 2, 3, 4, 5, 6, 8, 9, 10))
 
 
@@ -575,7 +590,7 @@ def _values_of(values: dict[Group, dict[str, None]], agent: str) -> str:
 
 
 def failures(results: list[Result]) -> list[Block]:
-    failed = sorted((r for r in results if r.state == "failed"), key=lambda r: r.cell)
+    failed = sorted((r for r in results if r.state == "failed"), key=_by_cell)
     if not failed:
         return []
     rows: list[list[str | Drawn]] = [[r.agent, r.env_id, str(r.seed), r.error or "", r.folder] for r in failed]
@@ -587,7 +602,10 @@ def not_run(missing: list[Cell]) -> list[Block]:
     seeds: dict[Group, list[int]] = defaultdict(list)
     for agent, env_id, seed in missing:
         seeds[agent, env_id].append(seed)
-    rows: list[list[str | Drawn]] = [[*group, _ranges(sorted(of))] for group, of in sorted(seeds.items())]
+    rows: list[list[str | Drawn]] = [
+        [*group, _ranges(sorted(of))]
+        for group, of in sorted(seeds.items(), key=lambda item: [_natural(name) for name in item[0]])
+    ]
     return [Heading(2, "Not run"), Table(["agent", "environment", "seeds"], rows)] if rows else []
 
 
@@ -605,7 +623,7 @@ def _ranges(numbers: list[int]) -> str:
 def every_run(results: list[Result]) -> list[Block]:
     rows: list[list[str | Drawn]] = [
         [r.agent, r.env_id, str(r.seed), r.state, number(r.score), f"{r.steps:,}", number(float(r.seconds)), r.folder]
-        for r in sorted(results, key=lambda r: r.cell)
+        for r in sorted(results, key=_by_cell)
     ]
     header = ["agent", "environment", "seed", "state", "score", "steps", "seconds", "folder"]
     return [Heading(2, "Every run"), Table(header, rows, (2, 4, 5, 6))] if rows else []

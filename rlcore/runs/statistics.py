@@ -8,8 +8,10 @@ of its runs 1/(M n_m). The leading dimensions are those of resamples, or none.
 An interval resamples the runs of each task by themselves (the stratified bootstrap). rliable takes percentiles of plain
 resamples. These intervals are too narrow for the few runs that reinforcement learning has: a resample of n runs varies
 as if it had divided by n and not by n − 1, and percentiles are those of a normal distribution where Student's is due.
-`interval` mends both and is what reports show; `method="percentile"` is the plain one, for comparison. How often each
-holds the true value is measured by benchmarks/interval_coverage.py.
+`interval` mends both and is what reports show; `method="percentile"` is the plain one, for comparison. Of 1,000
+intervals that shall hold the true value 95 times in 100, on normal scores of 10 runs on 5 tasks, 94.9% of ours do for
+the interquartile mean and 94.1% for the mean, of the plain ones 93.1% and 91.2%; with 3 runs 93.1% and 94.4% beside
+84.1% and 84.6% (benchmarks/interval_coverage.py).
 """
 
 import math

@@ -135,14 +135,14 @@ def test_a_run_folder_is_a_page_too(tmp_path):
     run.joinpath("config.toml").write_text(
         'algo = "ppo"\nenv_id = "CartPole-v1"\ntotal_steps = 100\n[hyperparameters]\nseed = 3\ngamma = 0.5\n'
     )
-    run.joinpath("episodes.csv").write_text(
-        "episode,global_step,seconds,env,return,length\n0,10,1.0,0,9.0,9\n1,30,2,0,11,9\n"
-    )
+    run.joinpath("episodes.csv").write_text("global_step,env,return,length,seconds\n10,0,9.0,9,1.0\n30,0,11,9,2.00\n")
     run.joinpath("evaluation.json").write_text(json.dumps({"returns": [1.0, 2.0, 2.0], "measure": "return"}))
     report.write_report([run], tmp_path / "a.html")
     text = (tmp_path / "a.md").read_text()
     assert "# ppo on CartPole-v1" in text and "| gamma | 0.5 |" in text and "### Evaluation" in text
-    assert "| 3 | 1.667 |" in text and 'class="bar"' in (tmp_path / "a.html").read_text()
+    assert (
+        "| 3 | 1.667 |" in text and "| ppo | 30 | 11 |" in text and 'class="bar"' in (tmp_path / "a.html").read_text()
+    )
 
 
 def test_agents_of_several_folders_are_told_apart(tmp_path):
@@ -251,12 +251,32 @@ def test_only_reports_are_overwritten(tmp_path):
         ("curve", {"seconds": [1], "returns": [1]}),
         ("returns", [10**400]),
         ("returns", ["1"]),
+        ("seconds", math.inf),
+        ("steps", 10**400),
+        ("agent", None),
     ],
 )
 def test_records_that_no_run_has(name, value):
     entry = {**json.loads(made("a", "b", 0).line()), name: value}
-    with pytest.raises(UsageError, match="line 1 has"):
+    with pytest.raises(UsageError, match=r"line 1 (has|is)"):
         Result.of_line(json.dumps(entry), "line 1")
+
+
+def test_an_evaluation_that_no_run_has(tmp_path):
+    (tmp_path / "config.toml").write_text('algo = "a"\nenv_id = "b"\ntotal_steps = 100\n[hyperparameters]\n')
+    for returns in ("abc", [math.nan], [[1.0]], {"a": 1}):
+        (tmp_path / "evaluation.json").write_text(json.dumps({"returns": returns}))
+        with pytest.raises(UsageError, match="returns"):
+            report.write_report([tmp_path], tmp_path / "a.html")
+
+
+def test_settings_of_any_shape(tmp_path):
+    deep = value = {}
+    for _ in range(300):
+        value["x"] = value = {}
+    settings = {"deep": deep, "long": "x" * 10_000, "list": [[1], True], "flag": True, "none": None, "whole": 10**300}
+    _, page, text = written(tmp_path, [made("a", "b", 0, hyperparameters=settings, machine=settings)])
+    assert "| flag | true |" in text and "x" * 200 not in page and len(page) < 60_000
 
 
 def test_a_record_is_read_as_it_was_written():
