@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(os.environ.get("RLCORE_RESULTS") or Path(__file__).parent / "results")
-PACKAGES = (
-    "rlcore", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "ale-py", "envpool",
-    "opencv-python-headless", "pettingzoo",
-)  # fmt: skip
 
 
-def describe() -> dict[str, Any]:
-    """Hardware, versions, commit and the command that is running."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", *map(shown, sys.argv)]),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "rlcore")),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": _gpu(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
-    }
+def _of_package() -> Any:
+    """The module of rlcore, by its path: peers' interpreters have no rlcore to import."""
+    path = Path(__file__).parent.parent / "rlcore" / "runs" / "machine.py"
+    spec = importlib.util.spec_from_file_location("rlcore_machine", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_module = _of_package()
+describe, shown = _module.describe, _module.shown
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
@@ -43,40 +31,3 @@ def write(name: str, result: dict[str, Any]) -> Path:
     path.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
     print(f"wrote {shown(path)}")
     return path
-
-
-def shown(argument: str | Path) -> str:
-    """A path of this checkout relative to the current folder, anything else as it is."""
-    path, here = Path(argument).resolve(), Path.cwd()
-    exists = os.path.exists(path)  # False for a text that is too long to be a path
-    return str(path.relative_to(here)) if exists and path.is_relative_to(here) else str(argument)
-
-
-def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    return result.stdout.strip()
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def _gpu() -> str | None:
-    try:
-        import torch
-    except ModuleNotFoundError:  # in a peer's environment
-        return None
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

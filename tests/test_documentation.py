@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 # What a user may call. A package or module with `__all__` offers that, any other its names without an underscore.
 MODULES = [
-    "agents", "agents.a2c", "agents.bc", "agents.dpo", "agents.evaluation", "agents.grpo", "agents.ppo",
-    "agents.reinforce", "agents.rewardmodel", "agents.trpo", "buffer", "collect", "diagnostics", "envs",
+    "agents", "agents.a2c", "agents.bc", "agents.dpo", "agents.evaluation", "agents.export", "agents.grpo",
+    "agents.ppo", "agents.reinforce", "agents.rewardmodel", "agents.trpo", "buffer", "collect", "diagnostics", "envs",
     "envs.memory_tasks",
     "envs.rock_paper_scissors", "envs.text", "errors", "estimators", "networks", "networks.distributions",
     "networks.memory", "networks.normalize", "networks.recurrent", "networks.reward", "networks.text",

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "rlcore"
 # Each layer may import itself (but see the agents) and what stands below it.
 LAYERS = [
     {"errors", "version", "tracing"},
-    {"spaces", "storage", "presets"},
+    {"spaces", "storage", "presets", "suites"},
     {"state", "envs"},
     {"buffer", "optim"},
     {"estimators", "diagnostics", "programs"},  # programs know no network and no algorithm
@@ -118,7 +118,7 @@ def test_only_the_engine_knows_programs():
 
 
 def test_an_agent_file_imports_no_other_agent_and_no_infrastructure():
-    others = ("__init__", "agent", "config", "engine", "evaluation", "rewards", "setup", "stored")
+    others = ("__init__", "agent", "config", "engine", "evaluation", "export", "rewards", "setup", "stored")
     algorithms = [f for f in (PACKAGE / "agents").glob("*.py") if f.stem not in others]
     assert algorithms
     allowed = {

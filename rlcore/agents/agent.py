@@ -21,6 +21,7 @@ from rlcore.agents import rewards, setup, stored
 from rlcore.agents.config import Config
 from rlcore.agents.engine import Engine
 from rlcore.agents.evaluation import Actor, Evaluation, evaluate
+from rlcore.agents.export import export_policy
 from rlcore.agents.rewards import Queries
 from rlcore.buffer import Batch, RolloutBuffer, RowSampler
 from rlcore.collect import Episodes
@@ -461,6 +462,11 @@ class Agent:
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Write the agent to one file, from which `rlcore.load` makes it again; `extra` is stored beside it."""
         stored.save(self, path, extra or {})
+
+    def export(self, path: str | Path) -> None:
+        """Write the greedy policy to one file that runs without rlcore, .pt2 (torch.export) or .onnx, as told in
+        rlcore.agents.export; a UsageError where that cannot be, an RlcoreError where it would act otherwise."""
+        export_policy(self, path)
 
 
 def _means(metrics: dict[str, Tensor], count: int | Tensor) -> dict[str, Tensor]:

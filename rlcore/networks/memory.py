@@ -92,7 +92,7 @@ class GRU(Memory):
         return h, {"h": h}
 
     def row(self, x: Tensor, carry: dict[str, Tensor], first: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        n = len(first)  # a kernel does not look
+        n = first.shape[0]  # of any size where it is exported; a kernel does not look
         fits = first.dtype == torch.bool and x.shape == (n, self.weight_x.shape[1])
         fits = fits and all(state.shape == (n, self.features) for state in carry.values())
         if torch.is_grad_enabled() or not fits or not is_there(x):

@@ -171,7 +171,7 @@ def test_a_lock_file_is_left_alone_where_a_new_run_is_refused(tmp_path):
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rlcore.cli.time.strftime", lambda form: "20260101-000000")
+    monkeypatch.setattr("rlcore.cli.training.time.strftime", lambda form: "20260101-000000")
     for _ in range(3):
         call(capsys, *TRAIN[:-4], "--total-steps", "200", "--eval-episodes", "0")
     name = "ppo-seed5-20260101-000000"

@@ -1,0 +1,121 @@
+"""The command line: train, pretrain, eval, video, compare, bench, list."""
+
+import contextlib
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlcore.cli.listing import list_all
+from rlcore.cli.policies import compare, evaluate, video
+from rlcore.cli.studies import bench
+from rlcore.cli.training import pretrain, train
+from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
+from rlcore.version import __version__
+
+OVERVIEW = """usage: rlcore COMMAND ...
+
+On-policy reinforcement learning on one rollout buffer.
+
+  train     train an agent into a run folder, or continue one
+  pretrain  copy an expert first: train bc
+  eval      play evaluation episodes with a trained agent
+  video     film an episode of a trained agent
+  compare   have a person compare clips of a trained agent, for dpo and rewardmodel
+  bench     train agents on environments with several seeds each
+  list      list agents, presets and default hyperparameters
+
+rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
+LONGEST_MESSAGE = 2000
+
+
+class Output:
+    """A stream to print to. Where that fails, `problem` says why, the rest is printed to nowhere, and the work goes on:
+    a reader that has seen enough (`| head`) or a terminal that was closed must not end a training run."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.problem = stream, None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.problem = self.problem or error
+            # A stream need not be a file.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *_: f"rlcore: {_printable(message)}\n"
+    # There are no streams where they were closed before we began.
+    out, err = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = _run(arguments)
+        finally:
+            out.flush()
+            err.flush()
+        if out.problem is None or out.problem.errno == errno.EPIPE:  # `rlcore list | head`
+            return code
+        failed = _fail(f"standard output could not be written: {out.problem.strerror or out.problem}", 2)
+        return code if code or arguments[0] == "train" else failed
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        return _dispatch(arguments)
+    except RlcoreError as error:
+        return _fail(error, getattr(error, "code", 2))
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except (ConnectionError, EOFError) as error:
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return _fail(f"the connection to another process, such as one that steps environments, broke ({what})", 2)
+    except MemoryError as error:
+        return _fail(f"there is not enough memory{f': {error}' if str(error) else ''}", 2)
+
+
+def _fail(message: Any, code: int) -> int:
+    print(f"rlcore: {_printable(message)}", file=sys.stderr)
+    return code
+
+
+def _printable(message: Any) -> str:
+    """One line without what would move a terminal's cursor; names out of files come into messages."""
+    text = str(message)
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE // 2]}...{text[-LONGEST_MESSAGE // 2 :]}"
+    return printable(text)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command == "--version":
+        print(__version__)
+        return 0
+    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "compare": compare}
+    commands |= {"bench": bench, "list": list_all}
+    if command not in commands:
+        near = did_you_mean(command, commands)
+        raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")
+    return commands[command](rest)

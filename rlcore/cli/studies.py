@@ -1,0 +1,88 @@
+"""Runs compared: bench, report."""
+
+import contextlib
+import os
+from typing import Any
+
+from rlcore.cli.flags import Parser, add_flag, whole_number
+from rlcore.errors import RlcoreError, UsageError
+
+MOST_JOBS = 1024
+
+
+def bench(arguments: list[str]) -> int:
+    """rlcore bench SUITE --out DIR | rlcore bench --agents A,B --envs E,F --out DIR | rlcore bench --out DIR"""
+    what = (
+        "Train agents on environments with several seeds each, into one folder. What was killed goes on where it was, "
+        "what has ended is not run again."
+    )
+    parser = Parser(prog="rlcore bench", description=what)
+    suites = "suite that is shipped (see rlcore list), or a TOML file; none: the bench that has begun in --out"
+    parser.add_argument("suite", metavar="SUITE", nargs="?", help=suites)
+    add_flag(parser, "--out", "DIR", "the folder of the bench", required=True)
+    add_flag(parser, "--agents", "A,B", "algorithms instead of a suite, or those of the suite's agents to run")
+    add_flag(parser, "--envs", "E,F", "environment ids instead of a suite, or those of the suite to run")
+    add_flag(parser, "--seeds", "K", "number of seeds, or first-last (default: the suite's, or 10)")
+    add_flag(parser, "--total-steps", "K", "environment steps of every run (default: the suite's, or each preset's)")
+    add_flag(parser, "--eval-episodes", "K", "greedy episodes after training (default: the suite's, or 100)")
+    add_flag(parser, "--import", "MODULE", "module that registers environments; may be repeated", action="append")
+    add_flag(parser, "--jobs", "J", "runs at a time (default: one for each core)")
+    parser.add_argument("--no-progress", action="store_true", default=False, help="print nothing on the way")
+    values = vars(parser.parse(arguments))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = whole_number("--jobs", values.get("jobs", cores), highest=MOST_JOBS)
+
+    from rlcore.runs.bench import Bench
+
+    with contextlib.closing(Bench.open(values["out"], _suite(values))) as study:
+        failed = study.run(jobs, not values["no_progress"])
+        done = len(study.cells) - len(failed)
+    print(f"{done} of {len(study.cells)} cells are done; next: rlcore report {values['out']}")
+    if failed:
+        first = failed[0]
+        raise RlcoreError(
+            f"{len(failed)} of {len(study.cells)} cells failed, such as {first.agent} on {first.env_id} with seed "
+            f"{first.seed}: {first.error}; the same command tries them again"
+        )
+    return 0
+
+
+def _suite(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The suite that is asked for, None for the one that has begun."""
+    from rlcore.cli.flags import import_modules
+    from rlcore.runs.suite import completed, read_suite, seeds_of
+
+    import_modules(values)
+    chosen = {name: _names(f"--{name}", values[name]) for name in ("agents", "envs") if name in values}
+    if values.get("suite") is None and not chosen:
+        changes = [name for name in ("seeds", "total_steps", "eval_episodes", "import") if name in values]
+        if changes:
+            flag = changes[0].replace("_", "-")
+            raise UsageError(f"--{flag} is given, but neither SUITE nor --agents and --envs, which it would be for")
+        return None
+    suite = read_suite(values.get("suite")) if values.get("suite") else {}
+    for name, names in chosen.items():
+        suite[name] = _subset(name, suite[name], names) if values.get("suite") else names
+    if "seeds" in values:
+        suite["seeds"] = seeds_of(values["seeds"])
+    for name in ("total_steps", "eval_episodes"):
+        if name in values:
+            suite[name] = whole_number("--" + name.replace("_", "-"), values[name])
+    if "import" in values:
+        suite["imports"] = [*suite.get("imports", []), *values["import"]]
+    return completed(suite)
+
+
+def _names(flag: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"{flag} is '{text}', but must be names with commas between them")
+    return names
+
+
+def _subset(kind: str, of: Any, names: list[str]) -> Any:
+    """Those agents or environments of a suite that are named."""
+    for name in names:
+        if name not in of:
+            raise UsageError(f"--{kind} names '{name}', but the suite has {', '.join(map(str, of))}")
+    return {name: of[name] for name in names} if isinstance(of, dict) else names

@@ -1,0 +1,312 @@
+"""Agents × environments × seeds, each a run in a process of its own, into one folder that a killed bench goes on in.
+
+bench.toml             the suite
+ENV_ID/AGENT/seed-S    the run folder of each cell; beside it seed-S.log, what its process has printed
+results.jsonl          a record of each cell that ended, see `rlcore.runs.results`
+.lock                  which process writes here, as long as it does
+
+A cell that was killed goes on from its newest checkpoint, so that the results are those of a bench that was not. Cells
+run in sessions of their own and end when the bench does, at once and without a checkpoint between those of the run,
+which could change its course.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import time
+import tomllib
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import tomli_w
+
+from rlcore.errors import UsageError, printable, shown
+from rlcore.runs import machine
+from rlcore.runs.bench_progress import BenchProgress
+from rlcore.runs.folder import RunFolder
+from rlcore.runs.results import INDEX, Result, read_index
+from rlcore.runs.settings import read_settings, to_toml
+from rlcore.runs.suite import Cell, cells_of, completed
+from rlcore.storage.files import FolderLock, InUse, set_aside, write_atomically
+
+SUITE, RESULT = "bench.toml", "result.json"
+SECONDS_BETWEEN_LOOKS = 0.1
+PR_SET_PDEATHSIG = 1  # of Linux: what to be sent when the parent dies
+LONGEST_SENTENCE = 500
+OF_COMMANDS = ("returns", "steps", "seconds", "measure", "curve", "hyperparameters", "machine", "total_steps")
+
+
+@dataclass
+class Job:
+    """A cell that is running."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+class Bench:
+    """A bench in its folder, which no other process can write to until `close`."""
+
+    def __init__(self, path: Path, suite: dict[str, Any], lock: FolderLock):
+        self.path, self.suite, self.lock = path, suite, lock
+        self.cells = list(cells_of(suite))
+        self.machine = machine.describe()
+        self.results = {result.cell: result for result in _whole_index(path)}
+
+    @classmethod
+    def open(cls, path: str | Path, suite: dict[str, Any] | None) -> Self:
+        """Begin a bench, or go on with the one in `path`.
+
+        Args:
+            suite: as `completed` gives it; None: the one that was begun there. More seeds may be asked for.
+
+        Raises:
+            UsageError: where there is none to go on with, another one is there or it is being run, or the folder
+                cannot be written.
+        """
+        path, file = Path(path), Path(path) / SUITE
+        if suite is None and not file.is_file():
+            raise UsageError(
+                f"--out is {path}, where no bench has begun; a new one needs a SUITE, or --agents and --envs"
+            )
+        if not file.is_file() and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"--out is {path}, which has something in it that is no bench; choose another")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(path / ".lock").acquire()
+        except InUse as error:
+            raise UsageError(f"the bench {path} {error}, which must end before another begins") from None
+        except OSError as error:
+            raise UsageError(f"the folder {path} cannot be written: {error.strerror or error}") from error
+        try:
+            suite = _merged(suite, stored_suite(path), path) if file.is_file() else suite
+            write_atomically(file, tomli_w.dumps(to_toml(suite)).encode())
+            return cls(path, suite, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self.lock.release()
+
+    def run(self, jobs: int, show: bool = True) -> list[Result]:
+        """Run what has not ended well, `jobs` cells at a time; returns those that failed.
+
+        Args:
+            jobs: J, processes at a time; each has a J-th of the cores as threads.
+            show: a table on a terminal, or a line for each cell where there is none.
+        """
+        waiting = deque(cell for cell in self.cells if not self._is_done(cell))
+        running: list[Job] = []
+        with BenchProgress(self.cells, self.results, show) as progress:
+            try:
+                while waiting or running:
+                    self._start_some(waiting, running, jobs)
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+                    for job in [job for job in running if job.process.poll() is not None]:
+                        running.remove(job)
+                        progress.ended(self._record(self._result(job)))
+                    progress.running([job.cell for job in running])
+            finally:
+                for job in running:
+                    _kill(job.process)
+        return [result for cell in self.cells if (result := self.results[_key(cell)]).state == "failed"]
+
+    def _is_done(self, cell: Cell) -> bool:
+        result = self.results.get(_key(cell))
+        return result is not None and result.state == "done"
+
+    def _start_some(self, waiting: deque[Cell], running: list[Job], jobs: int) -> None:
+        """Begin cells as far as there is room; one that must wait for another goes to the end of the queue."""
+        for _ in range(len(waiting)):
+            if len(running) >= jobs:
+                return
+            cell = waiting.popleft()
+            before = self._before(cell)
+            if before is None or before.state == "done":
+                running.append(self._start(cell, jobs))
+            elif before.state == "failed":
+                sentence = f"it begins with the network of {before.agent}, which failed: {before.error}"
+                self._record(_failed(cell, sentence, self.machine))
+            else:
+                waiting.append(cell)
+
+    def _before(self, cell: Cell) -> Result | None:
+        """What became of the cell that this one begins with, "waiting" where it has not ended, None without one."""
+        if cell.after is None:
+            return None
+        key = (cell.after.parent.name, cell.env_id, cell.seed)
+        return self.results.get(key, Result(*key, state="waiting"))
+
+    def _start(self, cell: Cell, jobs: int) -> Job:
+        folder = self.path / cell.folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        variables = {"OMP_NUM_THREADS": str(max(cores // jobs, 1)), **os.environ}
+        with open(folder.with_name(f"{folder.name}.log"), "ab") as log:
+            process = subprocess.Popen(
+                self._command(cell, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=variables, start_new_session=True, preexec_fn=_end_with_parent(os.getpid()),
+            )  # fmt: skip
+        return Job(cell, process, time.perf_counter())
+
+    def _command(self, cell: Cell, folder: Path) -> list[str]:
+        """How the cell is run, or gone on with."""
+        if not cell.is_own:
+            return [*cell.command, f"--out={folder}"]
+        if folder.exists() and not list(folder.glob("checkpoints/step-*.pt")):  # killed while it was made
+            set_aside(folder, "unfinished")
+        if folder.exists():
+            imports = [word for word in cell.command if word.startswith("--import=")]
+            return [*cell.command[:4], f"--resume={folder}", *imports, "--no-progress"]
+        init = [] if cell.after is None else [f"--init={self.path / cell.after}"]
+        return [*cell.command, *init, f"--run-dir={folder}"]
+
+    def _result(self, job: Job) -> Result:
+        """What became of a cell whose process has ended."""
+        cell, folder, code = job.cell, self.path / job.cell.folder, job.process.returncode
+        try:
+            result = self._finished(cell, folder, time.perf_counter() - job.began)
+        except UsageError as error:
+            return _failed(cell, str(error), self.machine)
+        if result is None:
+            return _failed(cell, _last_words(folder.with_name(f"{folder.name}.log"), code), self.machine)
+        return result
+
+    def _finished(self, cell: Cell, folder: Path, seconds: float) -> Result | None:
+        """The record of a cell that is at its end, None where it is not."""
+        if not cell.is_own:
+            return _foreign_result(cell, folder, seconds, self.machine)
+        if not (folder / "evaluation.json").exists():
+            return None
+        evaluation = RunFolder(folder).read_evaluation() or {}
+        if evaluation.get("global_step", 0) < read_settings(folder / "config.toml")["total_steps"]:
+            return None
+        result = Result.of_run(folder, cell.agent, self.machine)
+        return replace(result, env_id=cell.env_id, seed=cell.seed, folder=cell.folder.as_posix())
+
+    def _record(self, result: Result) -> Result:
+        """Add a line to the index, whole and on the disk before anything else happens."""
+        self.results[result.cell] = result
+        with open(self.path / INDEX, "ab") as file:
+            file.write(result.line().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        return result
+
+
+def _key(cell: Cell) -> tuple[str, str, int]:
+    return cell.agent, cell.env_id, cell.seed
+
+
+def expected_cells(path: str | Path) -> list[tuple[str, str, int]]:
+    """Agent, environment and seed of each cell of the bench in a folder; none where there is no bench."""
+    return [_key(cell) for cell in cells_of(stored_suite(path))] if (Path(path) / SUITE).is_file() else []
+
+
+def stored_suite(path: str | Path) -> dict[str, Any]:
+    """The suite of the bench in a folder, or a UsageError where it cannot be read."""
+    file = Path(path) / SUITE
+    try:
+        suite = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"the suite in {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return completed(suite)
+
+
+def _merged(suite: dict[str, Any] | None, stored: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The suite to go on with: the stored one with the seeds of both."""
+    if suite is None:
+        return stored
+    suite = completed(tomllib.loads(tomli_w.dumps(to_toml(suite))))  # as it would be read again
+    for name in sorted({*suite, *stored} - {"seeds"}):
+        if suite.get(name) != stored.get(name):
+            was = _difference(name, stored.get(name), suite.get(name))
+            raise UsageError(f"--out is {path}, where a bench has begun with another {was}; choose another folder")
+    return {**stored, "seeds": sorted({*stored["seeds"], *suite["seeds"]})}
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """The first entry that differs, by its path, and both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        return _difference(f"{name}.{key}", old.get(key), new.get(key))
+    return f"{name} ({shown(old)}, not {shown(new)})"
+
+
+def _whole_index(path: Path) -> Iterable[Result]:
+    """The records so far; a last line that was cut short is taken off the file."""
+    file = path / INDEX
+    if not file.exists():
+        return []
+    data = file.read_bytes()
+    if not data.endswith(b"\n") and data:
+        os.truncate(file, data.rfind(b"\n") + 1)
+    return read_index(path)
+
+
+def _end_with_parent(parent: int) -> Any:
+    """What a child does first: have the system kill it when the bench dies, however that dies."""
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
+    if not hasattr(library, "prctl"):  # no Linux: a child that is left over keeps its folder locked until it ends
+        return None
+
+    def prepare() -> None:
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a cell and all processes that it has begun."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _failed(cell: Cell, sentence: str, machine: dict[str, Any]) -> Result:
+    return Result(
+        cell.agent, cell.env_id, cell.seed, "failed", sentence[:LONGEST_SENTENCE], cell.folder.as_posix(),
+        machine=machine,
+    )  # fmt: skip
+
+
+def _last_words(log: Path, code: int) -> str:
+    """The sentence with which a process failed: the last line that it printed, or which signal ended it."""
+    if code < 0:
+        return f"the process was ended by signal {-code}"
+    with contextlib.suppress(OSError), open(log, "rb") as file:
+        file.seek(max(os.path.getsize(log) - 10_000, 0))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return printable(lines[-1].strip().removeprefix("rlcore: "))
+    return f"the process ended with code {code}"
+
+
+def _foreign_result(cell: Cell, folder: Path, seconds: float, machine: dict[str, Any]) -> Result | None:
+    """What a command that is none of rlcore has left, None where that is nothing."""
+    try:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{folder / RESULT} is no JSON") from error
+    if not isinstance(found, dict) or not found.get("returns"):
+        raise UsageError(f"{folder / RESULT} has no 'returns'")
+    entry = {"seconds": seconds, "machine": machine, **{name: found[name] for name in OF_COMMANDS if name in found}}
+    entry |= {"agent": cell.agent, "env_id": cell.env_id, "seed": cell.seed, "state": "done"}
+    return Result.of_line(json.dumps({**entry, "folder": cell.folder.as_posix()}), str(folder / RESULT))

@@ -1,0 +1,90 @@
+"""How a bench shows itself: a table that changes on a terminal, a line for each cell in a pipe."""
+
+import contextlib
+import statistics
+import sys
+import time
+from typing import Any, Self
+
+from rlcore.runs.results import Result
+from rlcore.runs.suite import Cell
+
+ROWS = 20  # of the table, the rest in one line
+
+
+class BenchProgress(contextlib.AbstractContextManager):
+    """Cells that have ended, failed and run, for each agent on each environment.
+
+    Args:
+        cells: all of the bench.
+        results: by agent, environment and seed; kept up to date by the bench.
+        show: nothing is shown where it is False.
+    """
+
+    REFRESHES_PER_SECOND = 2
+
+    def __init__(self, cells: list[Cell], results: dict[tuple[str, str, int], Result], show: bool):
+        self.cells, self.results, self.show = cells, results, show
+        self.pairs = list(dict.fromkeys((cell.agent, cell.env_id) for cell in cells))
+        self.live: Any = None
+        self.drawn_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self.show and sys.stdout.isatty():
+            from rich.live import Live
+
+            self.live = Live(auto_refresh=False)  # no thread: the bench forks
+            self.live.start()
+        elif self.show and self._done():
+            print(f"{self._done()} of {len(self.cells)} cells have ended before", flush=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.live is not None:
+            self._draw([])
+            self.live.stop()
+
+    def ended(self, result: Result) -> None:
+        """Tell of a cell that has just ended."""
+        if self.show and self.live is None:
+            name = f"{result.agent} on {result.env_id}, seed {result.seed}"
+            print(f"{self._done()}/{len(self.cells)}  {name}: {_told(result)}", flush=True)
+
+    def running(self, cells: list[Cell]) -> None:
+        """Tell which cells are running, as often as one likes."""
+        now = time.perf_counter()
+        if self.live is not None and now - self.drawn_at >= 1 / self.REFRESHES_PER_SECOND:
+            self._draw(cells)
+            self.drawn_at = now
+
+    def _done(self) -> int:
+        return sum((cell.agent, cell.env_id, cell.seed) in self.results for cell in self.cells)
+
+    def _draw(self, running: list[Cell]) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("agent", "environment", "done", "running", "failed", "score", box=None, pad_edge=False)
+        rows = [self._row(*pair, running) for pair in self.pairs]
+        rows.sort(key=lambda row: not row[3])  # those that run first
+        for row in rows[:ROWS]:
+            table.add_row(*map(Text, row))  # as it is: a name may look like markup
+        more = f", {len(rows) - ROWS} rows more" if len(rows) > ROWS else ""
+        table.caption = f"{self._done()} of {len(self.cells)} cells{more}"
+        table.caption_justify = "left"
+        self.live.update(table, refresh=True)
+
+    def _row(self, agent: str, env_id: str, running: list[Cell]) -> tuple[str, ...]:
+        seeds = [cell.seed for cell in self.cells if (cell.agent, cell.env_id) == (agent, env_id)]
+        ended = [r for seed in seeds if (r := self.results.get((agent, env_id, seed))) is not None]
+        done = [result for result in ended if result.state == "done"]
+        failed, now = len(ended) - len(done), [c.seed for c in running if (c.agent, c.env_id) == (agent, env_id)]
+        score = f"{statistics.fmean(result.score for result in done):.1f}" if done else ""
+        seeds_now = ", ".join(f"seed {seed}" for seed in now)
+        return agent, env_id, f"{len(done)}/{len(seeds)}", seeds_now, str(failed or ""), score
+
+
+def _told(result: Result) -> str:
+    if result.state == "failed":
+        return f"failed: {result.error}"
+    return f"{result.measure} {result.score:.4g}, {result.steps:,} steps in {result.seconds:.1f} s"

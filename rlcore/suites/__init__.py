@@ -1,0 +1,1 @@
+"""Suites of benches, see `rlcore.runs.suite`."""
