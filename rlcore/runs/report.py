@@ -30,7 +30,7 @@ HTML_MARK, MARKDOWN_MARK = '<meta name="generator" content="rlcore report">', "<
 THRESHOLDS = 101  # of a performance profile
 TOLD_THRESHOLDS = (0.25, 0.5, 0.75, 1.0)
 MOST_PAIRS_OF = 8  # agents, each of which is compared with each other; of more, each with the best
-LONGEST_VALUE = 120  # letters of a hyperparameter or of what a machine says
+LONGEST_VALUE = 300  # letters of a hyperparameter or of what a machine says
 DEEPEST = 4  # of tables in a machine's or an environment's settings
 FEW_RUNS = 5
 LONG_TABLE = 30  # rows, beyond which it scrolls by itself

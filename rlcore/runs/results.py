@@ -138,7 +138,7 @@ def _checked(result: Result, where: str) -> Result:
     if not _finite([result.seconds]) or not _finite(result.returns):
         raise UsageError(f"{where} has returns or seconds that are no finite numbers")
     if not _is_curve(result.curve):
-        raise UsageError(f"{where} has a curve that is not steps, seconds and returns, as many finite numbers of each")
+        raise UsageError(f"{where} has a curve that is not as many steps, seconds and returns, or no finite numbers")
     return result
 
 
