@@ -237,7 +237,8 @@ def test_another_suite_in_the_same_folder_is_refused_by_what_differs(tmp_path, f
 
 # The index.
 
-RESULT = Result("ppo", "CartPole-v1", 3, "done", returns=[1.0, 2.0], curve={"returns": [None, 2.5]})
+CURVE = {"steps": [5, 9], "seconds": [0.5, 1.0], "returns": [None, 2.5]}
+RESULT = Result("ppo", "CartPole-v1", 3, "done", returns=[1.0, 2.0], curve=CURVE)
 
 
 def test_an_index_gives_back_what_was_written_and_the_newest_of_each_cell(tmp_path):
