@@ -37,6 +37,9 @@ class Evaluate:
         steps: `global_step` of each evaluation so far.
         results: the evaluations so far.
         best: the highest mean return so far, None before the first.
+
+    Raises:
+        UsageError: where `every` or `episodes` is no whole number of at least 1.
     """
 
     def __init__(
@@ -80,6 +83,9 @@ class StopOnReturn:
     Args:
         threshold: the mean undiscounted return to reach.
         episodes: how many of the latest are averaged; there must be as many.
+
+    Raises:
+        UsageError: where `episodes` is no whole number of at least 1.
     """
 
     def __init__(self, threshold: float, episodes: int = 100):
