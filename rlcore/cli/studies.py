@@ -1,4 +1,4 @@
-"""Runs compared: bench, report."""
+"""Runs compared: bench, report, plot."""
 
 import contextlib
 import os
@@ -129,3 +129,35 @@ def _told(made: dict[str, Any]) -> str:
     counts = [f"{made['done']} runs"]
     counts += [f"{made[name]} {words}" for name, words in (("failed", "failed"), ("not_run", "not run")) if made[name]]
     return f"{made['path']}: {', '.join(counts)}; as Markdown: {made['markdown']}"
+
+
+def plot(arguments: list[str]) -> int:
+    """rlcore plot DIR... --x steps|time --out FILE"""
+    parser = Parser(prog="rlcore plot", description="Draw learning curves of benches and runs for a paper.")
+    parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a bench or of a run")
+    add_flag(parser, "--out", "FILE", "png, svg or pdf (default: curves.png in DIR)")
+    add_flag(parser, "--x", "X", "steps of the environments, or time on the wall clock", default="steps")
+    add_flag(parser, "--width", "INCHES", "of the whole picture; a column of a paper has 3 to 3.5", default="5.5")
+    add_flag(parser, "--height", "INCHES", "of the whole picture (default: as the panels need)")
+    add_flag(parser, "--font-size", "POINTS", "of all letters", default="8")
+    add_flag(parser, "--font", "FAMILY", "such as serif (default: matplotlib's)")
+    values = parser.parse(arguments)
+    sizes = {name: _size(name, getattr(values, name)) for name in ("width", "height", "font_size") if name in values}
+    out = Path(getattr(values, "out", Path(values.folders[0]) / "curves.png"))
+
+    from rlcore.runs.plot import write_plot
+
+    made = write_plot(values.folders, out, values.x, **sizes, font=getattr(values, "font", None))
+    print(f"{made['path']}: {', '.join(made['agents'])} on {', '.join(made['environments'])}")
+    return 0
+
+
+def _size(name: str, text: str) -> float:
+    flag = "--" + name.replace("_", "-")
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{flag} is '{text}', but must be a number") from None
+    if not 0.5 <= value <= 100:
+        raise UsageError(f"{flag} is {text}, but must be from 0.5 to 100")
+    return value

@@ -104,7 +104,7 @@ def write_report(
     markdown = out.with_suffix(".md")
     _refuse_foreign(out, HTML_MARK)
     _refuse_foreign(markdown, MARKDOWN_MARK)
-    found = _read(folders)
+    found = read_folders(folders)
     results = labelled(found)
     missing = sorted(set(expected) - {result.cell for _, result in found})
     title, blocks = contents(results, missing, references or {})
@@ -112,8 +112,8 @@ def write_report(
     _write(markdown, as_markdown(title, blocks))
     states = [result.state for result in results]
     return {
-        "path": str(out), "markdown": str(markdown), "agents": _names(results, "agent"),
-        "environments": _names(results, "env_id"), "done": states.count("done"), "failed": states.count("failed"),
+        "path": str(out), "markdown": str(markdown), "agents": names_of(results, "agent"),
+        "environments": names_of(results, "env_id"), "done": states.count("done"), "failed": states.count("failed"),
         "not_run": len(missing),
     }  # fmt: skip
 
@@ -142,7 +142,7 @@ def _write(path: Path, text: str) -> None:
 # What was run.
 
 
-def _read(folders: list[Path]) -> list[tuple[Path, Result]]:
+def read_folders(folders: list[Path]) -> list[tuple[Path, Result]]:
     """The results of each folder, of one that is named twice only once."""
     once = {folder.resolve(): folder for folder in reversed(folders)}
     return [(real, result) for real, folder in reversed(once.items()) for result in read_results(folder)]
@@ -185,7 +185,7 @@ def _short_names(paths: set[Path]) -> dict[Path, str]:
     return names
 
 
-def _names(results: list[Result], attribute: str) -> list[str]:
+def names_of(results: list[Result], attribute: str) -> list[str]:
     return sorted({getattr(result, attribute) for result in results}, key=_natural)
 
 
@@ -227,7 +227,7 @@ def contents(
     results: list[Result], missing: list[Cell], references: Mapping[str, tuple[float, float]]
 ) -> tuple[str, list[Block]]:
     """The title and all blocks, in the order in which they are read."""
-    agents, envs = _names(results, "agent"), _names(results, "env_id")
+    agents, envs = names_of(results, "agent"), names_of(results, "env_id")
     styles = {agent: n for n, agent in enumerate(agents)}
     groups: dict[Group, list[Result]] = defaultdict(list)
     for result in sorted(results, key=_by_cell):

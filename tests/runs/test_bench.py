@@ -206,6 +206,18 @@ def test_a_bench_killed_in_the_middle_goes_on_to_the_same_results(tmp_path):
     assert read_index(broken)[0].returns == theirs.returns
 
 
+def test_the_report_of_a_bench_tells_what_has_not_run(tmp_path, foreign, capsys):
+    run(tmp_path / "out", suite_of({"own": foreign}, seeds=2))
+    Bench.open(tmp_path / "out", suite_of({"own": foreign}, seeds=3)).close()  # one more, which is not run yet
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "report.html: 2 runs, 1 not run; as Markdown: " in capsys.readouterr().out
+    assert "own" in (tmp_path / "out" / "report.html").read_text()
+    assert "own on CartPole-v1" in (tmp_path / "out" / "report.md").read_text().replace("`", "").replace("\\", "")
+    run(tmp_path / "out", None)
+    assert main(["report", str(tmp_path / "out"), "--live", "1"]) == 0  # all is done: written once
+    assert 'http-equiv="refresh"' in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
