@@ -33,6 +33,7 @@ from rlcore.state import Place
 from rlcore.storage.checkpoint import check_like, stored_count
 from rlcore.tracing import is_recording, leaves_of, loop, rows_of
 
+WRITTEN_OUT = 8  # rows of a compiled rollout written out one after the other: a loop costs microseconds a turn
 LARGE_MEMORY = 1024  # numbers that a policy remembers of an environment, from which on they are not kept for each row
 
 
@@ -658,8 +659,8 @@ class NativeCollector(Collector):
     def _sequence(self, carry: dict[str, Tensor], draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The rows of a sequence, and what the policy remembers before them, as far as it is stored."""
         before = {name: carry[f"policy.{name}"] for name in self.buffer.memory}
-        # A loop costs microseconds a turn, as does a row of few environments without memory.
-        turns = 8 if self.buffer.num_envs <= 64 and not self.buffer.sequence_length else 1
+        # A row of few environments without memory costs no more than the turn of a loop.
+        turns = WRITTEN_OUT if self.buffer.num_envs <= 64 and not self.buffer.sequence_length else 1
         row = self._row
         if self.whole_episodes and self.carry and self.network.reads_first:  # once, instead of in each row
             memory = {name: carry[f"policy.{name}"] for name in self.carry}

@@ -3,6 +3,8 @@ import os
 import pytest
 import torch
 
+from rlcore import collect
+
 # Programs are compiled to be compared, not to be fast: what is around their kernels need not be optimised.
 os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
 
@@ -11,6 +13,18 @@ os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
 def one_thread():
     """Tiny tensors are slower on several threads, and sums are then not the same on every machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rows_are_not_written_out():
+    """Which takes the compiler three times as long; `rows_written_out` has a test do it."""
+    collect.WRITTEN_OUT = 1
+
+
+@pytest.fixture
+def rows_written_out(monkeypatch):
+    """As it is outside of tests."""
+    monkeypatch.setattr(collect, "WRITTEN_OUT", 8)
 
 
 @pytest.fixture(autouse=True, scope="session")
