@@ -1,4 +1,4 @@
-"""The command line: train, pretrain, eval, video, compare, bench, list."""
+"""The command line: train, pretrain, eval, video, compare, bench, tune, list."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ from typing import Any
 
 from rlcore.cli.listing import list_all
 from rlcore.cli.policies import compare, evaluate, video
-from rlcore.cli.studies import bench
+from rlcore.cli.studies import bench, tune
 from rlcore.cli.training import pretrain, train
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
 from rlcore.version import __version__
@@ -25,6 +25,7 @@ On-policy reinforcement learning on one rollout buffer.
   video     film an episode of a trained agent
   compare   have a person compare clips of a trained agent, for dpo and rewardmodel
   bench     train agents on environments with several seeds each
+  tune      search for the hyperparameters of a preset
   list      list agents, presets and default hyperparameters
 
 rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
@@ -114,7 +115,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "compare": compare}
-    commands |= {"bench": bench, "list": list_all}
+    commands |= {"bench": bench, "tune": tune, "list": list_all}
     if command not in commands:
         near = did_you_mean(command, commands)
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")
