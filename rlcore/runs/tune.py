@@ -113,10 +113,9 @@ def make_problem(
             "which a setting that was chosen by them would flatter"
         )
     config, preset = agent.Config, {name: value for name, value in preset.items() if name != "total_steps"}
-    given = {**_typed(config, preset), **config.implied(fixed), **_typed(config, fixed)}
-    found = {
-        name: mark for name, mark in search_space(config).items() if name not in {**config.implied(fixed), **fixed}
-    }
+    fixed = {**config.implied(fixed), **_typed(config, fixed)}
+    given = {**_typed(config, preset), **fixed}
+    found = {name: mark for name, mark in search_space(config).items() if name not in fixed}
     made = agent(env_id, env_kwargs=env_kwargs, **_start(config, found, given), seed=seeds[0])
     with contextlib.closing(made):
         is_box = isinstance(made.envs.single_action_space, spaces.Box)
@@ -248,7 +247,7 @@ class Tuner:
             while time.monotonic() < until and (trial := self._ask(trials)) is not None:
                 self._run(trial)
                 if show:
-                    self.tell_of(self.study.trials[trial.number])
+                    self.tell_of(self.study.get_trials(deepcopy=False)[trial.number])
 
     def _ask(self, trials: int | None) -> Any:
         """The next trial, None where there are enough. One process at a time asks, so that there are not too many."""
@@ -386,11 +385,7 @@ class Tuner:
         best, ended = self.best(), self._ended()
         if best is None:
             return
-        trials = [
-            {"number": t.number, "state": t.state.name.lower(), "value": t.value if t.state.name == "COMPLETE" else None}
-            | {name: x for name, x in t.user_attrs.items() if name not in ("worker", "again", "is_preset")}
-            for t in ended
-        ]  # fmt: skip
+        trials = [_told(trial) for trial in ended]
         history = {"machine": machine.describe(), **self.problem.stored(), "best": self.preset(), "trials": trials}
         with FolderLock(self.path / ".lock").acquire(wait=True):
             write_atomically(self.path / PRESET, self._preset_text(best, len(ended)).encode())
@@ -422,6 +417,19 @@ def _suggested(trial: Any, name: str, mark: Search, kind: Any) -> Any:
     if inner_type(kind) is int:
         return trial.suggest_int(name, int(mark.low), int(mark.high), log=mark.log)
     return float(f"{trial.suggest_float(name, mark.low, mark.high, log=mark.log):.4g}")  # as it will stand in a file
+
+
+def _told(trial: Any) -> dict[str, Any]:
+    """What the files say of a trial: number, state (complete, pruned), value, and of `values`, `returns`, `seconds`,
+    and why it was `pruned` or what `error` it had, those that it has."""
+    complete = trial.state.name == "COMPLETE"  # the value of another is what it had on the way
+    told = {name: x for name, x in trial.user_attrs.items() if name not in ("worker", "again", "is_preset")}
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "value": trial.value if complete else None,
+        **told,
+    }
 
 
 def _word(value: Any) -> str:

@@ -2,9 +2,12 @@
 
 import html
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcore.errors import printable
+
+if TYPE_CHECKING:
+    from rlcore.runs.tune import Problem
 
 WIDTH, HEIGHT, MARGIN = 720, 260, 56  # of the chart, in its own units
 BAR = 22  # height of a line of importances
@@ -12,7 +15,7 @@ MOST_ROWS = 200  # of the table, the best first
 TICKS = 4
 
 
-def page(problem: Any, trials: list[dict[str, Any]], importances: dict[str, float]) -> str:
+def page(problem: "Problem", trials: list[dict[str, Any]], importances: dict[str, float]) -> str:
     """The page as HTML.
 
     Args:
@@ -23,9 +26,9 @@ def page(problem: Any, trials: list[dict[str, Any]], importances: dict[str, floa
     done = sorted((t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"]))
     seeds = f"{problem.seeds[0]} to {problem.seeds[-1]}"
     about = (
-        f"{len(trials)} trials of {problem.total_steps:,} steps; the score is the mean less the standard deviation, over "
-        f"seeds {seeds}, of the greedy return of {problem.eval_episodes} episodes. The best is trial {done[0]['number']} "
-        f"with {done[0]['value']:.1f}. It was chosen by these seeds, so others will tell less of it."
+        f"{len(trials)} trials of {problem.total_steps:,} steps; the score is the mean less the standard deviation, "
+        f"over seeds {seeds}, of the greedy return of {problem.eval_episodes} episodes. The best is trial "
+        f"{done[0]['number']} with {done[0]['value']:.1f}: chosen by these seeds, it is likely less with others."
     )
     parts = {
         "title": f"{problem.algo} on {problem.env_id}", "about": about, "history": _history(trials),
@@ -90,7 +93,7 @@ def _importances(importances: dict[str, float]) -> str:
     return f'<svg viewBox="{size}" role="img" aria-label="Importance of each hyperparameter">{"".join(shapes)}</svg>'
 
 
-def _table(problem: Any, trials: list[dict[str, Any]], done: list[dict[str, Any]]) -> str:
+def _table(problem: "Problem", trials: list[dict[str, Any]], done: list[dict[str, Any]]) -> str:
     """The trials, the best first, those that were given up behind them."""
     lost = [trial for trial in trials if trial["value"] is None]
     names = [name for name in problem.space if any(name in problem.changes(t["values"]) for t in trials)]
