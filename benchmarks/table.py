@@ -2,8 +2,9 @@
 
     python benchmarks/table.py
 
-The figures it is compared with are those the RL Zoo publishes for Stable-Baselines3 (in its benchmark.md): mean ±
-standard deviation over the episodes of one trained agent, after so many training steps.
+The figures it is compared with are those the RL Zoo publishes for Stable-Baselines3 (in its benchmark.md), which
+rlcore/runs/published.json has: mean ± standard deviation over the episodes of one trained agent, after so many training
+steps.
 """
 
 from __future__ import annotations
@@ -15,23 +16,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 ENVS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 ALGOS = ("ppo", "a2c", "trpo", "grpo", "reinforce")
-ZOO: dict[tuple[str, str], tuple[float, str, int]] = {
-    ("ppo", "CartPole-v1"): (500.0, "500.0 ± 0", 100_000),
-    ("ppo", "Acrobot-v1"): (-73.5, "−73.5 ± 18", 1_000_000),
-    ("ppo", "MountainCar-v0"): (-110.4, "−110.4 ± 19", 1_000_000),
-    ("ppo", "MountainCarContinuous-v0"): (88.3, "88.3 ± 2.6", 20_000),
-    ("ppo", "Pendulum-v1"): (-172.2, "−172.2 ± 104", 100_000),
-    ("a2c", "CartPole-v1"): (500.0, "500.0 ± 0", 500_000),
-    ("a2c", "Acrobot-v1"): (-83.4, "−83.4 ± 17", 500_000),
-    ("a2c", "MountainCar-v0"): (-111.3, "−111.3 ± 24", 1_000_000),
-    ("a2c", "MountainCarContinuous-v0"): (91.2, "91.2 ± 0.3", 100_000),
-    ("a2c", "Pendulum-v1"): (-163.0, "−163.0 ± 103", 1_000_000),
-    ("trpo", "CartPole-v1"): (500.0, "500.0 ± 0", 100_000),
-    ("trpo", "Acrobot-v1"): (-83.1, "−83.1 ± 19", 100_000),
-    ("trpo", "MountainCar-v0"): (-107.3, "−107.3 ± 13", 100_000),
-    ("trpo", "MountainCarContinuous-v0"): (92.5, "92.5 ± 0.4", 50_000),
-    ("trpo", "Pendulum-v1"): (-174.6, "−174.6 ± 128", 100_000),
-}
+PUBLISHED = Path(__file__).parent.parent / "rlcore" / "runs" / "published.json"
 
 
 def main() -> None:
@@ -47,8 +32,8 @@ def main() -> None:
 def row(algo: str, env_id: str, result: dict[str, Any], file: str) -> str:
     low, high = result["interval_95"]
     score = f"[{number(result['interquartile_mean'])}](benchmarks/results/{file}) [{number(low)}, {number(high)}]"
-    peer = ZOO.get((algo, env_id))
-    published = f"{peer[1]} @ {steps(peer[2])}" if peer else ""
+    peer = json.loads(PUBLISHED.read_text(encoding="utf-8"))["scores"][env_id].get(algo)
+    published = f"{number(peer['score'])} ± {peer['std']:g} @ {steps(peer['steps'])}" if peer else ""
     cells = (env_id, algo, score, number(result["min"]), steps(result["training_steps_max"]), published)
     return f"| {' | '.join(cells)} |"
 

@@ -10,12 +10,13 @@ from rlcore.version import __version__
 
 if TYPE_CHECKING:
     from rlcore import estimators
-    from rlcore.agents import A2C, BC, DPO, GRPO, PPO, REINFORCE, TRPO, RewardModel, load, pretrain
+    from rlcore.agents import A2C, BC, DPO, GRPO, PPO, REINFORCE, TRPO, RewardModel, callbacks, load, pretrain
     from rlcore.buffer import RolloutBuffer
     from rlcore.envs import make_vec
     from rlcore.errors import RlcoreError
     from rlcore.networks import ActorCritic
 
+_MODULES = {"estimators": "rlcore.estimators", "callbacks": "rlcore.agents.callbacks"}
 _HOME = {
     **dict.fromkeys(
         ("REINFORCE", "A2C", "PPO", "TRPO", "GRPO", "BC", "DPO", "RewardModel", "load", "pretrain"), "rlcore.agents"
@@ -28,13 +29,13 @@ _HOME = {
 
 __all__ = [
     "A2C", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "ActorCritic", "RewardModel", "RlcoreError",
-    "RolloutBuffer", "__version__", "estimators", "load", "make_vec", "pretrain",
+    "RolloutBuffer", "__version__", "callbacks", "estimators", "load", "make_vec", "pretrain",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "estimators":
-        return import_module("rlcore.estimators")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'rlcore' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

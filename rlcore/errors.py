@@ -7,6 +7,8 @@ from typing import Any
 
 def printable(text: str) -> str:
     """Text as one line that moves no terminal's cursor; names out of files come into messages."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -332,3 +332,14 @@ def test_samples_are_put_into_kinds_and_nothing_is_lost():
          "gates of recurrent layers": 0.03,
          "allocating and freeing": 0.15, "tensor handles": 0.1, "Python and the rest": 0.1}
     )  # fmt: skip
+
+
+def test_rows_of_the_table_have_what_is_published():
+    import table
+
+    result = {"interval_95": [-80, -70.2], "interquartile_mean": -75.04, "min": -90, "training_steps_max": 1_000_100}
+    row = table.row("ppo", "Acrobot-v1", result, "a.json")
+    assert row == (
+        "| Acrobot-v1 | ppo | [−75.0](benchmarks/results/a.json) [−80.0, −70.2] | −90.0 | 1M | −73.5 ± 18 @ 1M |"
+    )
+    assert table.row("grpo", "Acrobot-v1", result, "a.json").endswith("| 1M |  |")

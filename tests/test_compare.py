@@ -1,13 +1,10 @@
 """`rlcore compare`: pairs of clips for a person to judge, or judged by their return."""
 
 import base64
-import html
 import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -22,6 +19,7 @@ from rlcore.envs import find_native
 from rlcore.errors import UsageError
 from rlcore.preferences.data import read_preferences
 from rlcore.runs import compare
+from tests.browser import driven, needs_chromium
 
 TINY = dict(num_envs=2, num_steps=8, num_minibatches=1, hidden_sizes=(8,), compile=False, seed=3, device="cpu")
 COPY = dict(env_kwargs={"length": 3, "rewards": "process"}, whole_episodes=True)
@@ -167,43 +165,29 @@ def test_texts_on_a_page_answer_the_same_prompt(capsys, stored, tmp_path):
         assert torch.equal(pairs.first.obs["prompt"], pairs.second.obs["prompt"]) and len(pairs) == 6
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVE = """
-<script>
+HELPERS = """
 function press(...names) { for (const key of names) dispatchEvent(new KeyboardEvent("keydown", { key })); }
 function saved() {
   const make = URL.createObjectURL;
   URL.createObjectURL = (blob) => { blob.text().then(told); return make.call(URL, blob); };
   document.querySelector("#save").click();
 }
-function told(text) {
-  const place = document.createElement("pre");
-  place.id = "told";
-  place.textContent = text;
-  document.body.append(place);
-}
 function reloaded(before, after) {
   if (sessionStorage.reloaded) { after(); } else { sessionStorage.reloaded = 1; before(); location.reload(); }
 }
-STEPS
-</script>
 """
 
 
-def driven(page, tmp_path, steps):
+def answers(page, tmp_path, steps):
     """What a browser has saved of the page, and its document, after some steps of JavaScript."""
-    copy = tmp_path / "driven.html"
-    copy.write_text(page.read_text().replace("</body>", DRIVE.replace("STEPS", steps) + "</body>"))
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom")
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    return html.unescape(re.search(r'<pre id="told">(.*?)</pre>', dom, re.DOTALL)[1]), dom
+    text, dom, _ = driven(page, tmp_path, HELPERS + steps)
+    return text, dom
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@needs_chromium
 def test_keys_answer_and_answers_are_saved_as_they_are_read(stored, page, tmp_path):
     keys = 'press("ArrowLeft", "ArrowRight", "Backspace", "Backspace", " ", "x", "ArrowRight", "ArrowDown");'
-    text, dom = driven(page, tmp_path, f"reloaded(() => {{ {keys} }}, saved);")
+    text, dom = answers(page, tmp_path, f"reloaded(() => {{ {keys} }}, saved);")
     assert re.search(r'id="count"[^>]*>4 of 4<', dom)  # the last is not answered yet
     (tmp_path / "preferences.jsonl").write_text(text)
     lines, shown = [json.loads(line) for line in text.splitlines()], data_of(page)["pairs"]
@@ -213,14 +197,14 @@ def test_keys_answer_and_answers_are_saved_as_they_are_read(stored, page, tmp_pa
         assert read_preferences(tmp_path / "preferences.jsonl", agent.adapter).label.tolist() == [0.5, 0, 0.5]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@needs_chromium
 def test_the_last_answer_leads_to_the_end(page, tmp_path):
     buttons = "for (let n = 0; n < 9; n++) document.querySelector(\"[data-answer='1']\").click();"
-    text, dom = driven(page, tmp_path, buttons + "saved();")
+    text, dom = answers(page, tmp_path, buttons + "saved();")
     assert [json.loads(line)["preference"] for line in text.splitlines()] == [1] * 4
     assert "4 of 4 answered" in dom and '<main id="pair" hidden="">' in dom and '<main id="end">' in dom
     assert "rlcore train dpo CartPole-v1 --init" in dom and "--preferences preferences.jsonl" in dom
-    text, _ = driven(page, tmp_path, 'press("Backspace", "ArrowRight"); saved();')  # of another visit to the same page
+    text, _ = answers(page, tmp_path, 'press("Backspace", "ArrowRight"); saved();')  # of another visit to the same page
     assert [json.loads(line)["preference"] for line in text.splitlines()] == [1, 1, 1, 0]
 
 

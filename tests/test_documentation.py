@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 # What a user may call. A package or module with `__all__` offers that, any other its names without an underscore.
 MODULES = [
-    "agents", "agents.a2c", "agents.bc", "agents.dpo", "agents.evaluation", "agents.export", "agents.grpo",
+    "agents", "agents.a2c", "agents.bc", "agents.callbacks", "agents.dpo",
+    "agents.evaluation", "agents.export", "agents.grpo",
     "agents.ppo", "agents.reinforce", "agents.rewardmodel", "agents.trpo", "buffer", "collect", "diagnostics", "envs",
     "envs.memory_tasks",
     "envs.rock_paper_scissors", "envs.text", "errors", "estimators", "networks", "networks.distributions",
@@ -103,7 +104,7 @@ def own_functions():
 
 
 def test_the_list_of_modules_is_complete():
-    private = {"cli", "__main__", "version", "runs"}
+    private = {"cli", "__main__", "version", "runs", "suites"}
     inner = {
         "agents.agent", "agents.config", "agents.engine", "agents.rewards", "agents.setup", "agents.stored",
         "envs.adapter", "envs.async_vector", "envs.atari", "envs.envpool", "envs.faults", "envs.frames",

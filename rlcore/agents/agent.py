@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,6 +18,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rlcore.agents import rewards, setup, stored
+from rlcore.agents.callbacks import Callback, checked
 from rlcore.agents.config import Config
 from rlcore.agents.engine import Engine
 from rlcore.agents.evaluation import Actor, Evaluation, evaluate
@@ -245,10 +246,18 @@ class Agent:
         """Environment steps so far, over all environments, padding not counted."""
         return self.collector.global_step
 
-    def learn(self, total_steps: int) -> Self:
-        """Train until `global_step` reaches `total_steps`; whole iterations, so it may end a little above."""
-        for _ in self.iterations(total_steps):
-            pass
+    def learn(self, total_steps: int, callbacks: Callback | Sequence[Callback] = ()) -> Self:
+        """Train until `global_step` reaches `total_steps`; whole iterations, so it may end a little above.
+
+        Args:
+            total_steps: environment steps, over all environments.
+            callbacks: called after each iteration, see `rlcore.callbacks`; one that returns True ends the training.
+        """
+        callbacks = checked(callbacks)
+        for metrics, episodes in self.iterations(total_steps):
+            stops = [callback(self, metrics, episodes) for callback in callbacks]
+            if any(stops):
+                break
         return self
 
     def iterations(self, total_steps: int) -> Iterator[tuple[dict[str, float], Episodes]]:

@@ -1,4 +1,4 @@
-"""The command line: train, pretrain, eval, video, compare, bench, tune, list."""
+"""The command line: train, pretrain, eval, video, export, compare, bench, report, plot, tune, list."""
 
 import contextlib
 import errno
@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlcore.cli.listing import list_all
-from rlcore.cli.policies import compare, evaluate, video
-from rlcore.cli.studies import bench, tune
+from rlcore.cli.policies import compare, evaluate, export, video
+from rlcore.cli.studies import bench, plot, report, tune
 from rlcore.cli.training import pretrain, train
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
 from rlcore.version import __version__
@@ -23,8 +23,11 @@ On-policy reinforcement learning on one rollout buffer.
   pretrain  copy an expert first: train bc
   eval      play evaluation episodes with a trained agent
   video     film an episode of a trained agent
+  export    write its policy to a file that runs without rlcore
   compare   have a person compare clips of a trained agent, for dpo and rewardmodel
   bench     train agents on environments with several seeds each
+  report    a page about benches and runs: curves, scores with intervals
+  plot      their learning curves as a picture for a paper
   tune      search for the hyperparameters of a preset
   list      list agents, presets and default hyperparameters
 
@@ -114,8 +117,8 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "compare": compare}
-    commands |= {"bench": bench, "tune": tune, "list": list_all}
+    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "export": export}
+    commands |= {"compare": compare, "bench": bench, "report": report, "plot": plot, "tune": tune, "list": list_all}
     if command not in commands:
         near = did_you_mean(command, commands)
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")

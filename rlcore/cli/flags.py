@@ -81,6 +81,8 @@ def add_common_flags(group: Any, before: str | None = None) -> None:
     add_flag(
         group, "--threads", "K", "torch's CPU threads, or auto: 1 for small networks and minibatches (default: auto)"
     )
+    track = "log to wandb, mlflow, or a tracker of your own, module:function, beside TensorBoard; may be repeated"
+    add_flag(group, "--track", "NAME", track, action="append")
     group.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)")
 
 
@@ -103,7 +105,7 @@ def import_modules(values: dict[str, Any]) -> None:
     `python -m`, which is looked in last, so that no file there passes for an installed module."""
     from rlcore.envs.make import import_module
 
-    if "import" in values or ":" in values.get("env_id", ""):
+    if "import" in values or any(":" in name for name in (values.get("env_id", ""), *values.get("track", []))):
         with contextlib.suppress(FileNotFoundError):  # the folder has been removed
             if not {"", os.getcwd()} & set(sys.path):
                 sys.path.append(os.getcwd())

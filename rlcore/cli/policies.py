@@ -1,4 +1,4 @@
-"""What is done with a trained agent: eval, video, compare."""
+"""What is done with a trained agent: eval, video, export, compare."""
 
 import contextlib
 import json
@@ -75,6 +75,26 @@ def video(arguments: list[str]) -> int:
         film = record_video(agent, getattr(values, "out", folder / "video.mp4"), seed, not values.stochastic, max_steps)
     episode = f"an episode of {film['length']} steps with return {film['return']:.1f}"
     print(f"{film['path']}: {film['frames']} frames, {episode}")
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    """rlcore export RUN --out FILE"""
+    what = "Write the policy of a trained agent to one file that runs without rlcore."
+    parser = Parser(prog="rlcore export", description=what)
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    add_flag(parser, "--out", "FILE", "pt2 file, for torch.export.load, or onnx file (default: RUN/policy.pt2)")
+    add_flags_for_stored(parser)
+    values = parser.parse(arguments)
+
+    from rlcore.runs.train import open_agent
+
+    agent, file = open_agent(values.run, **changes_of_stored(vars(values)))
+    folder = Path(values.run) if Path(values.run).is_dir() else file.parent
+    path = Path(getattr(values, "out", folder / "policy.pt2"))
+    with contextlib.closing(agent):
+        agent.export(path)
+    print(f"{path}: the greedy policy of {file}, which acts as the agent does")
     return 0
 
 

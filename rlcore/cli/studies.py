@@ -1,9 +1,10 @@
-"""Many runs: bench, tune."""
+"""Many runs: bench, report, plot, tune."""
 
 import contextlib
 import math
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from rlcore.cli.flags import (
@@ -23,6 +24,7 @@ from rlcore.cli.flags import (
 from rlcore.errors import RlcoreError, UsageError
 
 MOST_JOBS = 1024
+MOST_SECONDS = 86_400
 
 
 def bench(arguments: list[str]) -> int:
@@ -100,6 +102,78 @@ def _subset(kind: str, of: Any, names: list[str]) -> Any:
         if name not in of:
             raise UsageError(f"--{kind} names '{name}', but the suite has {', '.join(map(str, of))}")
     return {name: of[name] for name in names} if isinstance(of, dict) else names
+
+
+def report(arguments: list[str]) -> int:
+    """rlcore report DIR... --out FILE --live SECONDS"""
+    what = (
+        "Write a page about benches and runs, and the same as Markdown: learning curves, scores with intervals, what "
+        "failed. It is one file that loads nothing."
+    )
+    parser = Parser(prog="rlcore report", description=what)
+    parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a bench or of a run")
+    add_flag(parser, "--out", "FILE", "the page, .html; beside it the Markdown, .md (default: report.html in DIR)")
+    live = "write it again every so many seconds, and have the browser read it again, until Ctrl-C or all is done"
+    add_flag(parser, "--live", "SECONDS", live)
+    values = parser.parse(arguments)
+    seconds = whole_number("--live", values.live, highest=MOST_SECONDS) if "live" in values else None
+    out = Path(getattr(values, "out", Path(values.folders[0]) / "report.html"))
+
+    from rlcore.runs.bench import expected_cells
+    from rlcore.runs.report import write_report
+
+    expected = [cell for folder in values.folders for cell in expected_cells(folder)]
+    while True:
+        made = write_report(values.folders, out, expected, seconds)
+        going_on = seconds is not None and _is_going_on(values.folders, made)
+        print(_told(made), flush=True)
+        if not going_on:
+            return 0
+        time.sleep(seconds)
+
+
+def _is_going_on(folders: list[str], made: dict[str, Any]) -> bool:
+    """Whether there is more to come: cells that have not run, or a run that has not been evaluated."""
+    runs = [Path(folder) for folder in folders if (Path(folder) / "config.toml").is_file()]
+    return made["not_run"] > 0 or any(not (run / "evaluation.json").exists() for run in runs)
+
+
+def _told(made: dict[str, Any]) -> str:
+    counts = [f"{made['done']} runs"]
+    counts += [f"{made[name]} {words}" for name, words in (("failed", "failed"), ("not_run", "not run")) if made[name]]
+    return f"{made['path']}: {', '.join(counts)}; as Markdown: {made['markdown']}"
+
+
+def plot(arguments: list[str]) -> int:
+    """rlcore plot DIR... --x steps|time --out FILE"""
+    parser = Parser(prog="rlcore plot", description="Draw learning curves of benches and runs for a paper.")
+    parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a bench or of a run")
+    add_flag(parser, "--out", "FILE", "png, svg or pdf (default: curves.png in DIR)")
+    add_flag(parser, "--x", "X", "steps of the environments, or time on the wall clock", default="steps")
+    add_flag(parser, "--width", "INCHES", "of the whole picture; a column of a paper has 3 to 3.5", default="5.5")
+    add_flag(parser, "--height", "INCHES", "of the whole picture (default: as the panels need)")
+    add_flag(parser, "--font-size", "POINTS", "of all letters", default="8")
+    add_flag(parser, "--font", "FAMILY", "such as serif (default: matplotlib's)")
+    values = parser.parse(arguments)
+    sizes = {name: _size(name, getattr(values, name)) for name in ("width", "height", "font_size") if name in values}
+    out = Path(getattr(values, "out", Path(values.folders[0]) / "curves.png"))
+
+    from rlcore.runs.plot import write_plot
+
+    made = write_plot(values.folders, out, values.x, **sizes, font=getattr(values, "font", None))
+    print(f"{made['path']}: {', '.join(made['agents'])} on {', '.join(made['environments'])}")
+    return 0
+
+
+def _size(name: str, text: str) -> float:
+    flag = "--" + name.replace("_", "-")
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"{flag} is '{text}', but must be a number") from None
+    if not 0.5 <= value <= 100:
+        raise UsageError(f"{flag} is {text}, but must be from 0.5 to 100")
+    return value
 
 
 def tune(arguments: list[str]) -> int:

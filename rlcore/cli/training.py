@@ -126,13 +126,14 @@ def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any],
 
     counts = counts_of({"eval_episodes": EVAL_EPISODES, **settings, **values})
     settings |= {"checkpoint_every": -(-counts["total_steps"] // CHECKPOINTS_PER_RUN), **counts}
-    threads = _threads(values)
+    threads, trackers = _threads(values), _trackers(values)
     if "run_dir" in values:
         RunFolder.refuse_existing(values["run_dir"])
     with contextlib.closing(_new_agent(agent_class, settings)) as agent:
         set_threads(agent, threads)
         agent.engine.prepare(settings["total_steps"])
         with contextlib.closing(Run.start(_new_folder(values, settings, agent.config.seed), agent, settings)) as run:
+            run.tracked_by = trackers
             print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
             print(agent.engine.describe(), flush=True)
             return _finish(run, values.get("progress", True))
@@ -160,6 +161,13 @@ def _threads(values: dict[str, Any]) -> str:
     return asked if asked == "auto" else str(whole_number("--threads", asked, highest=MOST_THREADS))
 
 
+def _trackers(values: dict[str, Any]) -> list[Any]:
+    from rlcore.runs.tracking import find_tracker
+
+    import_modules(values)
+    return [find_tracker(name) for name in values.get("track", [])]
+
+
 def _new_folder(values: dict[str, Any], settings: dict[str, Any], seed: int) -> Any:
     """That of --run-dir, or one of its own even where another run of these begins in the same second."""
     from rlcore.runs.folder import RunFolder
@@ -180,9 +188,10 @@ def _resume(arguments: list[str]) -> int:
     add_flags_for_stored(parser)
     add_common_flags(parser, "as before")
     values = vars(parser.parse(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
-    counts, threads = counts_of(values), _threads(values)
+    counts, threads, trackers = counts_of(values), _threads(values), _trackers(values)
     run = Run.resume(values["resume"], counts.pop("total_steps", None), **counts, **changes_of_stored(values))
     with contextlib.closing(run), contextlib.closing(run.agent) as agent:
+        run.tracked_by = trackers
         set_threads(agent, threads)
         if not run.is_complete:
             agent.engine.prepare(run.total_steps)

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlcore.errors import UsageError, shown
 from rlcore.runs.folder import RunFolder, read_episodes
-from rlcore.runs.settings import read_settings
+from rlcore.runs.settings import HIGHEST_COUNT, read_settings
 
 INDEX = "results.jsonl"
 POINTS = 100  # of a learning curve
@@ -73,7 +73,7 @@ class Result:
     @property
     def score(self) -> float:
         """The mean of the evaluation, NaN where there is none."""
-        return float(np.mean(self.returns)) if self.returns else math.nan
+        return sum(self.returns) / len(self.returns) if self.returns else math.nan
 
     @property
     def steps_per_second(self) -> float:
@@ -92,17 +92,10 @@ class Result:
             raise UsageError(f"{where} is no JSON") from error
         if not isinstance(entry, dict):
             raise UsageError(f"{where} is {shown(entry)}, but must be the record of a run")
-        for name, kind in KINDS.items():
-            if name in entry and not isinstance(entry[name], kind):
-                raise UsageError(f"{name} in {where} is {shown(entry[name])}, which no run has")
         missing = [name for name in ("agent", "env_id", "seed", "state") if name not in entry]
         if missing or entry["state"] not in STATES:
             raise UsageError(f"{where} is not the record of a run: it has no '{missing[0] if missing else 'state'}'")
-        result = cls(**{name: value for name, value in entry.items() if name in KINDS})
-        numbers = (*result.returns, *(x for column in result.curve.values() for x in column if x is not None))
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
-            raise UsageError(f"{where} has returns that are no finite numbers")
-        return result
+        return _checked(cls(**{name: value for name, value in entry.items() if name in KINDS}), where)
 
     @classmethod
     def of_run(cls, path: str | Path, agent: str | None = None, machine: dict[str, Any] | None = None) -> Self:
@@ -116,7 +109,7 @@ class Result:
         evaluation = folder.read_evaluation() or {}
         episodes = read_episodes(folder.episodes_file)
         machine = machine or {"versions": config.get("versions", {})}
-        return cls(
+        result = cls(
             agent or config["algo"], config["env_id"], config["hyperparameters"].get("seed", 0), "done",
             folder=str(path), algo=config["algo"], total_steps=config["total_steps"],
             hyperparameters=config["hyperparameters"],
@@ -126,6 +119,7 @@ class Result:
             measure=evaluation.get("measure", "return"), returns=evaluation.get("returns", []),
             curve=curve_of(episodes, config["total_steps"]), machine=machine,
         )  # fmt: skip
+        return _checked(result, str(path))
 
 
 KINDS: dict[str, Any] = {
@@ -133,6 +127,37 @@ KINDS: dict[str, Any] = {
     "total_steps": int, "hyperparameters": dict, "settings": dict, "steps": int, "seconds": int | float,
     "measure": str, "returns": list, "curve": dict, "machine": dict,
 }  # fmt: skip
+
+
+def _checked(result: Result, where: str) -> Result:
+    """The record, if a run can have it; anyone may have written the file that it is from."""
+    for name, kind in KINDS.items():
+        value = getattr(result, name)
+        if not isinstance(value, kind) or (kind is int and abs(value) > HIGHEST_COUNT):
+            raise UsageError(f"{name} in {where} is {shown(value)}, which no run has")
+    if not _finite([result.seconds]) or not _finite(result.returns):
+        raise UsageError(f"{where} has returns or seconds that are no finite numbers")
+    if not _is_curve(result.curve):
+        raise UsageError(f"{where} has a curve that is not as many steps, seconds and returns, or no finite numbers")
+    return result
+
+
+def _finite(values: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    try:
+        return isinstance(values, list) and set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))
+    except OverflowError:  # of a whole number that is larger than any float
+        return False
+
+
+def _is_curve(curve: dict[str, Any]) -> bool:
+    """Whether it is what `Result` says, or empty."""
+    if not curve:
+        return True
+    steps, seconds, returns = (curve.get(name) for name in ("steps", "seconds", "returns"))
+    if not _finite(steps) or not _finite(seconds) or not isinstance(returns, list):
+        return False
+    return len(steps) == len(seconds) == len(returns) and _finite([x for x in returns if x is not None])
 
 
 def curve_of(episodes: dict[str, np.ndarray], total_steps: int) -> dict[str, list[Any]]:

@@ -166,20 +166,20 @@ def seeds_of(value: Any) -> list[int]:
     return list(range(first, last + 1))
 
 
-def _check_agent(name: str, agent: dict[str, Any], envs: dict[str, dict[str, Any]]) -> None:
+def _check_agent(name: str, table: dict[str, Any], envs: dict[str, dict[str, Any]]) -> None:
     """Refuse an agent that does not exist, and hyperparameters that it has not, or not of that type."""
     if not NAME.fullmatch(name):
         raise UsageError(f"agents.{shown(name)} may only have letters, digits and . + - _ in its name")
-    if "command" in agent:
-        words = agent["command"]
+    if "command" in table:
+        words = table["command"]
         if not (isinstance(words, list) and words and all(isinstance(word, str) for word in words)):
             raise UsageError(f"command of {name} is {shown(words)}, but must be a list of words")
         return
-    algo = agent.get("algo", name)
+    algo = table.get("algo", name)
     if algo not in AGENTS:
         near, known = did_you_mean(str(algo), AGENTS), ", ".join(AGENTS)
         raise UsageError(f"'{algo}' is not an algorithm of rlcore{near}; there are {known}")
-    for values in (agent, *envs.values()):
+    for values in (table, *envs.values()):
         _typed(AGENTS[algo].Config, values)
 
 
@@ -220,15 +220,15 @@ def _folder_of(env_id: str) -> str:
 
 
 def _own(
-    name: str, agent: dict[str, Any], suite: dict[str, Any], env: dict[str, Any]
+    name: str, table: dict[str, Any], suite: dict[str, Any], env: dict[str, Any]
 ) -> tuple[list[str], list[str]]:  # fmt: skip
     """The words of a command before the environment, and those behind it, of an agent of rlcore."""
-    algo = agent.get("algo", name)
+    algo = table.get("algo", name)
     config = AGENTS[algo].Config
-    kinds, runs = field_types(config), _of_runs(suite, agent, env)
+    kinds, runs = field_types(config), _of_runs(suite, table, env)
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in runs.items()]
     flags += [f"--eval-episodes={suite['eval_episodes']}", *(f"--import={module}" for module in suite["imports"])]
-    for key, value in {**_typed(config, agent), **_typed(config, env)}.items():
+    for key, value in {**_typed(config, table), **_typed(config, env)}.items():
         flags.append(_flag(key.replace("_", "-"), value, is_switch=inner_type(kinds[key]) is bool))
     for key, value in env.get("env_kwargs", {}).items():
         flags.append(f"--env-arg={key}={tomli_w.dumps({'x': value}).removeprefix('x = ').strip()}")
@@ -249,9 +249,9 @@ def _flag(name: str, value: Any, is_switch: bool) -> str:
 
 
 def _foreign(
-    name: str, agent: dict[str, Any], suite: dict[str, Any], env: dict[str, Any]
+    name: str, table: dict[str, Any], suite: dict[str, Any], env: dict[str, Any]
 ) -> tuple[list[str], list[str]]:  # fmt: skip
     """As `_own`, of an agent that has a command."""
-    runs = _of_runs(suite, agent, env)
+    runs = _of_runs(suite, table, env)
     flags = [f"--total-steps={runs['total_steps']}"] if "total_steps" in runs else []
-    return agent["command"], [*flags, f"--eval-episodes={suite['eval_episodes']}"]
+    return table["command"], [*flags, f"--eval-episodes={suite['eval_episodes']}"]

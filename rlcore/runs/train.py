@@ -8,11 +8,10 @@ import os
 import platform
 import signal
 import statistics
-import threading
 import time
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,12 +22,13 @@ import torch
 from rlcore.agents import Agent, load
 from rlcore.agents.setup import restart_seed
 from rlcore.collect import Episodes
-from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError
+from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError, one_line
 from rlcore.networks.torsos import is_image
 from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder
 from rlcore.runs.progress import Progress
 from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, read_settings, settings_of_checkpoint
+from rlcore.runs.tracking import Maker, TensorBoard, Tracker
 from rlcore.storage.checkpoint import write_checkpoint
 from rlcore.storage.files import set_aside, write_atomically
 
@@ -84,7 +84,10 @@ class Run:
     """One agent training into one folder.
 
     `settings` is what `config.toml` holds, `resumed` what a checkpoint stored of the run itself, None for a new run.
+    `tracked_by` makes what else takes the curves beside TensorBoard.
     """
+
+    tracked_by: Sequence[Maker] = ()
 
     def __init__(self, folder: RunFolder, agent: Agent, settings: dict[str, Any], resumed: dict[str, Any] | None):
         self.folder, self.agent, self.settings = folder, agent, settings
@@ -98,6 +101,7 @@ class Run:
         self.recent_returns: deque[float] = deque(returns, maxlen=RECENT_EPISODES)
         self.began = time.perf_counter()
         self.ended = self.began if self.is_complete else None  # when the last iteration did
+        self.trackers: list[Tracker] = []
         self.pending: defaultdict[str, list[float]] = defaultdict(list)  # of each curve since its last point
         self.points: list[tuple[dict[str, float], int, float]] = []  # curves not handed to TensorBoard yet
         self.handed_over = self.began
@@ -193,19 +197,17 @@ class Run:
             raise RlcoreError(f"the run folder {self.folder.path} cannot be written: {why}") from error
 
     def _train(self, show: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         step = self.agent.global_step
         self.episodes_log = EpisodeLog(self.folder.episodes_file, resume_at=step if self.resumed else None)
         if self.episodes_log.set_aside:
             kept = f"its whole records up to step {step:,} are kept"
             damaged = f"the damaged file is now {self.episodes_log.set_aside.name}"
             _tell(f"{self.folder.episodes_file} was damaged; {kept}, and {damaged}")
-        purge_step = step + 1 if self.resumed else None
-        self.writer = SummaryWriter(str(self.folder.path), purge_step=purge_step, max_queue=TENSORBOARD_POINTS)
+        path, settings = self.folder.path, self.settings
+        self.trackers = [TensorBoard(path, settings, step if self.resumed else None)]
         progress = Progress(self.total_steps, step, show)
-        threading.excepthook = _leave_storage_errors_to_the_caller
         try:
+            self.trackers += [make(path, settings) for make in self.tracked_by]
             with StopSignals() as stop:
                 for metrics, episodes in self.agent.iterations(self.total_steps):
                     step = self._record(step, metrics, episodes)
@@ -223,12 +225,11 @@ class Run:
             raise self._faulted(error) from error
         finally:
             progress.close()
-            try:
+            with contextlib.ExitStack() as ending:
+                for tracker in self.trackers:
+                    ending.callback(tracker.close)
+                ending.callback(self.episodes_log.close)
                 self._hand_over_points()
-            finally:
-                self.episodes_log.close()
-                self.writer.close()
-                threading.excepthook = threading.__excepthook__
 
     def _mean_return(self) -> float:
         return float(np.mean(self.recent_returns)) if self.recent_returns else math.nan
@@ -265,13 +266,17 @@ class Run:
             self._hand_over_points()
 
     def _hand_over_points(self) -> None:
-        """To TensorBoard's writer; `add_scalar` makes an event of each number, and was a sixth of a fast run's time."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
+        """To the trackers; one that fails, because a server is gone, is left out from then on."""
         points, self.points = self.points, []
-        for scalars, step, at in points:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-            self.writer.file_writer.add_summary(Summary(value=values), step, at)
+        for tracker in list(self.trackers):
+            try:
+                for point in points:
+                    tracker.log(*point)
+            except Exception as error:
+                if isinstance(tracker, TensorBoard):  # the folder cannot be written
+                    raise
+                self.trackers.remove(tracker)
+                _tell(f"nothing more is logged to {type(tracker).__name__}, which failed: {one_line(error)[:500]}")
         self.handed_over = time.perf_counter()
 
     def checkpoint(self) -> None:
@@ -284,7 +289,8 @@ class Run:
         if hasattr(self, "episodes_log"):
             self._hand_over_points()
             self.episodes_log.file.flush()
-            self.writer.flush()
+            for tracker in self.trackers:
+                tracker.flush()
         # With what config.toml says of the run, which can so be made again if that is damaged.
         settings = {key: self.settings[key] for key in KEPT_WITH_CHECKPOINTS if key in self.settings}
         extra = {**settings, "seconds": self.seconds, "recent_returns": list(self.recent_returns)}
@@ -341,12 +347,6 @@ def _stored_settings(folder: RunFolder, payload: dict[str, Any]) -> tuple[dict[s
 
 def _tell(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=2)
-
-
-def _leave_storage_errors_to_the_caller(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer thread raises its error again in the next call, where it is reported in one sentence."""
-    if not isinstance(error.exc_value, OSError):
-        threading.__excepthook__(error)
 
 
 def set_threads(agent: Agent, asked: str) -> int:

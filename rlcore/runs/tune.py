@@ -41,7 +41,7 @@ from rlcore.errors import RlcoreError, UsageError, one_line, printable, shown
 from rlcore.runs import machine
 from rlcore.runs.settings import to_toml
 from rlcore.runs.train import RECENT_EPISODES, set_threads
-from rlcore.runs.tune_page import page
+from rlcore.runs.tune_page import search_page
 from rlcore.storage.files import FolderLock, InUse, write_atomically
 
 STUDY, PRESET, TRIALS, PAGE = "study.db", "preset.toml", "trials.json", "tune.html"
@@ -390,7 +390,7 @@ class Tuner:
         with FolderLock(self.path / ".lock").acquire(wait=True):
             write_atomically(self.path / PRESET, self._preset_text(best, len(ended)).encode())
             write_atomically(self.path / TRIALS, (json.dumps(history, indent=1) + "\n").encode())
-            write_atomically(self.path / PAGE, page(self.problem, trials, self._importances()).encode())
+            write_atomically(self.path / PAGE, search_page(self.problem, trials, self._importances()).encode())
 
     def _preset_text(self, best: Any, count: int) -> str:
         seeds = f"{self.problem.seeds[0]}-{self.problem.seeds[-1]}"

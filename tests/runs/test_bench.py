@@ -206,6 +206,18 @@ def test_a_bench_killed_in_the_middle_goes_on_to_the_same_results(tmp_path):
     assert read_index(broken)[0].returns == theirs.returns
 
 
+def test_the_report_of_a_bench_tells_what_has_not_run(tmp_path, foreign, capsys):
+    run(tmp_path / "out", suite_of({"own": foreign}, seeds=2))
+    Bench.open(tmp_path / "out", suite_of({"own": foreign}, seeds=3)).close()  # one more, which is not run yet
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "report.html: 2 runs, 1 not run; as Markdown: " in capsys.readouterr().out
+    assert "own" in (tmp_path / "out" / "report.html").read_text()
+    assert "own on CartPole-v1" in (tmp_path / "out" / "report.md").read_text().replace("`", "").replace("\\", "")
+    run(tmp_path / "out", None)
+    assert main(["report", str(tmp_path / "out"), "--live", "1"]) == 0  # all is done: written once
+    assert 'http-equiv="refresh"' in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -237,7 +249,8 @@ def test_another_suite_in_the_same_folder_is_refused_by_what_differs(tmp_path, f
 
 # The index.
 
-RESULT = Result("ppo", "CartPole-v1", 3, "done", returns=[1.0, 2.0], curve={"returns": [None, 2.5]})
+CURVE = {"steps": [5, 9], "seconds": [0.5, 1.0], "returns": [None, 2.5]}
+RESULT = Result("ppo", "CartPole-v1", 3, "done", returns=[1.0, 2.0], curve=CURVE)
 
 
 def test_an_index_gives_back_what_was_written_and_the_newest_of_each_cell(tmp_path):

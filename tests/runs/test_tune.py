@@ -214,8 +214,8 @@ def test_the_preset_comes_first_and_the_best_becomes_a_preset(whole):
     values = {name: list(x) if isinstance(x, tuple) else x for name, x in best["values"].items()}
     assert tomllib.loads(text) == {"ppo": {"CartPole-v1": {"total_steps": 600, **values}}}
     page = (whole.path / "tune.html").read_text()
-    assert "{{" not in page and page.count("<circle") == sum(t["value"] is not None for t in trials)
-    assert page.count('class="lost"') == sum(t["value"] is None for t in trials) and page.count("<rect") == 3
+    assert "{{" not in page and page.count('class="interval"') == 3 and "best so far" in page
+    assert page.count("<tr>") == 2 + 3 + 14 and all(t.get("pruned", "") in page for t in trials)
     assert set(importances) == set(PROBLEM.space) and next(iter(importances)) in ("learning_rate", "activation")
 
 
@@ -435,7 +435,10 @@ def test_a_search_from_the_command_line_and_training_with_what_it_found(tmp_path
 
 
 def test_a_training_tells_how_it_goes_and_is_judged_greedily():
-    told, problem = [], problem_of(fixed={"compile": False, "num_steps": 8, "num_envs": 4, "update_epochs": 1}, total_steps=400)
+    told, problem = (
+        [],
+        problem_of(fixed={"compile": False, "num_steps": 8, "num_envs": 4, "update_epochs": 1}, total_steps=400),
+    )
     result = module.train(problem, problem.start, 100, lambda *point: told.append(point))
     assert [point for point, _ in told] == [1, 2, 3, 4, 5] and all(8 <= mean <= 200 for _, mean in told)
     assert result == module.train(problem, problem.start, 100, lambda *_: None) and 8 <= result <= 500
