@@ -24,10 +24,10 @@ def search_page(problem: "Problem", trials: list[dict[str, Any]], importances: d
     """
     done = sorted((t for t in trials if t["value"] is not None), key=lambda t: (-t["value"], t["number"]))
     about = (
-        f"{len(trials)} trials of {problem.total_steps:,} steps, {len(done)} of them to the end. The score is the mean, "
-        f"less the standard deviation, over seeds {problem.seeds[0]} to {problem.seeds[-1]} of the greedy return of "
-        f"{problem.eval_episodes} episodes. The best is trial {done[0]['number']} with {number(done[0]['value'])}; as it "
-        "was chosen by these seeds, it is likely less with others."
+        f"{len(trials)} trials of {problem.total_steps:,} steps, {len(done)} of them to the end. The score is the "
+        f"mean, less the standard deviation, over seeds {problem.seeds[0]} to {problem.seeds[-1]} of the greedy return "
+        f"of {problem.eval_episodes} episodes. The best is trial {done[0]['number']} with "
+        f"{number(done[0]['value'])}; as it was chosen by these seeds, it is likely less with others."
     )
     blocks = [
         Text(about), Heading(2, "History"), _history(trials), Heading(2, "Importance"), *_importances(importances),

@@ -185,7 +185,7 @@ def test_agents_of_others_are_searched_by_their_own_marks(monkeypatch, tmp_path,
     monkeypatch.setattr(module, "AGENTS", {"other": Other})
     problem = problem_of("other", preset={}, fixed={**FEW, "num_steps": 64, "activation": "relu"})
     assert problem.space["widths"].choices == ((4,), (8, 8)) and "num_steps" not in problem.space
-    run(tmp_path, 8, problem)
+    run(tmp_path, 6, problem)
     tried = [made["values"] for made in trained]
     assert {made["widths"] for made in tried} == {(4,), (8, 8)} and {made["num_steps"] for made in tried} == {64}
     assert {made["depth"] for made in tried} <= {1, 2, 3, 4} and len({made["depth"] for made in tried}) > 1
@@ -325,11 +325,11 @@ def test_another_seed_tries_other_settings_than_the_preset(tmp_path, trained, wh
 
 
 def test_a_search_goes_on_as_one_that_was_not_stopped_and_repeats_nothing(tmp_path, trained, whole):
-    for trials in (4, 11, 11):
+    for trials in (4, 10, 10):
         run(tmp_path, trials)
         assert trained == whole.trained[: len(trained)]
-    assert [t["values"] for t in history(tmp_path)] == [t["values"] for t in whole.trials[:11]]
-    assert states(tmp_path) == [trial["state"].upper() for trial in whole.trials[:11]]
+    assert [t["values"] for t in history(tmp_path)] == [t["values"] for t in whole.trials[:10]]
+    assert states(tmp_path) == [trial["state"].upper() for trial in whole.trials[:10]]
 
 
 def wait_for(condition):
@@ -391,15 +391,15 @@ def test_processes_at_a_time_lose_and_double_nothing(tmp_path, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(module, "train", train)
-    children = [FORK.Process(target=run, args=(tmp_path, 9)) for _ in range(3)]
+    children = [FORK.Process(target=run, args=(tmp_path, 6)) for _ in range(3)]
     for child in children:
         child.start()
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0, 0, 0]
-    assert states(tmp_path) == ["COMPLETE"] * 9
+    assert states(tmp_path) == ["COMPLETE"] * 6
     made = [tuple(line.split()) for line in (tmp_path / ".log").read_text().splitlines()]
-    assert len(made) == len(set(made)) == 27
+    assert len(made) == len(set(made)) == 18
     with contextlib.closing(Tuner.open(tmp_path, PROBLEM)) as tuner:
         workers = {trial.user_attrs["worker"] for trial in tuner.study.trials}
         presets = [t.number for t in tuner.study.trials if t.user_attrs.get("is_preset")]
