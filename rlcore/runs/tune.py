@@ -226,6 +226,8 @@ class Tuner:
             with FolderLock(path / ".lock").acquire(wait=True):
                 study = _open_study(file)
                 _check_problem(study, problem, path)
+                for left in path.glob(".worker-*.lock"):
+                    _is_held(left)  # and removed, where nobody holds it
                 return cls(path, problem, study, FolderLock(own).acquire(), seed)
         except OSError as error:
             raise UsageError(f"the folder {path} cannot be written: {error.strerror or error}") from error
@@ -284,12 +286,7 @@ class Tuner:
         """Whether the process holds its lock, which goes with it."""
         if worker is None or worker == self.lock.file.name:
             return worker is not None
-        lock = FolderLock(self.path / Path(worker).name)
-        try:
-            with lock.acquire():
-                return not lock.held  # where there are no locks nobody can tell
-        except (InUse, OSError):
-            return True
+        return _is_held(self.path / Path(worker).name)
 
     def _run(self, trial: Any) -> None:
         """Train with a setting on all seeds, or until it is given up."""
@@ -408,6 +405,16 @@ class Tuner:
             warnings.simplefilter("ignore")
             evaluator = self.optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
             return dict(self.optuna.importance.get_param_importances(self.study, evaluator=evaluator))
+
+
+def _is_held(file: Path) -> bool:
+    """Whether a process holds this lock; one that nobody holds is removed."""
+    lock = FolderLock(file)
+    try:
+        with lock.acquire():
+            return not lock.held  # where there are no locks nobody can tell
+    except (InUse, OSError):
+        return True
 
 
 def _suggested(trial: Any, name: str, mark: Search, kind: Any) -> Any:

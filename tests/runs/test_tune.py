@@ -146,6 +146,12 @@ def test_the_first_trial_is_the_preset_and_what_is_for_boxes_is_searched_there(n
     assert problem.space.keys() & for_boxes == (for_boxes if env_id == "Pendulum-v1" else set())
 
 
+def test_what_the_preset_has_is_tried_too():
+    problem = problem_of("trpo", "MountainCar-v0")
+    assert problem.start["update_epochs"] == 15 and problem.space["update_epochs"].choices == (5, 10, 20, 15)
+    assert problem_of(preset={"learning_rate": 0.9}).space["learning_rate"] == Search(low=1e-4, high=0.9, log=True)
+
+
 def test_the_spaces_of_the_algorithms():
     spaces = {name: search_space(AGENTS[name].Config) for name in ROLLOUTS}
     assert all(s["learning_rate"] == Search(low=1e-4, high=2e-2, log=True) for s in spaces.values())
@@ -243,7 +249,8 @@ def test_what_is_behind_is_not_trained_to_the_end(whole):
             assert len(mine) == 1 and 2 <= mine[0]["points"] < POINTS and "of seed 100" in trial["pruned"]
     assert at == len(trained)
     pruned = [trial for trial in trials if trial["state"] == "pruned"]
-    assert pruned and all(trial["number"] >= TRIALS_BEFORE_PRUNING for trial in pruned)
+    assert all(trial["number"] >= TRIALS_BEFORE_PRUNING for trial in pruned)
+    assert any("/6 of seed 100" in trial["pruned"] for trial in pruned)
 
 
 def test_after_its_first_training_a_trial_must_be_among_the_better_half(tmp_path, monkeypatch):
@@ -357,7 +364,9 @@ def test_a_trial_whose_process_was_killed_is_run_again(tmp_path, trained, monkey
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     trained.clear()
+    assert len(list(tmp_path.glob(".worker-*"))) == 1
     run(tmp_path, 5)
+    assert not list(tmp_path.glob(".worker-*"))
     assert states(tmp_path) == ["COMPLETE", "COMPLETE", "FAIL", *["COMPLETE"] * 3]
     with contextlib.closing(Tuner.open(tmp_path, PROBLEM)) as tuner:
         killed, again = tuner.study.trials[2], tuner.study.trials[4]
