@@ -255,15 +255,18 @@ def test_what_is_behind_is_not_trained_to_the_end(whole):
 
 def test_after_its_first_training_a_trial_must_be_among_the_better_half(tmp_path, monkeypatch):
     """Also where it was ahead on the way."""
-    ends = iter([10, 10, 10, 20, 20, 20, 30, 30, 30, 40, 40, 40, 50, 50, 50, 29, 31, 31, 31])
+    ends = iter([50, 50, 50, 40, 40, 40, 30, 30, 30, 20, 20, 20, 10, 10, 10, 29, 31, 31, 31])
 
     def train(problem, values, seed, report):
         for point in range(1, POINTS + 1):
             report(point, 100.0)
+        if seed != 100:  # of other seeds nothing is compared
+            report(POINTS + 1, -100.0)
         return float(next(ends))
 
     monkeypatch.setattr(module, "train", train)
-    run(tmp_path, 7)
+    study = run(tmp_path, 7).study
+    assert {max(trial.intermediate_values) for trial in study.trials} == {POINTS}
     assert [len(trial["returns"]) for trial in history(tmp_path)] == [3, 3, 3, 3, 3, 1, 3]
 
 
@@ -450,7 +453,9 @@ def test_a_training_tells_how_it_goes_and_is_judged_greedily():
     )
     result = module.train(problem, problem.start, 100, lambda *point: told.append(point))
     assert [point for point, _ in told] == [1, 2, 3, 4, 5] and all(8 <= mean <= 200 for _, mean in told)
-    assert result == module.train(problem, problem.start, 100, lambda *_: None) and 8 <= result <= 500
+    agent = AGENTS["ppo"]("CartPole-v1", **problem.start, seed=100)
+    assert result == agent.learn(400).evaluate(5, seed=100).mean
+    agent.close()
 
 
 def refused(capsys, *arguments):
@@ -478,7 +483,10 @@ def refused(capsys, *arguments):
         (("ppo", "CartPole-v1", "--minutes", "inf"), "--minutes is 'inf', but must be a number of more than 0"),
         (("ppo", "CartPole-v1", "--minutes", "soon"), "--minutes is 'soon'"),
         (("ppo", "CartPole-v1", "--jobs", "0"), "--jobs is 0, but must be at least 1"),
-        (("ppo", "CartPole-v1", "--seeds", "0-2"), "--seeds begins with 0, but must begin with 100 or more"),
+        (
+            ("ppo", "CartPole-v1", "--trials", "1", "--total-steps", "1", "--seeds", "0-2"),
+            "--seeds begins with 0, but must begin with 100 or more",
+        ),
         (("ppo", "CartPole-v1", "--seeds", "a"), "seeds is 'a', but must be a whole number"),
         (("ppo", "CartPole-v1", "--total-steps", "0"), "--total-steps is 0"),
         (("ppo", "CartPole-v1", "--preset", "nowhere.toml"), "the file nowhere.toml does not exist"),
