@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "rlcore"
 # Each layer may import itself (but see the agents) and what stands below it.
 LAYERS = [
     {"errors", "version", "tracing"},
-    {"spaces", "storage", "presets", "suites"},
-    {"state", "envs"},
+    {"spaces", "storage", "suites"},
+    {"state", "envs", "presets"},
     {"buffer", "optim"},
     {"estimators", "diagnostics", "programs"},  # programs know no network and no algorithm
     {"networks"},

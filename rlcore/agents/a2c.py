@@ -10,7 +10,7 @@ n runs to the end of the rollout, as in A3C. V is fitted to R_t.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,22 +18,26 @@ from torch.nn import functional as F
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import Apart, Config, Count, From0, Unit
+from rlcore.agents.config import Apart, Config, Count, From0, Lambda, Search, Switch
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
 
 
 @dataclass(frozen=True)
 class A2CConfig(Config):
-    num_envs: Count = 8  # N, environments stepped in parallel
-    num_steps: Count | None = 5  # T, steps of each environment per rollout and update
-    optimizer: Literal["adam", "rmsprop"] = "rmsprop"  # what turns gradients into steps
+    num_envs: Annotated[Count, Search((4, 8, 16))] = 8  # N, environments stepped in parallel
+    num_steps: Annotated[Count | None, Search((5, 8, 16, 32, 64, 128))] = (
+        5  # T, steps of each environment per rollout and update
+    )
+    optimizer: Annotated[Literal["adam", "rmsprop"], Search(("rmsprop", "adam"))] = (
+        "rmsprop"  # what turns gradients into steps
+    )
     learning_rate: Apart[From0] = 7e-4  # step size of the optimiser
     psi: Literal["q", "advantage", "td_error"] = "advantage"  # ψ, the weight of each log-probability
-    gae_lambda: Unit = 1.0  # λ of GAE in ψ = q and advantage; 1 is the n-step return
-    norm_adv: bool = False  # standardise ψ over the rollout
+    gae_lambda: Lambda = 1.0  # λ of GAE in ψ = q and advantage; 1 is the n-step return
+    norm_adv: Switch = False  # standardise ψ over the rollout
     vf_coef: From0 = 0.5  # weight of the value loss
-    ent_coef: From0 = 0.01  # weight of the entropy bonus
+    ent_coef: Annotated[From0, Search((0.0, 0.001, 0.01, 0.03, 0.1))] = 0.01  # weight of the entropy bonus
 
 
 class A2C(Agent):

@@ -29,6 +29,19 @@ class Range:
     closed: bool = True
 
 
+@dataclass(frozen=True)
+class Search:
+    """What `rlcore tune` tries of a field: one of `choices`, or a number from `low` to `high`, evenly over its
+    logarithm with `log`; nothing of either: the field is not searched. Written beside the type, as `Range` is. With
+    `box_only`, only where the action space is a Box."""
+
+    choices: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    box_only: bool = False
+
+
 MOST = 2**31 - 1  # of what is counted; sizes made from two such counts are still whole numbers to torch
 Count = Annotated[int, Range(1, MOST)]  # 1, 2, 3, ...
 Count0 = Annotated[int, Range(0, MOST)]  # 0, 1, 2, ...
@@ -46,6 +59,9 @@ T = TypeVar("T")
 Apart = Annotated[T, APART]  # a T that does not enter programs: Apart[bool] is a bool so marked
 Seed = Annotated[int, Range(0, 2**63 - 1), APART]  # what generators can be seeded with
 Timeout = Annotated[float, Range(0, closed=False), APART]  # seconds
+Lambda = Annotated[Unit, Search((0.8, 0.9, 0.95, 0.98, 1.0))]  # λ of GAE
+Switch = Annotated[bool, Search((False, True))]  # a bool of which a search tries both
+BoxSwitch = Annotated[bool, Search((False, True), box_only=True)]
 
 
 @dataclass(frozen=True)
@@ -59,30 +75,36 @@ class Config:
     num_steps: Count | None = 128  # T, steps of each environment per rollout; none: the environment's time limit
     whole_episodes: bool = False  # rollouts of one whole episode of each environment instead of segments
     optimizer: Literal["adam", "rmsprop"] = "adam"  # what turns gradients into steps
-    learning_rate: Apart[From0] = 2.5e-4  # step size of the optimiser
+    learning_rate: Apart[Annotated[From0, Search(low=1e-4, high=2e-2, log=True)]] = 2.5e-4  # step size of the optimiser
     anneal_lr: Apart[bool] = True  # lower the learning rate linearly to 0 over the run
     optimizer_eps: Above0 = 1e-5  # ε in the denominator of the optimiser's step
     rmsprop_alpha: Unit = 0.99  # decay of RMSprop's mean square
-    gamma: Unit = 0.99  # γ, discount
+    gamma: Annotated[Unit, Search((0.9, 0.95, 0.98, 0.99, 0.999))] = 0.99  # γ, discount
     num_minibatches: Count = 1  # parts into which a rollout is split for the updates
     update_epochs: Count = 1  # times each rollout is gone through
     max_grad_norm: Above0 | None = 0.5  # longest gradient (Euclidean norm); longer ones are scaled down; none: no limit
     hidden_sizes: tuple[Annotated[int, Range(1, 2**20)], ...] = (64, 64)  # widths of the MLP torso
-    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"  # of the MLP torso
+    activation: Annotated[Literal["tanh", "relu", "elu", "gelu", "silu"], Search(("tanh", "relu"))] = (
+        "tanh"  # of the MLP torso
+    )
     torso: TorsoName = "auto"  # mlp, nature or impala (convolutions); auto: nature for images, mlp for all else
     shared: bool | None = None  # one torso for actor and critic instead of one each; none: for images where possible
     memory: Literal["gru", "lstm", "transformer"] | None = None  # what a policy remembers by; none: it does not
     memory_size: Count = 64  # units of the memory, the transformer's width
     memory_context: Count = 64  # observations that a transformer looks back upon
     sequence_length: Count | None = None  # L, steps through which a memory's gradients go; must divide T; none: T
-    log_std_init: Annotated[float, Range(-20, 2)] = 0.0  # initial log standard deviation of Gaussian policies
-    noise_correlation: Below1 = 0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
+    log_std_init: Annotated[float, Range(-20, 2), Search((-1.0, 0.0, 0.7), box_only=True)] = (
+        0.0  # initial log standard deviation of Gaussian policies
+    )
+    noise_correlation: Annotated[Below1, Search((0.0, 0.6, 0.9, 0.98), box_only=True)] = (
+        0.0  # ρ, correlation of Gaussian action noise with that of the step before; 0 is white
+    )
     state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters
-    squash: bool = False  # map Box actions into their bounds by tanh instead of clipping them
+    squash: BoxSwitch = False  # map Box actions into their bounds by tanh instead of clipping them
     mask_actions: bool | None = None  # keep to actions that masks allow; none: where observation or method gives masks
-    norm_obs: bool = False  # normalise observations by running mean and variance
+    norm_obs: Switch = False  # normalise observations by running mean and variance
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
-    norm_reward: bool = False  # divide rewards by the running standard deviation of the discounted return
+    norm_reward: Switch = False  # divide rewards by the running standard deviation of the discounted return
     reward_model: Apart[str | None] = None  # run folder or checkpoint of a reward model, whose rewards are learned from
     reward_std_coef: From0 = 0.0  # its rewards less so many standard deviations of what the members of its ensemble say
     comparisons: Apart[Count0] = 0  # pairs of segments that an oracle judges on the way, for the reward model to learn
@@ -148,13 +170,27 @@ def field_types(config_class: type[Config]) -> dict[str, Any]:
 
 @functools.cache
 def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
-    """What is declared of each field beside its type: its range, and that it stands apart from programs; the same as
-    before where a class declares a field anew without any."""
+    """What is declared of each field beside its type: its range, that it stands apart from programs, and what a search
+    tries of it. Where a class declares a field anew, its `Search` takes the place of the one before, and its other
+    marks that of the others; without either, those before stay."""
     declared: dict[str, tuple[Any, ...]] = {}
+    searched: dict[str, tuple[Any, ...]] = {}
     for cls in reversed(config_class.__mro__):
         kinds = typing.get_type_hints(cls, include_extras=True)
-        declared |= {name: marks for name in inspect.get_annotations(cls) if (marks := _metadata(kinds[name]))}
-    return {name: declared.get(name, ()) for name in field_types(config_class)}
+        for name in inspect.get_annotations(cls):
+            marks = _metadata(kinds[name])
+            searches = tuple(mark for mark in marks if isinstance(mark, Search))
+            others = tuple(mark for mark in marks if not isinstance(mark, Search))
+            searched |= {name: searches} if searches else {}
+            declared |= {name: others} if others else {}
+    return {name: declared.get(name, ()) + searched.get(name, ()) for name in field_types(config_class)}
+
+
+def search_space(config_class: type[Config]) -> dict[str, Search]:
+    """The fields that a search tries, and what of them."""
+    marks = field_metadata(config_class).items()
+    found = {name: mark for name, of_field in marks for mark in of_field if isinstance(mark, Search)}
+    return {name: mark for name, mark in found.items() if mark.choices or mark.low is not None}
 
 
 def _metadata(kind: Any) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import MOST, Above0, Apart, Config, Count, From0, Range, Unit
+from rlcore.agents.config import MOST, Above0, Apart, Config, Count, From0, Range, Search, Unit
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.diagnostics import approx_kl, clip_fraction
 from rlcore.errors import UsageError
@@ -41,25 +41,29 @@ class GRPOConfig(Config):
     whole_episodes: ClassVar[bool] = True
 
     variant: Literal["grpo", "dr_grpo", "dapo", "rloo", "gpg"] = "grpo"  # bundle of the switches below, as defaults
-    num_envs: Count = 32  # N = groups × group_size, episodes per update
+    num_envs: Annotated[Count, Search((16, 32, 64))] = 32  # N = groups × group_size, episodes per update
     num_steps: Count | None = None  # T, longest episode; none: the environment's time limit
-    group_size: Annotated[int, Range(2, MOST)] = 8  # G, members that share a start
+    group_size: Annotated[int, Range(2, MOST), Search((4, 8, 16))] = 8  # G, members that share a start
     learning_rate: Apart[From0] = 1e-3  # step size of the optimiser
-    gamma: Unit = 1.0  # γ, discount of outcome and reward-to-go
-    supervision: Literal["outcome", "process", "aligned"] = "outcome"  # what a group compares
+    gamma: Annotated[Unit, Search((0.98, 0.99, 0.999, 1.0))] = 1.0  # γ, discount of outcome and reward-to-go
+    norm_reward: Annotated[bool, Search()] = False  # divide rewards by the running deviation of the discounted return
+    supervision: Annotated[Literal["outcome", "process", "aligned"], Search(("outcome", "aligned"))] = (
+        "outcome"  # what a group compares
+    )
     scale_std: bool = True  # divide by the group's standard deviation
     leave_one_out: bool = False  # compare with the mean of the other members (outcome only)
-    length_norm: Literal["episode", "token", "batch", "constant", "none"] = (
-        "episode"  # steps weigh 1/|o_i|, 1 over the mean of |o_i| in the group or the batch, 1/T, or 1
-    )
+    length_norm: Annotated[
+        Literal["episode", "token", "batch", "constant", "none"],
+        Search(("episode", "token", "constant")),
+    ] = "episode"  # steps weigh 1/|o_i|, 1 over the mean of |o_i| in the group or the batch, 1/T, or 1
     ratio: bool = True  # clipped probability ratio; without, the plain policy gradient
-    clip_coef: Above0 = 0.2  # ε, how far the ratio may fall below 1
+    clip_coef: Annotated[Above0, Search((0.1, 0.2, 0.3))] = 0.2  # ε, how far the ratio may fall below 1
     clip_coef_high: Above0 | None = None  # how far it may rise above 1; none: as far
     drop_equal_groups: bool = False  # leave groups without spread out of the mean, instead of averaging in their zeros
     correct_equal_groups: bool = False  # the same by scaling the advantages of the others up (GPG, section 3.3)
     kl_coef: From0 = 0.0  # β, weight of the KL to the reference policy
     reference_every: Apart[Count | None] = None  # iterations after which π_ref becomes the present policy; none: never
-    update_epochs: Count = 4  # epochs over each rollout
+    update_epochs: Annotated[Count, Search((2, 4, 8))] = 4  # epochs over each rollout
     num_minibatches: Count = 4  # minibatches per epoch
     target_kl: Above0 | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
     ent_coef: From0 = 0.0  # weight of the entropy bonus

@@ -10,7 +10,7 @@ over real transitions; padding has no weight.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import Above0, Config, Count, From0, Unit
+from rlcore.agents.config import Above0, Config, Count, From0, Lambda, Search, Switch
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.diagnostics import approx_kl, clip_fraction
 from rlcore.networks import ActorCritic
@@ -26,17 +26,23 @@ from rlcore.networks import ActorCritic
 
 @dataclass(frozen=True)
 class PPOConfig(Config):
-    gae_lambda: Unit = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
-    num_minibatches: Count = 4  # minibatches per epoch, reshuffled each epoch
-    update_epochs: Count = 4  # K, epochs over each rollout
+    num_envs: Annotated[Count, Search((4, 8, 16))] = 4  # N, environments stepped in parallel
+    num_steps: Annotated[Count | None, Search((32, 64, 128, 256, 512))] = (
+        128  # T, steps of each environment per rollout; none: the environment's time limit
+    )
+    gae_lambda: Lambda = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
+    num_minibatches: Annotated[Count, Search((1, 4, 8, 16))] = 4  # minibatches per epoch, reshuffled each epoch
+    update_epochs: Annotated[Count, Search((4, 10, 20))] = 4  # K, epochs over each rollout
     target_kl: Above0 | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
     norm_adv: bool = True  # standardise the advantages of each minibatch
     objective: Literal["clip", "kl"] = "clip"  # clipped surrogate (eq. 7) or adaptive KL penalty (eq. 8)
-    clip_coef: Above0 = 0.2  # ε, how far the ratio may leave 1; of the value clipping too
+    clip_coef: Annotated[Above0, Search((0.1, 0.2, 0.3))] = (
+        0.2  # ε, how far the ratio may leave 1; of the value clipping too
+    )
     anneal_clip: bool = False  # lower ε linearly to 0 over the run
-    clip_vloss: bool = True  # keep the new value within ε of the old one in the value loss
+    clip_vloss: Switch = True  # keep the new value within ε of the old one in the value loss
     vf_coef: From0 = 0.5  # c₁, weight of the value loss
-    ent_coef: From0 = 0.01  # c₂, weight of the entropy bonus
+    ent_coef: Annotated[From0, Search((0.0, 0.001, 0.01))] = 0.01  # c₂, weight of the entropy bonus
     kl_coef: From0 = 1.0  # β of objective "kl" at the start; adapted to hold target_kl where that is set
 
 

@@ -13,14 +13,14 @@ All three have the same expectation for γ = 1. For γ < 1 the last two follow t
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import Apart, Config, Count, Count0, From0, Unit
+from rlcore.agents.config import Apart, Config, Count, Count0, From0, Search, Switch, Unit
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.diagnostics import masked_mean
 from rlcore.errors import UsageError
@@ -31,16 +31,20 @@ from rlcore.networks import ActorCritic
 class REINFORCEConfig(Config):
     whole_episodes: ClassVar[bool] = True
 
-    num_envs: Count = 8  # N, episodes per update
+    num_envs: Annotated[Count, Search((4, 8, 16))] = 8  # N, episodes per update
     num_steps: Count | None = None  # T, longest episode; none: the environment's time limit
     learning_rate: Apart[From0] = 3e-3  # step size of the optimiser
-    psi: Literal["total_return", "reward_to_go", "baseline"] = "baseline"  # ψ, the weight of each log-probability
+    gamma: Annotated[Unit, Search((0.95, 0.98, 0.99, 0.999, 1.0))] = 0.99  # γ, discount
+    psi: Annotated[
+        Literal["total_return", "reward_to_go", "baseline"],
+        Search(("baseline", "total_return")),
+    ] = "baseline"  # ψ, the weight of each log-probability
     baseline: Literal["value", "mean"] = "value"  # b of ψ = baseline: V(s), learned, or a running mean of the returns
     baseline_decay: Unit = 0.9  # of the running mean, per iteration
     discount_steps: bool = False  # weight step t by γ^t, which makes the gradient that of the discounted return
-    norm_adv: bool = False  # standardise ψ over the rollout; biased, but no longer sensitive to the scale of rewards
+    norm_adv: Switch = False  # standardise ψ over the rollout; biased, but no longer sensitive to the scale of rewards
     critic_updates: Count0 = 20  # steps of the critic after each of the policy, where ψ asks for V
-    ent_coef: From0 = 0.0  # weight of the entropy bonus
+    ent_coef: Annotated[From0, Search((0.0, 0.001, 0.01))] = 0.0  # weight of the entropy bonus
 
     def check(self) -> None:
         super().check()

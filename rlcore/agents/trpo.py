@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from rlcore import estimators
 from rlcore.agents.agent import Agent
-from rlcore.agents.config import Above0, Apart, Config, Count, From0, Range, Unit
+from rlcore.agents.config import Above0, Apart, Config, Count, From0, Lambda, Range, Search
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
 from rlcore.optim import conjugate_gradient, flat
@@ -25,18 +25,21 @@ from rlcore.tracing import loop, twice_differentiated
 
 @dataclass(frozen=True)
 class TRPOConfig(Config):
-    num_envs: Count = 8  # N, environments stepped in parallel
+    num_envs: Annotated[Count, Search((2, 4, 8, 16))] = 8  # N, environments stepped in parallel
+    num_steps: Annotated[Count | None, Search((128, 256, 512, 1024))] = (
+        128  # T, steps of each environment per rollout; none: the environment's time limit
+    )
     learning_rate: Apart[From0] = 1e-3  # step size of the critic's optimiser
-    gae_lambda: Unit = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
+    gae_lambda: Lambda = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
     norm_adv: bool = True  # standardise the advantages over the rollout
-    max_kl: Above0 = 0.01  # δ, bound on the mean KL of a step, in nats
+    max_kl: Annotated[Above0, Search((0.01, 0.02, 0.03, 0.05))] = 0.01  # δ, bound on the mean KL of a step, in nats
     cg_iterations: Count = 15  # of conjugate gradient
-    cg_damping: From0 = 0.1  # added to F's diagonal, for conjugate gradient only
+    cg_damping: Annotated[From0, Search((0.001, 0.01, 0.1))] = 0.1  # added to F's diagonal, for conjugate gradient only
     fisher_fraction: Annotated[float, Range(0, 1, closed=False)] = 1.0  # share of the rollout from which F is computed
     line_search_steps: Count = 10  # tries at most
     line_search_decay: Annotated[float, Range(0, 1, closed=False)] = 0.8  # factor of the step from one try to the next
-    num_minibatches: Count = 4  # of the critic's updates
-    update_epochs: Count = 10  # of the critic, over each rollout
+    num_minibatches: Annotated[Count, Search((4, 8, 16))] = 4  # of the critic's updates
+    update_epochs: Annotated[Count, Search((5, 10, 20))] = 10  # of the critic, over each rollout
 
 
 class TRPO(Agent):

@@ -1,4 +1,4 @@
-"""The command line: train, pretrain, eval, video, export, compare, bench, report, plot, list."""
+"""The command line: train, pretrain, eval, video, export, compare, bench, report, plot, tune, list."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ from typing import Any
 
 from rlcore.cli.listing import list_all
 from rlcore.cli.policies import compare, evaluate, export, video
-from rlcore.cli.studies import bench, plot, report
+from rlcore.cli.studies import bench, plot, report, tune
 from rlcore.cli.training import pretrain, train
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
 from rlcore.version import __version__
@@ -28,6 +28,7 @@ On-policy reinforcement learning on one rollout buffer.
   bench     train agents on environments with several seeds each
   report    a page about benches and runs: curves, scores with intervals
   plot      their learning curves as a picture for a paper
+  tune      search for the hyperparameters of a preset
   list      list agents, presets and default hyperparameters
 
 rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
@@ -117,7 +118,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "export": export}
-    commands |= {"compare": compare, "bench": bench, "report": report, "plot": plot, "list": list_all}
+    commands |= {"compare": compare, "bench": bench, "report": report, "plot": plot, "tune": tune, "list": list_all}
     if command not in commands:
         near = did_you_mean(command, commands)
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")

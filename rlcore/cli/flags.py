@@ -11,11 +11,17 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rlcore.errors import UsageError, did_you_mean
-from rlcore.runs.settings import COUNTS, HIGHEST_COUNT, refuse_odd_value
+from rlcore.presets import find_preset, load_preset
+from rlcore.runs.settings import COUNTS, HIGHEST_COUNT
+from rlcore.storage.toml import refuse_odd_value
 
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
 IMPORT_HELP = "module to import first, such as one that registers environments; may be repeated"
 ENV_ARG_HELP = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
+PRESET_HELP = (
+    "tuned values of that environment id, a .toml file of presets such as rlcore tune writes, or none for the "
+    "algorithm's own defaults (default: those of ENV_ID where there are any)"
+)
 RUN_HELP = "run folder (its newest checkpoint) or checkpoint file"
 
 
@@ -54,8 +60,7 @@ def add_run_flags(parser: Parser, config: type) -> None:
     add_flag(
         group, "--total-steps", "K", "environment steps, over all environments (default: the preset's, or 1,000,000)"
     )
-    preset = "tuned values of that environment id, or none for the algorithm's own defaults"
-    add_flag(group, "--preset", "NAME", f"{preset} (default: those of ENV_ID where there are any)")
+    add_flag(group, "--preset", "NAME", PRESET_HELP)
     add_flag(group, "--run-dir", "DIR", "the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)")
     add_flag(group, "--env-arg", "NAME=VALUE", ENV_ARG_HELP, action="append")
     add_common_flags(group)
@@ -142,6 +147,14 @@ def whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_C
     if number > highest:
         raise UsageError(f"{name} is {text}, but must be at most {highest:,}")
     return int(number)
+
+
+def preset_of(agent: type, algo: str, env_id: str, name: str | None) -> dict[str, Any] | None:
+    """That of --preset, or of the environment where it is not given; None without any."""
+    if name is None:
+        return find_preset(algo, env_id)
+    names = [field.name for field in dataclasses.fields(agent.Config)]
+    return None if name == "none" else load_preset(algo, name, env_id, names)
 
 
 def counts_of(values: dict[str, Any]) -> dict[str, int]:

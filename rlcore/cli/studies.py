@@ -1,12 +1,26 @@
-"""Runs compared: bench, report, plot."""
+"""Many runs: bench, report, plot, tune."""
 
 import contextlib
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from rlcore.cli.flags import Parser, add_flag, whole_number
+from rlcore.cli.flags import (
+    ENV_ARG_HELP,
+    IMPORT_HELP,
+    PRESET_HELP,
+    Parser,
+    add_flag,
+    agent_class,
+    env_kwargs_of,
+    hyperparameters_of,
+    import_modules,
+    number,
+    preset_of,
+    whole_number,
+)
 from rlcore.errors import RlcoreError, UsageError
 
 MOST_JOBS = 1024
@@ -52,7 +66,6 @@ def bench(arguments: list[str]) -> int:
 
 def _suite(values: dict[str, Any]) -> dict[str, Any] | None:
     """The suite that is asked for, None for the one that has begun."""
-    from rlcore.cli.flags import import_modules
     from rlcore.runs.suite import completed, read_suite, seeds_of
 
     import_modules(values)
@@ -161,3 +174,103 @@ def _size(name: str, text: str) -> float:
     if not 0.5 <= value <= 100:
         raise UsageError(f"{flag} is {text}, but must be from 0.5 to 100")
     return value
+
+
+def tune(arguments: list[str]) -> int:
+    """rlcore tune ALGO ENV_ID --out DIR"""
+    what = (
+        "Search for better hyperparameters, from those of the preset on, and write what is best as a preset. The score "
+        "of a setting is the mean over seeds of the greedy return less its standard deviation. The same command goes "
+        "on with a search, also at the same time as another."
+    )
+    parser = Parser(prog="rlcore tune", description=what)
+    parser.add_argument("algo", metavar="ALGO", help="algorithm that learns from rollouts, see rlcore list")
+    parser.add_argument("env_id", metavar="ENV_ID", help="gymnasium environment, such as CartPole-v1")
+    add_flag(parser, "--out", "DIR", "the folder of the search (default: runs/ENV_ID/tune-ALGO)")
+    add_flag(parser, "--trials", "K", "trials that the search is to have (default: 50, with --minutes any)")
+    add_flag(parser, "--minutes", "M", "begin no trial after so many minutes")
+    add_flag(parser, "--total-steps", "K", "environment steps of each training (default: the preset's, or 100,000)")
+    seeds = (
+        "number of seeds for each trial, from 100 on, or first-last; those below 100 are for results that are "
+        "reported, and a setting must not be chosen by them (default: 100-102)"
+    )
+    add_flag(parser, "--seeds", "K", seeds)
+    add_flag(parser, "--eval-episodes", "K", "greedy episodes after each training (default: 50)")
+    fixed = "hyperparameter that is not searched; may be repeated"
+    add_flag(parser, "--fixed", "NAME=VALUE", fixed, action="append")
+    add_flag(parser, "--preset", "NAME", PRESET_HELP)
+    add_flag(parser, "--seed", "S", "of what is tried (default: 0)")
+    add_flag(parser, "--jobs", "J", "processes that run trials (default: 1)")
+    add_flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
+    add_flag(parser, "--env-arg", "NAME=VALUE", ENV_ARG_HELP, action="append")
+    values = vars(parser.parse(arguments))
+    jobs = whole_number("--jobs", values.get("jobs", 1), highest=MOST_JOBS)
+    trials = values.get("trials", None if "minutes" in values else 50)
+    trials = None if trials is None else whole_number("--trials", trials)
+    minutes, seed = _minutes(values), whole_number("--seed", values.get("seed", 0), lowest=0)
+    problem = _problem(values)
+
+    from rlcore.runs.tune import Tuner, work_in_processes
+
+    env_name = values["env_id"].rpartition(":")[2].replace("/", "-")
+    out = values.get("out", f"runs/{env_name}/tune-{values['algo']}")
+    with contextlib.closing(Tuner.open(out, problem, seed)) as tuner:
+        until = time.monotonic() + 60 * minutes
+        try:
+            if jobs == 1:
+                tuner.work(trials, until)
+            else:
+                work_in_processes(tuner, trials, until, jobs)
+        finally:
+            tuner.write()
+        return _tell_best(tuner)
+
+
+def _minutes(values: dict[str, Any]) -> float:
+    """Those of --minutes, without end where it is not given."""
+    text = values.get("minutes", "inf")
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not minutes > 0 or (math.isinf(minutes) and "minutes" in values):
+        raise UsageError(f"--minutes is '{text}', but must be a number of more than 0")
+    return minutes
+
+
+def _problem(values: dict[str, Any]) -> Any:
+    """What is to be searched for, of the flags of `rlcore tune`."""
+    agent, algo, env_id = agent_class(values["algo"]), values["algo"], values["env_id"]
+    import_modules(values)
+    preset = preset_of(agent, algo, env_id, values.get("preset")) or {}
+    total_steps = whole_number("--total-steps", values.get("total_steps", preset.get("total_steps", 100_000)))
+    episodes = whole_number("--eval-episodes", values.get("eval_episodes", 50))
+
+    from rlcore.agents.config import check_names
+    from rlcore.runs.suite import seeds_of
+    from rlcore.runs.tune import FIRST_SEED, make_problem
+
+    fixed = dict(pair.partition("=")[::2] for pair in values.get("fixed", []))
+    for pair in values.get("fixed", []):
+        if not all(pair.partition("=")):
+            raise UsageError(f"--fixed is '{pair}', but must be NAME=VALUE")
+    check_names(agent.Config, fixed)
+    asked = str(values.get("seeds", "100-102"))
+    seeds = [FIRST_SEED + n for n in seeds_of(asked)] if "-" not in asked else seeds_of(asked)
+    return make_problem(
+        algo, env_id, preset=preset, fixed=hyperparameters_of(agent.Config, fixed), total_steps=total_steps,
+        seeds=seeds, eval_episodes=episodes, env_kwargs=env_kwargs_of(values), imports=values.get("import", []),
+    )  # fmt: skip
+
+
+def _tell_best(tuner: Any) -> int:
+    """Say what a search has found and how it is used."""
+    best, first, problem = tuner.best(), tuner.first(), tuner.problem
+    if best is None:
+        raise RlcoreError("no trial ended well, so that there is no preset; the lines above say why")
+    before = "" if first is None else f" (the preset: {number(first.value)})"
+    seeds = f"{problem.seeds[0]}-{problem.seeds[-1]}"
+    print(f"best: trial {best.number}, mean less standard deviation {number(best.value)} over seeds {seeds}{before}")
+    print(f"rlcore train {problem.algo} {problem.env_id} --preset {tuner.path / 'preset.toml'}")
+    print(f"all trials: {tuner.path / 'tune.html'} and trials.json")
+    return 0

@@ -22,12 +22,12 @@ from rlcore.cli.flags import (
     import_modules,
     normalized,
     number,
+    preset_of,
     shown,
     summary,
     whole_number,
 )
 from rlcore.errors import RlcoreError, UsageError
-from rlcore.presets import find_preset, load_preset
 from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings
 
 MOST_THREADS = 1024
@@ -80,7 +80,7 @@ def _print_train_overview() -> int:
 def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
     env_id, name = values["env_id"], values.get("preset")
     import_modules(values)
-    preset = find_preset(algo, env_id) if name is None else None if name == "none" else load_preset(algo, name)
+    preset = preset_of(agent, algo, env_id, name)
     used = "none" if preset is None else name or env_id.rpartition(":")[2]
     # Flags before presets, and what a flag implies (a variant's switches) between them.
     merged = {"total_steps": 1_000_000, **(preset or {}), **agent.Config.implied(values), **values}

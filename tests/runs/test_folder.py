@@ -19,8 +19,9 @@ from rlcore.cli import main
 from rlcore.errors import CheckpointError, UsageError
 from rlcore.runs import folder as module
 from rlcore.runs.folder import EpisodeLog, FolderTaken, RunFolder
-from rlcore.runs.settings import LARGEST_FILE, read_settings
+from rlcore.runs.settings import read_settings
 from rlcore.storage.checkpoint import read_checkpoint, write_checkpoint
+from rlcore.storage.toml import LARGEST_FILE
 
 SMALL = ["--num-steps", "32", "--num-envs", "4", "--hidden-sizes", "16", "--seed", "5", "--preset", "none"]
 SMALL += ["--device", "cpu", "--compile", "false", "--no-progress"]
