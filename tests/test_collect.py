@@ -1,3 +1,5 @@
+from itertools import cycle
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -290,8 +292,7 @@ def test_an_agent_trains_on_every_action_space(action, squash):
 @pytest.mark.parametrize(
     "obs, action, options",
     [
-        *((obs, "discrete", dict(norm_obs=True, shared=True)) for obs in OBSERVATIONS),
-        *(("box", action, {}) for action in ACTIONS),
+        *((obs, action, dict(norm_obs=True, shared=True)) for obs, action in zip(OBSERVATIONS, cycle(ACTIONS))),
         ("box", "box", dict(squash=True, state_dependent_std=True, norm_reward=True)),
     ],
 )

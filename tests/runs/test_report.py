@@ -167,7 +167,7 @@ def test_many_agents_are_compared_with_the_best(tmp_path):
 
 def test_names_are_sorted_as_people_do():
     names = ["b", "agent10", "agent9", "agent2b", "²", "9" * 5000, ""]
-    assert report._names([made(name, "b", 0) for name in names], "agent")[-5:-1] == [
+    assert report.names_of([made(name, "b", 0) for name in names], "agent")[-5:-1] == [
         "agent2b", "agent9", "agent10", "b"
     ]  # fmt: skip
 
