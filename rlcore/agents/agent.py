@@ -337,6 +337,8 @@ class Agent:
 
     def gradient_steps(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs over a rollout in minibatches, reshuffled each epoch; returns the means of the metrics."""
+        if self.learns_from == "pairs":  # which are not to be torn apart
+            return self.step(batch.take(batch.units()))
         if self.stops_early:
             return self._gradient_steps_until_far(batch)
 

@@ -88,9 +88,6 @@ class DPO(Agent):
                 metrics["reference_logratio"] = batch.step_mean(logratio)
         return losses.mean(), metrics
 
-    def gradient_steps(self, batch: Batch) -> dict[str, Tensor]:
-        return self.step(batch.take(batch.units()))  # pairs are not to be torn apart
-
     @torch.no_grad()
     def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         if self.config.use_reference:

@@ -72,9 +72,6 @@ class RewardModel(Agent):
             metrics = {"accuracy": accuracy(h.mean(0), label), "disagreement": h.std(0, correction=0).mean()}
         return losses.mean(1).sum(), metrics
 
-    def gradient_steps(self, batch: Batch) -> dict[str, Tensor]:
-        return self.step(batch.take(batch.units()))  # pairs are not to be torn apart
-
     def iterations(self, total_steps: int) -> Iterator[tuple[dict[str, float], Any]]:
         """As of every agent; each tenth has metrics of the pairs held out."""
         for metrics, episodes in super().iterations(total_steps):
