@@ -17,14 +17,8 @@ def one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def rows_are_not_written_out():
-    """Which takes the compiler three times as long; `rows_written_out` has a test do it."""
+    """Which takes the compiler three times as long; tests/test_loops.py has loops of which turns are."""
     collect.WRITTEN_OUT = 1
-
-
-@pytest.fixture
-def rows_written_out(monkeypatch):
-    """As it is outside of tests."""
-    monkeypatch.setattr(collect, "WRITTEN_OUT", 8)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -669,8 +669,10 @@ def assigned(agent):
     return agent
 
 
-@pytest.mark.parametrize("compile", [False, "record"])
-@pytest.mark.parametrize("change", [copy.deepcopy, unpickled, recast, assigned])
+@pytest.mark.parametrize(
+    ("change", "compile"),
+    [*((change, False) for change in (copy.deepcopy, unpickled, recast, assigned)), (assigned, "record")],
+)
 def test_what_breaks_the_views_of_the_vector_is_mended(change, compile):
     agent, _ = train(PPO, compile, iterations=2, backend="native", **STEPS)
     expected, _ = train(PPO, compile, iterations=4, backend="native", **STEPS)

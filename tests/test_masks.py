@@ -482,8 +482,8 @@ def test_gymnasiums_environments_run_alike_as_python_and_recorded(source):
     assert_alike(ours, theirs)
 
 
-def test_native_tasks_run_alike_compiled(arms, rows_written_out):
-    options = dict(num_envs=2, num_steps=8, backend="native", hidden_sizes=(2,))
+def test_native_tasks_run_alike_compiled(arms):
+    options = dict(num_envs=2, num_steps=11, backend="native", hidden_sizes=(2,))
     env_id = arms(Arms(spaces.Discrete(3)))
     ours, theirs = (trained(A2C, env_id, how, **options) for how in (False, True))
     assert theirs[0].engine.how == "compiled"
