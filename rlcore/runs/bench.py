@@ -19,7 +19,7 @@ import subprocess
 import time
 import tomllib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +49,7 @@ class Job:
     cell: Cell
     process: subprocess.Popen[bytes]
     began: float
+    slot: int  # which share of the cores it has
 
 
 class Bench:
@@ -101,7 +102,7 @@ class Bench:
         """Run what has not ended well, `jobs` cells at a time; returns those that failed.
 
         Args:
-            jobs: J, processes at a time; each has a J-th of the cores as threads.
+            jobs: J, processes at a time; each is kept to a J-th of the cores, so that speeds can be compared.
             show: a table on a terminal, or a line for each cell where there is none.
         """
         waiting = deque(cell for cell in self.cells if not self._is_done(cell))
@@ -132,7 +133,8 @@ class Bench:
             cell = waiting.popleft()
             before = self._before(cell)
             if before is None or before.state == "done":
-                running.append(self._start(cell, jobs))
+                slot = min(set(range(jobs)) - {job.slot for job in running})
+                running.append(self._start(cell, slot, jobs))
             elif before.state == "failed":
                 sentence = f"it begins with the network of {before.agent}, which failed: {before.error}"
                 self._record(_failed(cell, sentence, self.machine))
@@ -146,17 +148,15 @@ class Bench:
         key = (cell.after.parent.name, cell.env_id, cell.seed)
         return self.results.get(key, Result(*key, state="waiting"))
 
-    def _start(self, cell: Cell, jobs: int) -> Job:
+    def _start(self, cell: Cell, slot: int, jobs: int) -> Job:
         folder = self.path / cell.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        variables = {"OMP_NUM_THREADS": str(max(cores // jobs, 1)), **os.environ}
         with open(folder.with_name(f"{folder.name}.log"), "ab") as log:
             process = subprocess.Popen(
                 self._command(cell, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=variables, start_new_session=True, preexec_fn=_end_with_parent(os.getpid()),
+                start_new_session=True, preexec_fn=_preparation(os.getpid(), _share(slot, jobs)),
             )  # fmt: skip
-        return Job(cell, process, time.perf_counter())
+        return Job(cell, process, time.perf_counter(), slot)
 
     def _command(self, cell: Cell, folder: Path) -> list[str]:
         """How the cell is run, or gone on with."""
@@ -253,19 +253,29 @@ def _whole_index(path: Path) -> Iterable[Result]:
     return read_index(path)
 
 
-def _end_with_parent(parent: int) -> Any:
-    """What a child does first: have the system kill it when the bench dies, however that dies."""
+def _share(slot: int, jobs: int) -> set[int]:
+    """The cores of one of so many jobs, none where the system does not say which there are."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(len(cores) // jobs, 1)
+    return {cores[(slot * share + k) % len(cores)] for k in range(share)}
+
+
+def _preparation(parent: int, cores: set[int]) -> Callable[[], None]:
+    """What a child does first: keep to its cores, and have the system kill it when the bench dies, however it does."""
     try:
         library = ctypes.CDLL(None)
     except (OSError, TypeError):
-        return None
-    if not hasattr(library, "prctl"):  # no Linux: a child that is left over keeps its folder locked until it ends
-        return None
+        library = None
 
     def prepare() -> None:
-        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        if cores:
+            os.sched_setaffinity(0, cores)
+        if hasattr(library, "prctl"):  # elsewhere a child that is left over keeps its folder locked until it ends
+            library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
 
     return prepare
 

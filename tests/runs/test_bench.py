@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def test_cells_run_once_failures_are_told_and_tried_again(tmp_path, foreign):
     (folder / "broken").unlink()
     assert run(path, None) == [] and len(read_index(path)) == 5
     assert expected_cells(path) == [("own", "CartPole-v1", seed) for seed in range(5)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say which cores there are")
+def test_jobs_have_cores_of_their_own(monkeypatch):
+    """Small networks on more threads than that are ten times slower."""
+    from rlcore.runs.bench import _share
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3, 5, 8})
+    assert [_share(slot, 2) for slot in range(2)] == [{2, 3}, {5, 8}]
+    assert [_share(slot, 3) for slot in range(3)] == [{2}, {3}, {5}]
+    assert _share(0, 1) == {2, 3, 5, 8} and _share(5, 6) == {3}
 
 
 def test_a_failing_cell_does_not_stop_the_others(tmp_path, foreign, capsys):
