@@ -15,6 +15,7 @@ def list_all(arguments: list[str]) -> int:
 
     from rlcore.agents import AGENTS
     from rlcore.agents.config import field_help
+    from rlcore.runs.suite import shipped_suites
 
     if as_json:
         listed = {}
@@ -33,4 +34,5 @@ def list_all(arguments: list[str]) -> int:
         print("\n  defaults:")
         for field in dataclasses.fields(agent.Config):
             print(f"    {field.name:<20} {shown(field.default):<10} {helps.get(field.name, '')}")
+    print(f"suites of rlcore bench: {', '.join(shipped_suites())}")
     return 0

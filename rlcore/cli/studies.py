@@ -1,5 +1,6 @@
 """Many runs: bench, report, plot, tune."""
 
+import argparse
 import contextlib
 import math
 import os
@@ -44,7 +45,7 @@ def bench(arguments: list[str]) -> int:
     add_flag(parser, "--eval-episodes", "K", "greedy episodes after training (default: the suite's, or 100)")
     add_flag(parser, "--import", "MODULE", "module that registers environments; may be repeated", action="append")
     add_flag(parser, "--jobs", "J", "runs at a time (default: one for each core)")
-    parser.add_argument("--no-progress", action="store_true", default=False, help="print nothing on the way")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)")
     values = vars(parser.parse(arguments))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = whole_number("--jobs", values.get("jobs", cores), highest=MOST_JOBS)
@@ -52,7 +53,7 @@ def bench(arguments: list[str]) -> int:
     from rlcore.runs.bench import Bench
 
     with contextlib.closing(Bench.open(values["out"], _suite(values))) as study:
-        failed = study.run(jobs, not values["no_progress"])
+        failed = study.run(jobs, values.get("progress", True))
         done = len(study.cells) - len(failed)
     print(f"{done} of {len(study.cells)} cells are done; next: rlcore report {values['out']}")
     if failed:
