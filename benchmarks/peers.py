@@ -1,8 +1,12 @@
-"""The libraries that rlcore is compared with, each in a virtual environment of its own."""
+"""The libraries that rlcore is compared with, each in a virtual environment of its own.
+
+python benchmarks/peers.py sb3_contrib      make that of a peer, where it is missing
+"""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -35,3 +39,10 @@ def interpreter(name: str) -> Path:
     pins = ["-c", str(HERE.parent / "constraints.txt")] if name in ON_TORCH else []
     subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, *PEERS[name]], check=True)
     return python
+
+
+if __name__ == "__main__":
+    for peer in sys.argv[1:]:
+        if peer not in PEERS:
+            raise SystemExit(f"'{peer}' is no peer; there are {', '.join(PEERS)}")
+        print(machine.shown(interpreter(peer)))
