@@ -855,15 +855,15 @@ def test_minibatches_may_be_sequences():
 
 OWN = """
 import sys, torch, rlcore
-from rlcore.agents import PPO
+from rlcore.agents import A2C
 from helper import weight
 torch.set_num_threads(1)
-class Mine(PPO):
+class Mine(A2C):
     def loss(self, network, batch):
         loss, metrics = super().loss(network, batch)
         return loss * weight(), metrics
 agent = Mine("CartPole-v1", compile=True, backend="vector", hidden_sizes=(4,), num_steps=4, num_envs=2,
-             num_minibatches=1, update_epochs=1, seed=1, device="cpu", max_grad_norm=None, anneal_lr=False)
+             seed=1, device="cpu", max_grad_norm=None, anneal_lr=False)
 metrics, _ = next(agent.iterations(8))
 print(agent.engine.seconds > 0, metrics["loss"], metrics["grad_norm"])
 """
