@@ -49,6 +49,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def difference(name: str, old: Any, new: Any) -> str:
+    """The first entry that differs between two settings called `name`, by its path, and both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        return difference(f"{name}.{key}", old.get(key), new.get(key))
+    return f"{name} ({shown(old)}, not {shown(new)})"
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """A half-sentence that names the option nearest to `name`, or an empty string where none is near."""
     options = list(options)

@@ -59,11 +59,11 @@ class Evaluate:
         self.steps: list[int] = []
         self.results: list[Evaluation] = []
         self.best: float | None = None
-        self._last: int | None = None  # evaluations that were due, of the agent that is trained
+        self._last = 0  # evaluations that were due so far
 
     def __call__(self, agent: Agent, metrics: dict[str, float], episodes: Episodes) -> bool:
         due = agent.global_step // self.every
-        if due == (self._last or 0):
+        if due == self._last:
             return False
         self._last = due
         result = agent.evaluate(self.episodes, self.seed, self.deterministic)

@@ -1,5 +1,6 @@
 """What is done with a trained agent: eval, video, export, compare."""
 
+import argparse
 import contextlib
 import json
 from pathlib import Path
@@ -65,17 +66,23 @@ def video(arguments: list[str]) -> int:
     add_flags_for_stored(parser)
     values = parser.parse(arguments)
 
-    from rlcore.runs.train import open_agent
     from rlcore.runs.video import record_video
 
     seed, max_steps = whole_number("--seed", values.seed, lowest=0), whole_number("--max-steps", values.max_steps)
-    agent, file = open_agent(values.run, **changes_of_stored(vars(values)))
-    folder = Path(values.run) if Path(values.run).is_dir() else file.parent
+    agent, _, folder = _opened(values)
     with contextlib.closing(agent):
         film = record_video(agent, getattr(values, "out", folder / "video.mp4"), seed, not values.stochastic, max_steps)
     episode = f"an episode of {film['length']} steps with return {film['return']:.1f}"
     print(f"{film['path']}: {film['frames']} frames, {episode}")
     return 0
+
+
+def _opened(values: argparse.Namespace) -> tuple[Any, Path, Path]:
+    """The agent of RUN, its checkpoint, and the folder where what is made of it goes."""
+    from rlcore.runs.train import open_agent
+
+    agent, file = open_agent(values.run, **changes_of_stored(vars(values)))
+    return agent, file, Path(values.run) if Path(values.run).is_dir() else file.parent
 
 
 def export(arguments: list[str]) -> int:
@@ -87,10 +94,7 @@ def export(arguments: list[str]) -> int:
     add_flags_for_stored(parser)
     values = parser.parse(arguments)
 
-    from rlcore.runs.train import open_agent
-
-    agent, file = open_agent(values.run, **changes_of_stored(vars(values)))
-    folder = Path(values.run) if Path(values.run).is_dir() else file.parent
+    agent, file, folder = _opened(values)
     path = Path(getattr(values, "out", folder / "policy.pt2"))
     with contextlib.closing(agent):
         agent.export(path)
@@ -119,13 +123,11 @@ def compare(arguments: list[str]) -> int:
     judge = _judge(vars(values))
 
     from rlcore.runs.compare import MOST_PAIRS, write_labels, write_page
-    from rlcore.runs.train import open_agent
 
     count = whole_number("--pairs", values.pairs, highest=MOST_PAIRS)
     length = whole_number("--length", values.length) if "length" in values else None
     seed = whole_number("--seed", values.seed, lowest=0)
-    agent, file = open_agent(values.run, **changes_of_stored(vars(values)))
-    folder = Path(values.run) if Path(values.run).is_dir() else file.parent
+    agent, _, folder = _opened(values)
     with contextlib.closing(agent):
         if judge is None:
             out = getattr(values, "out", folder / "compare.html")

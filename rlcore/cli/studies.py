@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rlcore.cli.flags import (
     whole_number,
 )
 from rlcore.errors import RlcoreError, UsageError
+from rlcore.runs.machine import cores
 
 MOST_JOBS = 1024
 MOST_SECONDS = 86_400
@@ -47,8 +47,7 @@ def bench(arguments: list[str]) -> int:
     add_flag(parser, "--jobs", "J", "runs at a time (default: one for each core)")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)")
     values = vars(parser.parse(arguments))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = whole_number("--jobs", values.get("jobs", cores), highest=MOST_JOBS)
+    jobs = whole_number("--jobs", values.get("jobs", len(cores())), highest=MOST_JOBS)
 
     from rlcore.runs.bench import Bench
 

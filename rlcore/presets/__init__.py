@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.errors import UsageError, did_you_mean, shown
-from rlcore.storage.toml import check_values, read_toml
-
-HIGHEST_COUNT = 2**63 - 1
+from rlcore.storage.toml import HIGHEST_COUNT, check_values, read_toml
 
 
 @cache

@@ -26,13 +26,13 @@ from typing import Any, Self
 
 import tomli_w
 
-from rlcore.errors import UsageError, printable, shown
+from rlcore.errors import UsageError, difference, printable
 from rlcore.runs import machine
 from rlcore.runs.bench_progress import BenchProgress
 from rlcore.runs.folder import RunFolder
 from rlcore.runs.results import INDEX, Result, read_index
 from rlcore.runs.settings import read_settings, to_toml
-from rlcore.runs.suite import Cell, cells_of, completed
+from rlcore.runs.suite import Cell, cells_of, completed, read_suite
 from rlcore.storage.files import FolderLock, InUse, set_aside, write_atomically
 
 SUITE, RESULT = "bench.toml", "result.json"
@@ -214,12 +214,7 @@ def expected_cells(path: str | Path) -> list[tuple[str, str, int]]:
 
 def stored_suite(path: str | Path) -> dict[str, Any]:
     """The suite of the bench in a folder, or a UsageError where it cannot be read."""
-    file = Path(path) / SUITE
-    try:
-        suite = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"the suite in {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return completed(suite)
+    return completed(read_suite(Path(path) / SUITE))
 
 
 def _merged(suite: dict[str, Any] | None, stored: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -229,17 +224,9 @@ def _merged(suite: dict[str, Any] | None, stored: dict[str, Any], path: Path) ->
     suite = completed(tomllib.loads(tomli_w.dumps(to_toml(suite))))  # as it would be read again
     for name in sorted({*suite, *stored} - {"seeds"}):
         if suite.get(name) != stored.get(name):
-            was = _difference(name, stored.get(name), suite.get(name))
+            was = difference(name, stored.get(name), suite.get(name))
             raise UsageError(f"--out is {path}, where a bench has begun with another {was}; choose another folder")
     return {**stored, "seeds": sorted({*stored["seeds"], *suite["seeds"]})}
-
-
-def _difference(name: str, old: Any, new: Any) -> str:
-    """The first entry that differs, by its path, and both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-        return _difference(f"{name}.{key}", old.get(key), new.get(key))
-    return f"{name} ({shown(old)}, not {shown(new)})"
 
 
 def _whole_index(path: Path) -> Iterable[Result]:
@@ -257,7 +244,7 @@ def _share(slot: int, jobs: int) -> set[int]:
     """The cores of one of so many jobs, none where the system does not say which there are."""
     if not hasattr(os, "sched_getaffinity"):
         return set()
-    cores = sorted(os.sched_getaffinity(0))
+    cores = machine.cores()
     share = max(len(cores) // jobs, 1)
     return {cores[(slot * share + k) % len(cores)] for k in range(share)}
 

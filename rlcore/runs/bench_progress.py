@@ -4,6 +4,7 @@ import contextlib
 import statistics
 import sys
 import time
+from collections import defaultdict
 from typing import Any, Self
 
 from rlcore.runs.results import Result
@@ -25,7 +26,9 @@ class BenchProgress(contextlib.AbstractContextManager):
 
     def __init__(self, cells: list[Cell], results: dict[tuple[str, str, int], Result], show: bool):
         self.cells, self.results, self.show = cells, results, show
-        self.pairs = list(dict.fromkeys((cell.agent, cell.env_id) for cell in cells))
+        self.seeds: defaultdict[tuple[str, str], list[int]] = defaultdict(list)  # of each agent on each environment
+        for cell in cells:
+            self.seeds[cell.agent, cell.env_id].append(cell.seed)
         self.live: Any = None
         self.drawn_at = 0.0
 
@@ -65,7 +68,7 @@ class BenchProgress(contextlib.AbstractContextManager):
         from rich.text import Text
 
         table = Table("agent", "environment", "done", "running", "failed", "score", box=None, pad_edge=False)
-        rows = [self._row(*pair, running) for pair in self.pairs]
+        rows = [self._row(*pair, running) for pair in self.seeds]
         rows.sort(key=lambda row: not row[3])  # those that run first
         for row in rows[:ROWS]:
             table.add_row(*map(Text, row))  # as it is: a name may look like markup
@@ -75,7 +78,7 @@ class BenchProgress(contextlib.AbstractContextManager):
         self.live.update(table, refresh=True)
 
     def _row(self, agent: str, env_id: str, running: list[Cell]) -> tuple[str, ...]:
-        seeds = [cell.seed for cell in self.cells if (cell.agent, cell.env_id) == (agent, env_id)]
+        seeds = self.seeds[agent, env_id]
         ended = [r for seed in seeds if (r := self.results.get((agent, env_id, seed))) is not None]
         done = [result for result in ended if result.state == "done"]
         failed, now = len(ended) - len(done), [c.seed for c in running if (c.agent, c.env_id) == (agent, env_id)]

@@ -29,12 +29,17 @@ def describe() -> dict[str, Any]:
         "commit": _git("rev-parse", "--short", "HEAD") if here else None,
         "uncommitted_changes": here and bool(_git("status", "--porcelain", "--untracked-files=no", "--", "rlcore")),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(cores()),
         "gpu": _gpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def shown(argument: str | Path) -> str:

@@ -7,10 +7,9 @@ from typing import Any
 import tomli_w
 
 from rlcore.errors import UsageError
-from rlcore.storage.toml import check_values, read_toml
+from rlcore.storage.toml import HIGHEST_COUNT, check_values, read_toml
 
 CONFIG = "the config of a run"
-HIGHEST_COUNT = 2**63 - 1
 EVAL_EPISODES = 100
 NEEDED = ("algo", "env_id", "total_steps", "hyperparameters")
 TEXTS, TABLES = ("algo", "env_id", "preset"), ("hyperparameters", "env_kwargs", "versions")

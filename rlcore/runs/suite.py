@@ -35,9 +35,9 @@ import tomli_w
 from rlcore.agents import AGENTS
 from rlcore.agents.config import check_names, check_type, choice_word, field_types, inner_type
 from rlcore.envs.make import find_spec, import_module
-from rlcore.errors import UsageError, did_you_mean, one_line, shown
+from rlcore.errors import UsageError, did_you_mean, shown
+from rlcore.storage.toml import check_values, read_toml
 
-LARGEST_FILE = 2**20  # bytes
 MOST_SEEDS = 10_000
 OF_RUNS = {"total_steps": int, "preset": str}  # what a suite, an agent or an environment says of its runs
 OF_SUITES = {
@@ -86,20 +86,12 @@ def read_suite(name: str | Path) -> dict[str, Any]:
     """A suite by its name, or out of a file; a UsageError tells what cannot be read."""
     if str(name) in shipped_suites():
         return tomllib.loads(resources.files("rlcore.suites").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
-    try:
-        with open(name, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        known = ", ".join(shipped_suites())
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        near = did_you_mean(str(name), shipped_suites())
-        raise UsageError(f"SUITE is {name}, but {why}, and it is none of rlcore's{near}: {known}") from error
-    if len(data) > LARGEST_FILE:
-        raise UsageError(f"{name} is longer than {LARGEST_FILE:,} bytes, the most that a suite may have")
-    try:
-        return tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is not readable as TOML: {one_line(error)[:200]}") from error
+    if not Path(name).exists():
+        near, known = did_you_mean(str(name), shipped_suites()), ", ".join(shipped_suites())
+        raise UsageError(f"SUITE is {name}, but there is no such file, and it is none of rlcore's{near}: {known}")
+    suite = read_toml(Path(name), "a suite")
+    check_values(suite, str(name), "a suite")
+    return suite
 
 
 def completed(suite: dict[str, Any]) -> dict[str, Any]:

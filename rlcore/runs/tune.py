@@ -37,7 +37,7 @@ from gymnasium import spaces
 from rlcore.agents import AGENTS
 from rlcore.agents.config import Config, Search, check_type, field_types, inner_type, parse_value, search_space
 from rlcore.envs.make import import_module
-from rlcore.errors import RlcoreError, UsageError, one_line, printable, shown
+from rlcore.errors import RlcoreError, UsageError, difference, one_line, printable
 from rlcore.runs import machine
 from rlcore.runs.settings import to_toml
 from rlcore.runs.train import RECENT_EPISODES, set_threads
@@ -467,18 +467,10 @@ def _check_problem(study: Any, problem: Problem, path: Path) -> None:
         stored = asked
     for name in asked:
         if stored.get(name) != asked[name]:
-            was = _difference(name, stored.get(name), asked[name])
+            was = difference(name, stored.get(name), asked[name])
             raise UsageError(f"--out is {path}, where a search has begun with another {was}; choose another folder")
     if not study.get_trials(deepcopy=False):
         _enqueue_preset(study, problem)
-
-
-def _difference(name: str, old: Any, new: Any) -> str:
-    """The first entry that differs, by its path, and both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-        return _difference(f"{name}.{key}", old.get(key), new.get(key))
-    return f"{name} ({shown(old)}, not {shown(new)})"
 
 
 def _enqueue_preset(study: Any, problem: Problem) -> None:
@@ -515,8 +507,7 @@ def _work(path: Path, problem: Problem, seed: int, trials: int | None, seconds: 
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     until = time.monotonic() + seconds
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(min(cores // jobs, torch.get_num_threads()), 1))
+    torch.set_num_threads(max(min(len(machine.cores()) // jobs, torch.get_num_threads()), 1))
     try:
         for name in problem.imports:
             import_module(name)

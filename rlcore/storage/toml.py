@@ -9,6 +9,7 @@ from rlcore.errors import UsageError, one_line
 
 LARGEST_FILE = 2**20  # bytes; a config has a few thousand
 DEEPEST = 20  # tables in tables
+HIGHEST_COUNT = 2**63 - 1  # of steps and episodes
 LONGEST_NUMBER = 1000  # bits; Python refuses to print much longer ones
 
 
