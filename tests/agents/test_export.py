@@ -292,3 +292,14 @@ def test_the_example_plays_without_rlcore(tmp_path, suffix):
         obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None], deterministic=True)[0])
         total, over = total + reward, terminated or truncated
     assert float(played.stdout) == total
+
+
+def test_the_command_writes_it_beside_the_run(tmp_path, capsys):
+    from rlcore.cli import main
+
+    make_small = dict(num_envs=2, num_steps=8, num_minibatches=1, hidden_sizes=(4,), seed=0, compile=False)
+    rlcore.PPO("CartPole-v1", **make_small).save(tmp_path / "agent.pt")
+    assert main(["export", str(tmp_path / "agent.pt")]) == 0 and (tmp_path / "policy.pt2").stat().st_size > 0
+    assert f"{tmp_path / 'policy.pt2'}: the greedy policy of" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "agent.pt"), "--out", str(tmp_path / "policy.txt")]) == 2
+    assert "its name must end in .pt2 or .onnx" in capsys.readouterr().err
