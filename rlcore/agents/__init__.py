@@ -19,7 +19,7 @@ from rlcore.agents.reinforce import REINFORCE, REINFORCEConfig
 from rlcore.agents.rewardmodel import RewardModel, RewardModelConfig
 from rlcore.agents.stored import load_agent
 from rlcore.agents.trpo import TRPO, TRPOConfig
-from rlcore.errors import UsageError
+from rlcore.errors import UsageError, did_you_mean
 from rlcore.networks import Torso
 
 ENTRY_POINTS = "rlcore.agents"  # the group under which a package names its agents
@@ -94,6 +94,14 @@ def _described(point: EntryPoint) -> str:
 
 OURS = (REINFORCE, A2C, PPO, TRPO, GRPO, BC, DPO, RewardModel)
 AGENTS = AgentTable({agent.__name__.lower(): agent for agent in OURS})
+
+
+def find_agent(name: str) -> type[Agent]:
+    """The agent class of that name; a UsageError with the nearest one where there is none."""
+    if name not in AGENTS:
+        near, known = did_you_mean(str(name), AGENTS), ", ".join(AGENTS)
+        raise UsageError(f"'{name}' is not an algorithm of rlcore{near}; there are {known}")
+    return AGENTS[name]
 
 
 def load(

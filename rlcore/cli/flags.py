@@ -121,12 +121,9 @@ def changes_of_stored(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def agent_class(name: str) -> type:
-    from rlcore.agents import AGENTS
+    from rlcore.agents import find_agent
 
-    if name not in AGENTS:
-        near, known = did_you_mean(name, AGENTS), ", ".join(AGENTS)
-        raise UsageError(f"'{name}' is not an algorithm of rlcore{near}; there are {known}")
-    return AGENTS[name]
+    return find_agent(name)
 
 
 def summary(agent: type) -> str:

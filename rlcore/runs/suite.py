@@ -32,7 +32,7 @@ from typing import Any
 
 import tomli_w
 
-from rlcore.agents import AGENTS
+from rlcore.agents import AGENTS, find_agent
 from rlcore.agents.config import check_names, check_type, choice_word, field_types, inner_type
 from rlcore.envs.make import find_spec, import_module
 from rlcore.errors import UsageError, did_you_mean, shown
@@ -167,12 +167,9 @@ def _check_agent(name: str, table: dict[str, Any], envs: dict[str, dict[str, Any
         if not (isinstance(words, list) and words and all(isinstance(word, str) for word in words)):
             raise UsageError(f"command of {name} is {shown(words)}, but must be a list of words")
         return
-    algo = table.get("algo", name)
-    if algo not in AGENTS:
-        near, known = did_you_mean(str(algo), AGENTS), ", ".join(AGENTS)
-        raise UsageError(f"'{algo}' is not an algorithm of rlcore{near}; there are {known}")
+    config = find_agent(table.get("algo", name)).Config
     for values in (table, *envs.values()):
-        _typed(AGENTS[algo].Config, values)
+        _typed(config, values)
 
 
 def _check_after(name: str, agents: dict[str, dict[str, Any]]) -> None:
