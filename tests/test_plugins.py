@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcore.agents import PPO, AgentTable
+from rlcore.agents import AGENTS, PPO, AgentTable, load
 from rlcore.agents.config import field_help
 from rlcore.errors import UsageError
 
@@ -64,9 +64,7 @@ def test_it_is_listed_and_its_hyperparameters_are_explained(site):
     assert list(agents) == ["reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo", "rewardmodel", "awr"] and not errors
     assert agents["awr"]["summary"].startswith("Advantage-weighted regression (Peng et al. 2019")
     assert agents["awr"]["defaults"]["beta"] == 1.0
-    assert (
-        "temperature: low imitates the best actions alone (default: 1.0)" in rlcore(site, "train", "awr", "--help")[0]
-    )
+    assert "temperature: low imitates the best alone (default: 1.0)" in rlcore(site, "train", "awr", "--help")[0]
     assert "  awr       Advantage-weighted" in rlcore(site, "train", "--help")[0]
 
 
@@ -78,7 +76,7 @@ def test_it_trains_evaluates_and_resumes_from_the_command_line(site):
     rlcore(site, "train", "--resume", "run", "--total-steps", "52000", "--no-progress", "--eval-episodes", "0")
     near = rlcore(site, "train", "arw", "CartPole-v1", code=2)[1]
     assert near == "rlcore: 'arw' is not an algorithm of rlcore, did you mean 'awr'?; there are " + (
-        "reinforce, a2c, ppo, trpo, grpo, bc, dpo, rewardmodel, awr\n"
+        "reinforce, a2c, ppo, trpo, grpo, bc, dpo, rewardmodel, awr, or module:Class of your own\n"
     )
 
 
@@ -142,3 +140,66 @@ def test_a_class_that_bears_another_name_would_not_be_found_again_in_a_checkpoin
     monkeypatch.syspath_prepend(str(broken))
     with pytest.raises(UsageError, match="'named'"):
         AgentTable({})["wrong"]
+
+
+def test_a_study_of_an_own_agent_as_in_the_readme(tmp_path):
+    """From a file of 60 lines to a search, a bench beside PPO, a page and a policy that needs no rlcore, as pasted."""
+    for name in ("rlcore_awr.py", "study.toml"):
+        (tmp_path / name).write_text(readme_file(name))
+    lines = re.search(r"<!-- command: study -->\n```bash\n(.*?)\n```", README, re.DOTALL)[1].splitlines()
+    assert [line.split()[:2] for line in lines] == [["rlcore", name] for name in ("tune", "bench", "report", "export")]
+    said = [rlcore(tmp_path, *line.split()[1:]) for line in lines]
+
+    preset = tomllib.loads((tmp_path / "study" / "tune" / "preset.toml").read_text())["awr"]["CartPole-v1"]
+    assert (
+        "beta" in preset and len(json.loads((tmp_path / "study" / "tune" / "trials.json").read_text())["trials"]) == 10
+    )
+    results = [json.loads(line) for line in (tmp_path / "study" / "bench" / "results.jsonl").read_text().splitlines()]
+    assert {(r["agent"], r["seed"], r["state"]) for r in results} == {
+        (agent, seed, "done") for agent in ("ppo", "awr") for seed in range(3)
+    }
+    assert all(r["hyperparameters"]["beta"] == preset["beta"] for r in results if r["agent"] == "awr")
+    assert all(
+        word in (tmp_path / "study" / "bench" / "report.md").read_text() for word in ("ppo", "awr", "CartPole-v1")
+    )
+    play = [sys.executable, ROOT / "benchmarks" / "examples" / "run_policy.py", "awr.pt2", "CartPole-v1"]
+    played = subprocess.run(play, cwd=tmp_path, capture_output=True, text=True)
+    assert played.returncode == 0, played.stderr
+    assert "acts as the agent does" in said[-1][0]
+
+
+def test_an_agent_of_the_current_folder_goes_on_and_is_imported_by_no_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from rlcore import PPO\nclass Mine(PPO): pass\nclass A2C(PPO): pass\nprint('ran')"
+    )
+    out, _ = rlcore(tmp_path, "train", "mine:Mine", "CartPole-v1", "--total-steps", "600", "--run-dir", "run",
+                    "--no-progress", "--eval-episodes", "0")  # fmt: skip
+    assert out.startswith("ran\nmine on 4 × CartPole-v1")
+    for command in (["eval", "run"], ["train", "--resume", "run", "--total-steps", "900"]):
+        said, sentence = rlcore(tmp_path, *command, code=2)
+        assert "is of algorithm 'mine'" in sentence and "--import MODULE" in sentence and "ran" not in said
+    rlcore(tmp_path, "train", "--resume", "run", "--total-steps", "1500", "--import", "mine", "--eval-episodes", "0")
+    assert json.loads(
+        rlcore(tmp_path, "eval", "run", "--import", "mine", "--episodes", "1", "--json")[0].split("ran\n")[1]
+    )
+    for name, sentence in (
+        ("mine:Min", "'mine:Min' is no agent: mine has no subclass of rlcore.agents.Agent Min, did you mean 'Mine'"),
+        ("mine:A2C", "'mine:A2C' must have another name, because 'a2c' is one of rlcore's own"),
+        ("none:Mine", "the module 'none' cannot be imported"),
+    ):
+        assert sentence in rlcore(tmp_path, "train", name, "CartPole-v1", code=2)[1]
+    (tmp_path / "bench").mkdir()  # somebody's
+    (tmp_path / "bench" / "bench.toml").write_text('agents = ["mine:Mine"]\nenvs = ["mine:X-v0"]\nimports = ["mine"]\n')
+    line = '{"agent": "mine", "env_id": "mine:X-v0", "seed": 0, "state": "failed", "error": "lost"}\n'
+    (tmp_path / "bench" / "results.jsonl").write_text(line)
+    said, _ = rlcore(tmp_path, "report", "bench")
+    assert "ran" not in said and "9 not run" in said
+
+
+def test_a_subclass_that_is_defined_is_loaded(tmp_path):
+    class Here(PPO):
+        pass
+
+    agent = Here("CartPole-v1", seed=0, num_envs=2, num_steps=8)
+    agent.save(tmp_path / "here.pt")
+    assert type(load(tmp_path / "here.pt")) is Here and "here" not in list(AGENTS)

@@ -1,5 +1,6 @@
 """The agents, by name: those of rlcore and those that other installed packages offer."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +20,7 @@ from rlcore.agents.reinforce import REINFORCE, REINFORCEConfig
 from rlcore.agents.rewardmodel import RewardModel, RewardModelConfig
 from rlcore.agents.stored import load_agent
 from rlcore.agents.trpo import TRPO, TRPOConfig
+from rlcore.envs.make import import_module
 from rlcore.errors import UsageError, did_you_mean
 from rlcore.networks import Torso
 
@@ -26,11 +28,12 @@ ENTRY_POINTS = "rlcore.agents"  # the group under which a package names its agen
 
 
 class AgentTable(Mapping[str, type[Agent]]):
-    """Agent classes by their lower-case names, `own` ones first, whose names no package can take, then those that
-    installed packages offer by an entry point `name = "module:Class"` in the group `rlcore.agents`.
+    """Agent classes by their lower-case names, `own` ones first, whose names nobody can take, then any subclass of
+    Agent that has been defined, then those that installed packages offer by an entry point `name = "module:Class"` in
+    the group `rlcore.agents`.
 
-    One of a package is imported when it is asked for. Going through the table leaves out, with a warning, what cannot
-    be loaded.
+    One of a package is imported when it is asked for. Going through the table gives `own` ones and those of packages,
+    and leaves out, with a warning, what cannot be loaded.
 
     Raises:
         UsageError: where the agent asked for cannot be imported or is no agent.
@@ -45,6 +48,8 @@ class AgentTable(Mapping[str, type[Agent]]):
     def __getitem__(self, name: str) -> type[Agent]:
         if name in self._own:
             return self._own[name]
+        if name in (defined := _subclasses(Agent)):
+            return defined[name]
         if name not in self._loaded:
             self._loaded[name] = _load_entry_point(self._entry_points()[name])
         return self._loaded[name]
@@ -74,6 +79,14 @@ class AgentTable(Mapping[str, type[Agent]]):
         return self._found
 
 
+def _subclasses(agent: type[Agent]) -> dict[str, type[Agent]]:
+    """All below a class by their lower-case names, the newest of each name."""
+    found = {}
+    for below in agent.__subclasses__():
+        found |= {below.__name__.lower(): below, **_subclasses(below)}
+    return found
+
+
 def _load_entry_point(point: EntryPoint) -> type[Agent]:
     try:
         agent = point.load()
@@ -97,11 +110,28 @@ AGENTS = AgentTable({agent.__name__.lower(): agent for agent in OURS})
 
 
 def find_agent(name: str) -> type[Agent]:
-    """The agent class of that name; a UsageError with the nearest one where there is none."""
+    """The agent class of that name, or of the form "module:Class"; a UsageError with the nearest one where there is
+    none."""
+    if ":" in str(name):
+        return _import_agent(*name.split(":", 1))
     if name not in AGENTS:
         near, known = did_you_mean(str(name), AGENTS), ", ".join(AGENTS)
-        raise UsageError(f"'{name}' is not an algorithm of rlcore{near}; there are {known}")
+        raise UsageError(
+            f"'{name}' is not an algorithm of rlcore{near}; there are {known}, or module:Class of your own"
+        )
     return AGENTS[name]
+
+
+def _import_agent(module: str, name: str) -> type[Agent]:
+    import_module(module)
+    agent = getattr(sys.modules[module], name, None)
+    if not (isinstance(agent, type) and issubclass(agent, Agent)):
+        own = [x for x, y in vars(sys.modules[module]).items() if isinstance(y, type) and issubclass(y, Agent)]
+        near = did_you_mean(name, own)
+        raise UsageError(f"'{module}:{name}' is no agent: {module} has no subclass of rlcore.agents.Agent {name}{near}")
+    if agent not in OURS and AGENTS[name.lower()] in OURS:  # checkpoints and run folders name the class
+        raise UsageError(f"'{module}:{name}' must have another name, because '{name.lower()}' is one of rlcore's own")
+    return agent
 
 
 def load(

@@ -137,7 +137,10 @@ def load_agent(
     algo, stored = payload["algo"], {**BEFORE, **payload["config"]}
     config = {**stored, **overrides}
     if algo not in agents:
-        raise CheckpointError(f"the checkpoint {path} is of algorithm '{algo}', but known are {', '.join(agents)}")
+        raise CheckpointError(
+            f"the checkpoint {path} is of algorithm '{algo}', but known are {', '.join(agents)}; "
+            "the module that has it must be imported first, with --import MODULE or in Python"
+        )
     kwargs = _env_kwargs(payload, path, env, env_kwargs or {})
     if isinstance(env, VectorEnv):
         config["num_envs"] = env.num_envs

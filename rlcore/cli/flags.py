@@ -16,7 +16,7 @@ from rlcore.runs.settings import COUNTS, HIGHEST_COUNT
 from rlcore.storage.toml import refuse_odd_value
 
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
-IMPORT_HELP = "module to import first, such as one that registers environments; may be repeated"
+IMPORT_HELP = "module to import first, such as one that has agents or registers environments; may be repeated"
 ENV_ARG_HELP = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
 PRESET_HELP = (
     "tuned values of that environment id, a .toml file of presets such as rlcore tune writes, or none for the "
@@ -101,16 +101,20 @@ def _add_hyperparameters(parser: Parser, config: type) -> None:
 
 
 def import_modules(values: dict[str, Any]) -> None:
-    """Those of --import, before anything is read. They and that of an id may lie in the current folder, as with
-    `python -m`, which is looked in last, so that no file there passes for an installed module."""
+    """Those of --import, before anything is read. They and that of an id may lie in the current folder."""
     from rlcore.envs.make import import_module
 
     if "import" in values or any(":" in name for name in (values.get("env_id", ""), *values.get("track", []))):
-        with contextlib.suppress(FileNotFoundError):  # the folder has been removed
-            if not {"", os.getcwd()} & set(sys.path):
-                sys.path.append(os.getcwd())
+        look_in_current_folder()
     for name in values.get("import", []):
         import_module(name)
+
+
+def look_in_current_folder() -> None:
+    """For modules, last, so that no file there passes for an installed one; as with `python -m`, which looks first."""
+    with contextlib.suppress(FileNotFoundError):  # the folder has been removed
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
 
 
 def changes_of_stored(values: dict[str, Any]) -> dict[str, Any]:
@@ -121,8 +125,11 @@ def changes_of_stored(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def agent_class(name: str) -> type:
+    """The agent of that name, or `module:Class` of an installed module or one in the current folder."""
     from rlcore.agents import find_agent
 
+    if ":" in name:
+        look_in_current_folder()
     return find_agent(name)
 
 

@@ -17,6 +17,7 @@ from rlcore.cli.flags import (
     env_kwargs_of,
     hyperparameters_of,
     import_modules,
+    look_in_current_folder,
     number,
     preset_of,
     whole_number,
@@ -38,12 +39,13 @@ def bench(arguments: list[str]) -> int:
     suites = "suite that is shipped (see rlcore list), or a TOML file; none: the bench that has begun in --out"
     parser.add_argument("suite", metavar="SUITE", nargs="?", help=suites)
     add_flag(parser, "--out", "DIR", "the folder of the bench", required=True)
-    add_flag(parser, "--agents", "A,B", "algorithms instead of a suite, or those of the suite's agents to run")
+    agents = "algorithms, or module:Class of your own, instead of a suite; or those of the suite's agents to run"
+    add_flag(parser, "--agents", "A,B", agents)
     add_flag(parser, "--envs", "E,F", "environment ids instead of a suite, or those of the suite to run")
     add_flag(parser, "--seeds", "K", "number of seeds, or first-last (default: the suite's, or 10)")
     add_flag(parser, "--total-steps", "K", "environment steps of every run (default: the suite's, or each preset's)")
     add_flag(parser, "--eval-episodes", "K", "greedy episodes after training (default: the suite's, or 100)")
-    add_flag(parser, "--import", "MODULE", "module that registers environments; may be repeated", action="append")
+    add_flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
     add_flag(parser, "--jobs", "J", "runs at a time (default: one for each core)")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)")
     values = vars(parser.parse(arguments))
@@ -68,6 +70,7 @@ def _suite(values: dict[str, Any]) -> dict[str, Any] | None:
     """The suite that is asked for, None for the one that has begun."""
     from rlcore.runs.suite import completed, read_suite, seeds_of
 
+    look_in_current_folder()  # for what the suite imports
     import_modules(values)
     chosen = {name: _names(f"--{name}", values[name]) for name in ("agents", "envs") if name in values}
     if values.get("suite") is None and not chosen:
@@ -184,7 +187,8 @@ def tune(arguments: list[str]) -> int:
         "on with a search, also at the same time as another."
     )
     parser = Parser(prog="rlcore tune", description=what)
-    parser.add_argument("algo", metavar="ALGO", help="algorithm that learns from rollouts, see rlcore list")
+    algo_help = "algorithm that learns from rollouts, see rlcore list, or module:Class of your own"
+    parser.add_argument("algo", metavar="ALGO", help=algo_help)
     parser.add_argument("env_id", metavar="ENV_ID", help="gymnasium environment, such as CartPole-v1")
     add_flag(parser, "--out", "DIR", "the folder of the search (default: runs/ENV_ID/tune-ALGO)")
     add_flag(parser, "--trials", "K", "trials that the search is to have (default: 50, with --minutes any)")
@@ -213,7 +217,7 @@ def tune(arguments: list[str]) -> int:
     from rlcore.runs.tune import Tuner, work_in_processes
 
     env_name = values["env_id"].rpartition(":")[2].replace("/", "-")
-    out = values.get("out", f"runs/{env_name}/tune-{values['algo']}")
+    out = values.get("out", f"runs/{env_name}/tune-{problem.algo}")
     with contextlib.closing(Tuner.open(out, problem, seed)) as tuner:
         until = time.monotonic() + 60 * minutes
         try:
@@ -223,7 +227,7 @@ def tune(arguments: list[str]) -> int:
                 work_in_processes(tuner, trials, until, jobs)
         finally:
             tuner.write()
-        return _tell_best(tuner)
+        return _tell_best(tuner, values["algo"])
 
 
 def _minutes(values: dict[str, Any]) -> float:
@@ -240,8 +244,9 @@ def _minutes(values: dict[str, Any]) -> float:
 
 def _problem(values: dict[str, Any]) -> Any:
     """What is to be searched for, of the flags of `rlcore tune`."""
-    agent, algo, env_id = agent_class(values["algo"]), values["algo"], values["env_id"]
     import_modules(values)
+    agent, env_id = agent_class(values["algo"]), values["env_id"]
+    algo, imports = agent.__name__.lower(), [*values.get("import", []), *values["algo"].split(":")[:-1]]
     preset = preset_of(agent, algo, env_id, values.get("preset")) or {}
     total_steps = whole_number("--total-steps", values.get("total_steps", preset.get("total_steps", 100_000)))
     episodes = whole_number("--eval-episodes", values.get("eval_episodes", 50))
@@ -259,18 +264,18 @@ def _problem(values: dict[str, Any]) -> Any:
     seeds = [FIRST_SEED + n for n in seeds_of(asked)] if "-" not in asked else seeds_of(asked)
     return make_problem(
         algo, env_id, preset=preset, fixed=hyperparameters_of(agent.Config, fixed), total_steps=total_steps,
-        seeds=seeds, eval_episodes=episodes, env_kwargs=env_kwargs_of(values), imports=values.get("import", []),
+        seeds=seeds, eval_episodes=episodes, env_kwargs=env_kwargs_of(values), imports=imports,
     )  # fmt: skip
 
 
-def _tell_best(tuner: Any) -> int:
-    """Say what a search has found and how it is used."""
+def _tell_best(tuner: Any, algo: str) -> int:
+    """Say what a search has found and how it is used, by the name that the user has for the algorithm."""
     best, first, problem = tuner.best(), tuner.first(), tuner.problem
     if best is None:
         raise RlcoreError("no trial ended well, so that there is no preset; the lines above say why")
     before = "" if first is None else f" (the preset: {number(first.value)})"
     seeds = f"{problem.seeds[0]}-{problem.seeds[-1]}"
     print(f"best: trial {best.number}, mean less standard deviation {number(best.value)} over seeds {seeds}{before}")
-    print(f"rlcore train {problem.algo} {problem.env_id} --preset {tuner.path / 'preset.toml'}")
+    print(f"rlcore train {algo} {problem.env_id} --preset {tuner.path / 'preset.toml'}")
     print(f"all trials: {tuner.path / 'tune.html'} and trials.json")
     return 0

@@ -52,7 +52,7 @@ def train(arguments: list[str]) -> int:
     parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
     add_flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
     add_run_flags(parser, agent.Config)
-    return _train_new(first, agent, vars(parser.parse(arguments[1:])))
+    return _train_new(agent.__name__.lower(), agent, vars(parser.parse(arguments[1:])))
 
 
 def pretrain(arguments: list[str]) -> int:
@@ -69,6 +69,7 @@ def _print_train_overview() -> int:
         "       rlcore train --config FILE [flags]    make the run that a config.toml describes",
         "",
         *(f"  {name:<10}{summary(agent)}" for name, agent in AGENTS.items()),
+        "  module:Class of your own, installed or in the current folder",
         "",
         "rlcore train ALGO --help explains every flag and hyperparameter,",
         "rlcore train --resume --help what may change in a run that goes on.",

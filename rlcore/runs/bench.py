@@ -21,6 +21,7 @@ import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ from rlcore.runs.bench_progress import BenchProgress
 from rlcore.runs.folder import RunFolder
 from rlcore.runs.results import INDEX, Result, read_index
 from rlcore.runs.settings import read_settings, to_toml
-from rlcore.runs.suite import Cell, cells_of, completed, read_suite
+from rlcore.runs.suite import Cell, cells_of, completed, read_suite, tabled
 from rlcore.storage.files import FolderLock, InUse, set_aside, write_atomically
 
 SUITE, RESULT = "bench.toml", "result.json"
@@ -66,7 +67,8 @@ class Bench:
         """Begin a bench, or go on with the one in `path`.
 
         Args:
-            suite: as `completed` gives it; None: the one that was begun there. More seeds may be asked for.
+            suite: as `completed` gives it; None: the one that was begun there. It may bring further agents,
+                environments and seeds.
 
         Raises:
             UsageError: where there is none to go on with, another one is there or it is being run, or the folder
@@ -208,8 +210,12 @@ def _key(cell: Cell) -> tuple[str, str, int]:
 
 
 def expected_cells(path: str | Path) -> list[tuple[str, str, int]]:
-    """Agent, environment and seed of each cell of the bench in a folder; none where there is no bench."""
-    return [_key(cell) for cell in cells_of(stored_suite(path))] if (Path(path) / SUITE).is_file() else []
+    """Agent, environment and seed of each cell of the bench in a folder; none where there is no bench. Nothing that the
+    folder names is imported."""
+    if not (Path(path) / SUITE).is_file():
+        return []
+    suite = tabled(read_suite(Path(path) / SUITE))
+    return list(product(suite["agents"], suite["envs"], suite["seeds"]))
 
 
 def stored_suite(path: str | Path) -> dict[str, Any]:
@@ -218,15 +224,19 @@ def stored_suite(path: str | Path) -> dict[str, Any]:
 
 
 def _merged(suite: dict[str, Any] | None, stored: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The suite to go on with: the stored one with the seeds of both."""
+    """The suite to go on with: agents, environments and seeds of both, which must agree where both say something."""
     if suite is None:
         return stored
     suite = completed(tomllib.loads(tomli_w.dumps(to_toml(suite))))  # as it would be read again
+    merged = {**stored, "seeds": sorted({*stored["seeds"], *suite["seeds"]})}
+    for kind in ("agents", "envs"):
+        merged[kind] = {**stored[kind], **suite[kind]}
+        suite[kind] = {name: suite[kind].get(name, table) for name, table in stored[kind].items()}
     for name in sorted({*suite, *stored} - {"seeds"}):
         if suite.get(name) != stored.get(name):
             was = difference(name, stored.get(name), suite.get(name))
             raise UsageError(f"--out is {path}, where a bench has begun with another {was}; choose another folder")
-    return {**stored, "seeds": sorted({*stored["seeds"], *suite["seeds"]})}
+    return completed(merged)
 
 
 def _whole_index(path: Path) -> Iterable[Result]:

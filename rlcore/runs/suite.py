@@ -3,11 +3,11 @@
     seeds = 10                    # 0 to 9, or a text such as "100-104"
     eval_episodes = 100           # greedy ones after training
     total_steps = 100_000         # of every run; where it is left out, the preset's
-    imports = ["my_envs"]         # modules that register environments
+    imports = ["my_envs"]         # modules that register environments, installed or in the current folder
 
-    agents = ["ppo", "a2c"]       # names of algorithms, or a table of each:
+    agents = ["ppo", "a2c"]       # names of algorithms or module:Class, or a table of each:
     [agents.ppo-wide]
-    algo = "ppo"                  # where it is not the name
+    algo = "ppo"                  # where it is not the name; "module:Class" of your own
     preset = "none"
     hidden_sizes = [256, 256]     # any hyperparameter
     after = "ppo"                 # begin with the network of that agent's run with the same environment and seed
@@ -32,7 +32,7 @@ from typing import Any
 
 import tomli_w
 
-from rlcore.agents import AGENTS, find_agent
+from rlcore.agents import find_agent
 from rlcore.agents.config import check_names, check_type, choice_word, field_types, inner_type
 from rlcore.envs.make import find_spec, import_module
 from rlcore.errors import UsageError, did_you_mean, shown
@@ -108,8 +108,7 @@ def completed(suite: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{name} of the suite is {shown(value)}, but must be {_words(kind)}")
     for name in suite.get("imports", []):
         import_module(str(name))
-    tables = {kind: _tables(kind, suite.get(kind, [])) for kind in ("agents", "envs")}
-    suite = {"eval_episodes": 100, "imports": [], **suite, **tables, "seeds": seeds_of(suite.get("seeds", 10))}
+    suite = tabled(suite)
     if suite["eval_episodes"] < 1:
         raise UsageError(f"eval_episodes is {suite['eval_episodes']}, but a bench needs at least 1 to compare by")
     for name, agent in suite["agents"].items():
@@ -124,6 +123,12 @@ def completed(suite: dict[str, Any]) -> dict[str, Any]:
     return suite
 
 
+def tabled(suite: dict[str, Any]) -> dict[str, Any]:
+    """A suite with its agents and environments as tables and its seeds as a list; nothing is imported."""
+    tables = {kind: _tables(kind, suite.get(kind, [])) for kind in ("agents", "envs")}
+    return {"eval_episodes": 100, "imports": [], **suite, **tables, "seeds": seeds_of(suite.get("seeds", 10))}
+
+
 def _words(kind: Any) -> str:
     words = {int: "a whole number", str: "a text", list: "a list", list | dict: "a list of names or a table"}
     return words.get(kind, 'a whole number or a text such as "100-104"')
@@ -131,7 +136,8 @@ def _words(kind: Any) -> str:
 
 def _tables(kind: str, value: Any) -> dict[str, dict[str, Any]]:
     """Agents or environments, each with what is said of it."""
-    tables = value if isinstance(value, dict) else {str(name): {} for name in value}
+    named = _agent if kind == "agents" else lambda env_id: (env_id, {})
+    tables = value if isinstance(value, dict) else dict(named(str(name)) for name in value)
     if not tables:
         raise UsageError(f"the suite has no {kind}; it needs at least one")
     for name, table in tables.items():
@@ -143,6 +149,12 @@ def _tables(kind: str, value: Any) -> dict[str, dict[str, Any]]:
         if table.get("total_steps", 1) < 1:
             raise UsageError(f"total_steps of {name} is {table['total_steps']}, but must be at least 1")
     return tables
+
+
+def _agent(name: str) -> tuple[str, dict[str, Any]]:
+    """The table of an agent of a list; "module:Class" has its class's name."""
+    module, _, own = name.rpartition(":")
+    return (own.lower(), {"algo": name}) if module else (name, {})
 
 
 def seeds_of(value: Any) -> list[int]:
@@ -213,10 +225,10 @@ def _own(
 ) -> tuple[list[str], list[str]]:  # fmt: skip
     """The words of a command before the environment, and those behind it, of an agent of rlcore."""
     algo = table.get("algo", name)
-    config = AGENTS[algo].Config
+    imports, config = [*suite["imports"], *algo.split(":")[:-1]], find_agent(algo).Config
     kinds, runs = field_types(config), _of_runs(suite, table, env)
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in runs.items()]
-    flags += [f"--eval-episodes={suite['eval_episodes']}", *(f"--import={module}" for module in suite["imports"])]
+    flags += [f"--eval-episodes={suite['eval_episodes']}", *(f"--import={module}" for module in imports)]
     for key, value in {**_typed(config, table), **_typed(config, env)}.items():
         flags.append(_flag(key.replace("_", "-"), value, is_switch=inner_type(kinds[key]) is bool))
     for key, value in env.get("env_kwargs", {}).items():

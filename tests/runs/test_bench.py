@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections import deque
+from itertools import product
 
 import numpy as np
 import pytest
@@ -257,6 +258,15 @@ def test_another_suite_in_the_same_folder_is_refused_by_what_differs(tmp_path, f
     with pytest.raises(UsageError, match=r"another envs.CartPole-v1.total_steps \(None, not 5\)"):
         Bench.open(tmp_path / "out", suite_of({"own": foreign}, envs={"CartPole-v1": {"total_steps": 5}}))
     Bench.open(tmp_path / "out", None).close()  # the lock was given back
+
+
+def test_a_bench_grows_by_agents_environments_and_seeds(tmp_path, foreign):
+    run(tmp_path / "out", suite_of({"own": foreign}, seeds=1))
+    bench = Bench.open(tmp_path / "out", suite_of({"more": foreign}, envs=["Acrobot-v1"], seeds=2))
+    bench.close()
+    cells = {(cell.agent, cell.env_id, cell.seed) for cell in bench.cells}
+    assert cells == set(product(("own", "more"), ("CartPole-v1", "Acrobot-v1"), (0, 1)))
+    assert set(bench.results) == {("own", "CartPole-v1", 0)}  # what had run has not to run again
 
 
 # The index.
