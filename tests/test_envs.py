@@ -1,12 +1,15 @@
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from rlcore import make_vec
+from rlcore import PPO, make_vec
 from rlcore.envs.state import NotCapturable, capture_state, restore_state
 from rlcore.errors import UsageError
+from rlcore.presets import find_preset
 
 IDS = [
     "CartPole-v1",
@@ -130,3 +133,34 @@ def test_a_closure_over_something_mutable_is_not_captured():
     envs.envs[0].unwrapped.hook = lambda: counter.append(1)
     with pytest.raises(NotCapturable, match="hook"):
         capture_state(envs)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "missing", "extra"),
+    [
+        ("LunarLander-v3", ["Box2D"], "box2d"),
+        ("Hopper-v5", ["mujoco"], "mujoco"),
+        ("MinAtar/Breakout-v1", ["minatar", "minatar.gym"], "minatar"),
+    ],
+)
+def test_environments_of_an_extra_that_is_missing_name_it(env_id, missing, extra, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("gymnasium.envs.box2d", "gymnasium.envs.mujoco"))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(gym.registry, "MinAtar/Breakout-v1", raising=False)
+    with pytest.raises(UsageError) as error:
+        make_vec(env_id, 1)
+    assert f"pip install 'rlcore[{extra}]'" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_minatar_is_learned_with_its_preset():
+    """Its observations are Booleans; its games are registered when one is asked for."""
+    pytest.importorskip("minatar", reason="extra 'minatar' is not installed")
+    hyperparameters = {**find_preset("ppo", "MinAtar/Freeway-v1"), "num_steps": 16}
+    assert hyperparameters.pop("total_steps") >= 1_000_000
+    agent = PPO("MinAtar/Freeway-v1", seed=0, compile=False, **hyperparameters)
+    before = {name: weight.clone() for name, weight in agent.network.named_parameters()}
+    agent.learn(total_steps=2 * 16 * agent.config.num_envs)
+    assert set(agent.buffer.obs.unique().tolist()) == {0.0, 1.0}
+    assert all((weight != before[name]).any() for name, weight in agent.network.named_parameters())

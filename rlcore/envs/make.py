@@ -23,6 +23,8 @@ from rlcore.errors import RlcoreError, UsageError, did_you_mean, one_line
 BACKENDS = ("auto", "native", "sync", "async", "vector", "envpool")
 MOST_ENVS = dict.fromkeys(BACKENDS, 2**24) | {"sync": 2**16, "async": 2**10}  # objects and processes
 GAMES = (atari.PREFIX, envpool.FOOTBALL)  # families that have makers of their own
+MINATAR = "MinAtar/"
+EXTRAS = ("box2d", "mujoco")  # of rlcore, and parts of the modules of gymnasium that need them
 
 Refusals = dict[str, Callable[[SimpleNamespace], Any]]
 """Sentences, with names in braces, and on what condition each is told; of several the first is."""
@@ -172,7 +174,9 @@ def _vectorize(asked: SimpleNamespace, one: Callable[[], gymnasium.Env]) -> Vect
 def _not_made(env_id: str, env_kwargs: dict[str, Any], error: Exception) -> UsageError:
     """What to raise in place of an error on the way to an environment."""
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
-        return UsageError(f"{env_id} needs a package that is not installed: {one_line(error)}")
+        module = str(gymnasium.spec(env_id).entry_point).split(".")
+        extra = next((f"pip install 'rlcore[{name}]'" for name in EXTRAS if name in module), one_line(error))
+        return UsageError(f"{env_id} needs a package that is not installed: {extra}")
     known = isinstance(error, gymnasium.error.Error | TypeError | ValueError) and str(error)
     what = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
     return UsageError(f"{env_id} cannot be made with {env_kwargs or 'its defaults'}: {what}")
@@ -200,6 +204,8 @@ def _register(env_id: str) -> EnvSpec:
         atari.register_games()
     elif name.startswith(envpool.FOOTBALL):
         envpool.register_football()
+    elif name.startswith(MINATAR):
+        envpool.needed("minatar.gym", "MinAtar", "MinAtar", extra="minatar").register_envs()
     try:
         return gymnasium.spec(name)
     except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 PACKAGES = (
     "rlcore", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "ale-py", "envpool",
-    "opencv-python-headless", "pettingzoo", "mujoco", "box2d",
+    "opencv-python-headless", "pettingzoo", "mujoco", "box2d", "rejax", "gymnax", "jax",
 )  # fmt: skip
 CHECKOUT = Path(__file__).parent.parent.parent
 
