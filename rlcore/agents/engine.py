@@ -41,6 +41,7 @@ SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
 SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
 WITH_MEMORY = 2  # a row and a step take four times as long where a policy remembers, and preparation twice
 WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
+RUNS = "RLCORE_RUNS"  # environment variable: how many runs will use the same programs; a bench sets it for its cells
 
 
 class Engine:
@@ -50,6 +51,7 @@ class Engine:
         how: python, recorded or compiled; None until `prepare` has chosen.
         reason: why, in words.
         program: what learns from a rollout in place of Python, once it is made.
+        runs: that will use the same programs, so that each has but its share of compiling to wait for.
         seconds: what compiling took in this process; 0 from the disk cache.
     """
 
@@ -57,6 +59,7 @@ class Engine:
         self.agent = agent
         self.how, self.reason = ("python", "asked for") if agent.config.compile is False else (None, "")
         self.seconds = 0.0
+        self.runs = _runs()
         self.forget()
 
     def forget(self) -> None:
@@ -161,8 +164,8 @@ class Engine:
         if any(map(is_image, leaves_of(self.agent.adapter.parts))):
             return "python", "convolutions take the time, and they gain nothing"
         obstacle, worth_recording = self._obstacle_to_compiling(), seconds > WORTH * SECONDS_TO_RECORD
-        if not obstacle and seconds > WORTH * SECONDS_TO_COMPILE:
-            return "compiled", "the run is long"
+        if not obstacle and seconds * self.runs > WORTH * SECONDS_TO_COMPILE:
+            return "compiled", "the run is long" if self.runs == 1 else f"{self.runs} runs share them"
         if not obstacle and (worth_recording or not self._has_own_code()) and self._is_cached():
             return "compiled", "built before"
         reason = obstacle or "the run is too short to wait for the compiler"
@@ -285,6 +288,12 @@ class Engine:
         told = f"iterations {ways.get(self.how, 'are compiled programs')}: {self.reason}"
         is_built = self.how == "compiled" and self.seconds
         return f"{told}; built in {self.seconds:.0f} s, kept for the next run" if is_built else told
+
+
+def _runs() -> int:
+    """Those that the environment variable says, 1 where it says none."""
+    text = os.environ.get(RUNS, "")
+    return max(int(text), 1) if text.isdecimal() else 1
 
 
 def _in_programs(config: Config) -> dict[str, Any]:

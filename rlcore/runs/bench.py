@@ -27,6 +27,7 @@ from typing import Any, Self
 
 import tomli_w
 
+from rlcore.agents.engine import RUNS
 from rlcore.errors import UsageError, difference, printable
 from rlcore.runs import machine
 from rlcore.runs.bench_progress import BenchProgress
@@ -157,6 +158,7 @@ class Bench:
             process = subprocess.Popen(
                 self._command(cell, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=_preparation(os.getpid(), _share(slot, jobs)),
+                env={**os.environ, RUNS: str(len(self.suite["seeds"]))},
             )  # fmt: skip
         return Job(cell, process, time.perf_counter(), slot)
 

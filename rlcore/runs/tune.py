@@ -172,6 +172,7 @@ def train(problem: Problem, values: dict[str, Any], seed: int, report: Callable[
     agent = AGENTS[problem.algo](problem.env_id, env_kwargs=problem.env_kwargs, **{**values, "seed": seed})
     with contextlib.closing(agent):
         set_threads(agent, "auto")
+        agent.engine.runs = len(problem.seeds)
         recent: deque[float] = deque(maxlen=RECENT_EPISODES)
         told = 0
         for _, episodes in agent.iterations(problem.total_steps):
