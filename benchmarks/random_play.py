@@ -1,8 +1,8 @@
-"""Random play on the classic control tasks: what a normalised score of 0 stands for in reports.
+"""Random play on classic control, Box2D and MuJoCo: what a normalised score of 0 stands for in reports.
 
     python benchmarks/random_play.py
 
-The means are also written into rlcore/runs/published.json.
+The environments are those of rlcore/runs/published.json, into which the means are written, too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import machine
 import numpy as np
 
 EPISODES = 1000
-ENVS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 PUBLISHED = Path(__file__).parent.parent / "rlcore" / "runs" / "published.json"
 
 
 def main() -> None:
-    results = {env_id: random_play(env_id) for env_id in ENVS}
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    results = {env_id: random_play(env_id) for env_id in published["normalization"]}
     print(json.dumps(results, indent=1))
     machine.write("random_play", {"episodes": EPISODES, "returns": results})
-    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     for env_id, result in results.items():
         published["normalization"][env_id]["random"] = round(result["mean"], 2)
     PUBLISHED.write_text(json.dumps(published, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

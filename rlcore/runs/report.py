@@ -510,17 +510,24 @@ def _score_row(
 
 
 def _published(env_id: str, run: Result) -> str:
-    entry = published()["scores"].get(env_id, {}).get(run.algo or run.agent)
-    if entry is None:
-        return ""
-    return f"{number(entry['score'])} ± {number(entry['std'])} at {compact(entry['steps'])}"
+    entries = published()["scores"].get(env_id, {}).get(run.algo or run.agent, [])
+    return "; ".join(
+        f"{number(entry['score'])} ± {number(entry['std'])} at {compact(entry['steps'])} ({_source(entry, env_id)})"
+        for entry in entries
+    )
+
+
+def _source(entry: dict[str, Any], env_id: str) -> str:
+    """Whose a published score is, and of which environment where it is that of an older version."""
+    older = "" if entry["env_id"] == env_id else f", {entry['env_id']}"
+    return f"{entry['source']}{older}"
 
 
 def _notes(env_id: str, groups: dict[str, list[Result]]) -> list[Block]:
     """What a reader of the table of scores has to know."""
     notes = []
-    if any(_published(env_id, runs[0]) for runs in groups.values()):
-        notes.append(f"Published: {published()['source']}")
+    told = " ".join(_published(env_id, runs[0]) for runs in groups.values())
+    notes += [f"{name}: {source}." for name, source in published()["sources"].items() if name in told]
     measures = {run.measure for runs in groups.values() for run in runs if run.returns}
     if measures - {"return"}:
         notes.append(f"The score is the mean {_listed(sorted(measures), 'measure')} of the evaluation.")

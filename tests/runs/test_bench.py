@@ -14,6 +14,8 @@ from itertools import product
 import numpy as np
 import pytest
 
+from rlcore import PPO
+from rlcore.agents.engine import RUNS, Engine
 from rlcore.cli import main
 from rlcore.cli.flags import Parser, add_run_flags, hyperparameters_of
 from rlcore.errors import UsageError
@@ -24,11 +26,12 @@ from rlcore.storage.files import FolderLock
 
 # An agent that is none of rlcore: it notes that it was run, and returns its seed.
 FOREIGN = """
-    import json, pathlib, sys
+    import json, os, pathlib, sys
     env_id, flags = sys.argv[1], dict(word.split("=", 1) for word in sys.argv[2:])
     out = pathlib.Path(flags["--out"])
     with open(out.parent / "runs", "a") as file:
         print(flags["--seed"], file=file)
+    (out.parent / "shared-by").write_text(os.environ["RLCORE_RUNS"])
     if (out.parent / "broken").exists():
         print("something", file=sys.stderr)
         sys.exit("the disk of seed " + flags["--seed"] + " is round")
@@ -317,3 +320,15 @@ def test_a_curve_is_the_mean_of_the_episodes_that_ended_in_each_stretch():
         until = log["seconds"][steps <= 50 * (k + 1)]
         assert curve["seconds"][k] == pytest.approx(until[-1] if len(until) else 0.0, abs=0.006)
     assert curve["steps"] == [50 * (k + 1) for k in range(POINTS)]
+
+
+def test_programs_are_compiled_where_the_runs_of_a_bench_together_are_long_enough(monkeypatch, tmp_path, foreign):
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=8)
+    monkeypatch.setattr(agent.engine, "_obstacle_to_compiling", lambda: "")
+    monkeypatch.setattr(agent.engine, "_is_cached", lambda: False)
+    assert agent.engine._choose_fastest(30.0)[0] == "recorded"
+    monkeypatch.setenv(RUNS, "10")
+    agent.engine.runs = Engine(agent).runs
+    assert agent.engine._choose_fastest(30.0) == ("compiled", "10 runs share them")
+    run(tmp_path / "out", suite_of({"own": foreign}, seeds=3))
+    assert next((tmp_path / "out").rglob("shared-by")).read_text() == "3"
