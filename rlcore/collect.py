@@ -159,11 +159,18 @@ class Collector:
             EnvironmentFault: names the environment that failed or gave a number that is not finite, and the step.
             DivergenceError: where that is the fault of an action that is not finite.
         """
+        self.begin(network)
+        return self.count(*self._play(network))
+
+    def begin(self, network: ActorCritic) -> None:
+        """Draw what a rollout takes in random numbers."""
         if self.next_obs is None:
             self.reset()
         self._draw_noise()
         self._begin_carry(network)
-        rewards, ends, cuts = self._play(network)
+
+    def count(self, rewards: np.ndarray, ends: np.ndarray, cuts: np.ndarray | None = None) -> Episodes:
+        """The episodes that finished in a rollout, of which `_play` told the rest."""
         episodes = self.counter.count(rewards, ends, self.buffer.mask.cpu().numpy(), self.global_step, cuts)
         self.rows_collected += self.buffer.length
         self.global_step += self.counter.steps
@@ -616,11 +623,18 @@ class NativeCollector(Collector):
         holders = {"envs": self.standing, "policy": self.carry, "draws": self.draws}
         return [Place(f"{kind}.{name}", holder, name) for kind, holder in holders.items() for name in holder]
 
-    def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def begin(self, network: ActorCritic) -> None:
+        super().begin(network)
         self.network = network
         if self.whole_episodes:
             self.standing["playing"].fill_(True)
+
+    def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, None]:
         self.rollout() if self.program is None else self.program()
+        return self.played()
+
+    def played(self) -> tuple[np.ndarray, np.ndarray, None]:
+        """What `_play` tells of a rollout, once it is in the buffer."""
         if self.whole_episodes:
             self._tell_cuts(int(self.standing["playing"].sum()))
         read = self.buffer.rewards, self.buffer.terminated, self.buffer.truncated

@@ -40,8 +40,12 @@ class Parameters:
         self._all = [place for place in places.values() if isinstance(place.get(), nn.Parameter)]  # frozen ones too
         self.places = [place for place in self._all if place.get().requires_grad]
         tensors = [*self]
-        self.vector = flat(x.detach().float() for x in tensors)
-        for x, part in zip(tensors, self.parts(self.vector, tensors), strict=True):
+        self.lie_in(flat(x.detach().float() for x in tensors))
+
+    def lie_in(self, vector: Tensor) -> None:
+        """Let the parameters be views of `vector [P]`, which has their values."""
+        self.vector, tensors = vector, [*self]
+        for x, part in zip(tensors, self.parts(vector, tensors), strict=True):
             x.data = part
         self._lie = [(x.data_ptr(), x.requires_grad) for x in map(Place.get, self._all)]
 

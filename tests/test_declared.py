@@ -790,7 +790,7 @@ def test_sums_over_processes_go_through_reduce():
 
 def test_a_recorded_gradient_step_may_be_stacked_over_seeds():
     agent, _ = train(A2C, "record", backend="native", optimizer="adam")
-    recorded = agent.engine._learning().recorded  # anew, since that of the engine is rewritten for Python
+    recorded = agent.engine.learning().recorded  # anew, since that of the engine is rewritten for Python
     body = recorded.graph.loop_0.body
     inputs = [node.meta["val"] for node in body.graph.nodes if node.op == "placeholder"]
     seeds = []

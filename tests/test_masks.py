@@ -504,7 +504,7 @@ def test_values_where_native_episodes_are_cut(arms):
 
 def test_programs_of_masked_agents_are_others():
     agents = [PPO(FORBIDDING, env_kwargs={"source": "method"}, mask_actions=m, **SMALL) for m in (None, False)]
-    ours, theirs = (agent.engine._key("learn")["spaces"] for agent in agents)
+    ours, theirs = (agent.engine.key("learn")["spaces"] for agent in agents)
     assert ours != theirs
 
 

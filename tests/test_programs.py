@@ -96,7 +96,7 @@ def test_what_was_recorded_is_what_the_agent_does(case, monkeypatch):
     """The graphs that are compiled, run one by one and without any rewriting."""
     monkeypatch.setattr(module, "for_python", lambda graph: graph)
     eager, recorded = make(case), make(case)
-    program = recorded.engine._learning()
+    program = recorded.engine.learning()
     program.prepare(None, compiled=False)
     for _ in range(3):
         ours, episodes = iterate(eager, eager.learn_from_buffer)
@@ -169,8 +169,8 @@ def test_compiled_rollouts_and_learning_equal_eager():
 def test_compiled_learning_from_whole_episodes_equals_eager():
     """Collected by Python: episodes of any length, and a critic that is fitted apart."""
     eager, compiled = make("reinforce"), make("reinforce")
-    program, sizes = compiled.engine._learning(), set()
-    program.prepare(compiled.engine._key("learn"), compiled=True)
+    program, sizes = compiled.engine.learning(), set()
+    program.prepare(compiled.engine.key("learn"), compiled=True)
     total = 20 * 3 * 60
     for _ in range(20):
         ours, episodes = iterate(eager, eager.learn_from_buffer, total)
@@ -409,8 +409,8 @@ def test_programs_of_ones_own_code_are_known_by_what_was_recorded(nothing_built)
         ("wider", Own, dict(hidden_sizes=(9,))), ("coefficient", Own, dict(vf_coef=0.1)),
     ):  # fmt: skip
         engine = kind("CartPole-v1", **{**SMALL, "num_steps": 8, **options}).engine
-        assert (engine._key("learn") is None) == (name != "plain")
-        keys[name] = engine._learning()._folder(engine._key("learn"))
+        assert (engine.key("learn") is None) == (name != "plain")
+        keys[name] = engine.learning()._folder(engine.key("learn"))
     assert keys["own"] == keys["again"] and len(set(keys.values())) == 5
     assert not rlcore.GRPO("CartPole-v1", kl_coef=0.1).engine._has_own_code()  # though its reference is of its own
 
@@ -663,7 +663,7 @@ def test_a_captured_program_takes_new_inputs():
 
 def test_a_captured_act_reads_the_weights_where_they_are():
     agent = make("ppo_kl_shared")
-    program = agent.engine._collecting(agent.collector)
+    program = agent.engine.collecting(agent.collector)
     program.prepare(None, compiled=False)
     obs, noise = agent.buffer.obs[0], agent.collector.noise[0]
     state = [place.tensor(agent.device) for place in program._inputs]

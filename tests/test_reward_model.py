@@ -355,7 +355,7 @@ def test_programs_know_what_model_they_are_for():
     for activation in ("tanh", "relu"):
         model = model_of("choices", activation=activation)
         agent = rlcore.PPO("CartPole-v1", reward_model=model, seed=0, compile=False)
-        keys.append(agent.engine._key("learn"))
+        keys.append(agent.engine.key("learn"))
     assert keys[0] != keys[1]
 
 

@@ -285,26 +285,35 @@ class Agent:
             learned = self.engine.learn() if self.engine.program else self.learn_from_buffer()
             learned["param_norm"] = torch.linalg.vector_norm(self.parameters.vector)
             metrics = dict(zip(learned, torch.stack([x.detach() for x in learned.values()]).tolist(), strict=True))
-            self.iteration += 1
-            end = time.perf_counter()
-            self.seconds["collect"] += collected - start
-            self.seconds["learn"] += end - collected
-            self._check_finite(metrics)
-            metrics |= {"learning_rate": float(self.optimizer.learning_rate), **asked}
-            if self.config.on_env_error == "restart":
-                metrics["env_restarts"] = float(self.collector.restarts)
-            metrics["steps_per_second"] = (self.global_step - first) / (end - start)
-            yield metrics, episodes
+            metrics = self.ended(metrics, first, collected - start, time.perf_counter() - collected)
+            yield metrics | asked, episodes
+
+    def ended(self, metrics: dict[str, float], first: int, collecting: float, learning: float) -> dict[str, float]:
+        """An iteration has ended that began at step `first` and took so many seconds: its metrics, with those that need
+        no rollout; a DivergenceError where it went wrong."""
+        self.iteration += 1
+        self.seconds["collect"] += collecting
+        self.seconds["learn"] += learning
+        self._check_finite(metrics)
+        metrics = {**metrics, "learning_rate": float(self.optimizer.learning_rate)}
+        if self.config.on_env_error == "restart":
+            metrics["env_restarts"] = float(self.collector.restarts)
+        metrics["steps_per_second"] = (self.global_step - first) / (collecting + learning)
+        return metrics
 
     def collect(self) -> Episodes:
         """Fill the buffer with the next rollout, and draw what learning from it takes in random numbers."""
-        if self.config.whole_episodes and self.collector.rows_collected > 0:
-            self.collector.reset(self.reset_seeds(self.iteration))
+        self.begin_episodes()
         episodes = self.collector.collect(self.network)
         if self.reward_scaler is not None and self.config.on_env_error == "restart":
             self.reward_scaler.forget(self.collector.faults.cut_before)
         self.draw()
         return episodes
+
+    def begin_episodes(self) -> None:
+        """Begin new episodes, where a rollout is one of whole ones."""
+        if self.config.whole_episodes and self.collector.rows_collected > 0:
+            self.collector.reset(self.reset_seeds(self.iteration))
 
     def draw(self) -> dict[str, Tensor]:
         """Draw the minibatches of the rollout in the buffer."""

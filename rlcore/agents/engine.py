@@ -113,12 +113,16 @@ class Engine:
         if self._ready:
             return
         start = time.perf_counter()
-        if self.how is None:
-            self.how, self.reason = self._choose(total_steps)
+        self.choose(total_steps)
         if self.how != "python":
             self._prepare_programs()
         self._ready = True
         self.agent.seconds["prepare"] += time.perf_counter() - start
+
+    def choose(self, total_steps: int) -> None:
+        """Choose once how iterations run."""
+        if self.how is None:
+            self.how, self.reason = self._choose(total_steps)
 
     def _prepare_programs(self) -> None:
         agent, host = self.agent, self.agent.backend
@@ -194,7 +198,7 @@ class Engine:
         )  # methods, in this agent alone
         return replaced or not all(is_ours(base.__module__) for kind in kinds for base in kind.__mro__)
 
-    def _key(self, part: str) -> dict[str, Any] | None:
+    def key(self, part: str) -> dict[str, Any] | None:
         """All that a program depends on beside its places; None where only its recording can tell."""
         if self._has_own_code():
             return None
@@ -214,25 +218,25 @@ class Engine:
             return False
         leaves_host = self.may_go_native and agent.backend != "native"
         try:
-            learning = self._learning().is_cached(self._key("learn"))
+            learning = self.learning().is_cached(self.key("learn"))
             collector = make_collector(agent, "native") if leaves_host else agent.collector
-            return learning and (not collector.plays or self._collecting(collector).is_cached(self._key("collect")))
+            return learning and (not collector.plays or self.collecting(collector).is_cached(self.key("collect")))
         except NotRecordable:
             return False
 
     def _build(self) -> None:
         agent, compiled = self.agent, self.how == "compiled"
         was_cached, start = compiled and self._is_cached(), time.perf_counter()
-        learning = self._learning()
-        learning.prepare(self._key("learn"), compiled)
+        learning = self.learning()
+        learning.prepare(self.key("learn"), compiled)
         if agent.collector.plays:
-            agent.collector.program = self._collecting(agent.collector)
-            agent.collector.program.prepare(self._key("collect"), compiled)
+            agent.collector.program = self.collecting(agent.collector)
+            agent.collector.program.prepare(self.key("collect"), compiled)
         self.program = learning
         self._watch = Watch(agent, learning.reads, agent.state.modules(), {*agent.state.names, "draws"})
         self.seconds = time.perf_counter() - start if compiled and not was_cached else 0.0
 
-    def _learning(self) -> Program:
+    def learning(self) -> Program:
         """What learns from a rollout; recorded at most once."""
         if "learn" in self._made:
             return self._made["learn"]
@@ -248,7 +252,7 @@ class Engine:
         self._made["learn"] = Program(agent.learn_from_buffer, places, owner=agent, free=free)
         return self._made["learn"]
 
-    def _collecting(self, collector: Collector) -> Program:
+    def collecting(self, collector: Collector) -> Program:
         """What collects a rollout: all of it from native environments, one action at a time from others; recorded at
         most once."""
         if collector not in self._made:
