@@ -42,13 +42,40 @@ __attribute__((visibility("hidden"))) AOTITorchError aoti_torch_cpu_matmul_small
             (float *)c);
   return 0;
 }
+
+BATCHED
+
+__attribute__((visibility("hidden"))) AOTITorchError aoti_torch_cpu_matmul_batched(
+    AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle *out) {
+  float *a, *b;
+  int64_t *a_sizes, *a_strides, *b_sizes, *b_strides;
+  rl_view(left, &a, &a_sizes, &a_strides);
+  rl_view(right, &b, &b_sizes, &b_strides);
+  int64_t rows = a_sizes[1], columns = b_sizes[2];
+  int64_t sizes[3] = {a_sizes[0], rows, columns}, strides[3] = {rows * columns, columns, 1};
+  void *c;
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      3, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, out));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(*out, &c));
+  for (int64_t k = 0; k < a_sizes[0]; ++k)
+    rl_matmul(rows, columns, a_sizes[2], a + k * a_strides[0], a_strides[1], a_strides[2], b + k * b_strides[0],
+              b_strides[1], b_strides[2], (float *)c + k * strides[0]);
+  return 0;
+}
 """
+_BATCHED = "AOTITorchError aoti_torch_cpu_matmul_batched(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle *);"
 
 # A [M, K] times B [K, N] in float32 on the CPU; outside compiled programs this is torch.mm.
 _library = torch.library.Library("rlcore", "DEF")
 _library.define("matmul_small(Tensor a, Tensor b) -> Tensor")
 _library.impl("matmul_small", torch.mm, "CPU")
 torch.library.register_fake("rlcore::matmul_small", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), lib=_library)
+# The same of each of B pairs: [B, M, K] times [B, K, N].
+_library.define("matmul_batched(Tensor a, Tensor b) -> Tensor")
+_library.impl("matmul_batched", torch.bmm, "CPU")
+torch.library.register_fake(
+    "rlcore::matmul_batched", lambda a, b: a.new_empty(a.shape[0], a.shape[1], b.shape[2]), lib=_library
+)
 
 
 def pays() -> bool:
@@ -60,4 +87,5 @@ def shims() -> dict[Any, list[str]]:
     """What inductor must be told to compile the kernel into a program."""
     if not pays():
         return {}
-    return {torch.ops.rlcore.matmul_small.default: [_SHIM.replace("KERNEL", SOURCE)]}
+    both = _SHIM.replace("KERNEL", SOURCE).replace("BATCHED", _BATCHED)
+    return {torch.ops.rlcore.matmul_small.default: [both], torch.ops.rlcore.matmul_batched.default: [_BATCHED]}

@@ -134,7 +134,12 @@ def _own_layer(call: Callable, bias: Node, a: Node, b: Node) -> Node:
     return call(aten.add.Tensor, _own_product(call, a, b), bias)
 
 
-OWN_PRODUCTS = {aten.mm.default: _own_product, aten.addmm.default: _own_layer}
+def _own_products(call: Callable, a: Node, b: Node) -> Node:
+    """The same of many pairs."""
+    return call(torch.ops.rlcore.matmul_batched.default, a, b)
+
+
+OWN_PRODUCTS = {aten.mm.default: _own_product, aten.addmm.default: _own_layer, aten.bmm.default: _own_products}
 
 
 def _logistic(call: Callable, x: Node) -> Node:
