@@ -343,6 +343,10 @@ class RowSampler:
         size = -(-len(rows) // self.num_minibatches)
         return {"rows": rows, "minibatches": rows[:size].expand(self.epochs * self.num_minibatches, -1).contiguous()}
 
+    def largest(self, mask: Tensor) -> dict[str, Tensor]:
+        """What `draw` gives of a rollout of this form without padding, without drawing."""
+        return RowSampler(self.num_minibatches, self.epochs, False, self.length).example(mask)
+
     def free_sizes(self) -> dict[str, tuple[int, ...]]:
         """Dimensions that are another in each rollout."""
         return {"rows": (0,), "minibatches": (1,)} if self.ragged else {}

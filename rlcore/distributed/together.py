@@ -68,8 +68,10 @@ class _Stack:
         for agent in agents:
             if agent.backend != "native":
                 agent.use_backend("native")
+            agent.draws.update(agent.sampler.largest(agent.buffer.mask))
         programs = [(agent.engine.collecting(agent.collector), agent.engine.learning()) for agent in agents]
-        self.members = Members([[place for program in both for place in program.find_places()] for both in programs])
+        places = [[place for program in both for place in program.find_places()] for both in programs]
+        self.members = Members(places)
         self.collect, self.learn = (StackedProgram(column, self.members) for column in zip(*programs, strict=True))
         engine.runs *= len(agents)
         engine.choose(total_steps)
@@ -93,7 +95,7 @@ class _Stack:
         for agent in mine:
             agent.draw()
         collected = time.perf_counter()
-        metrics = self._metrics(self.learn())
+        metrics = self._learn(mine)
         seconds = [(x - y) / len(mine) for x, y in ((collected, start), (time.perf_counter(), collected))]
         told = iter(zip(mine, firsts, episodes, strict=True))
         ended: list[Ended | None] = []
@@ -107,9 +109,14 @@ class _Stack:
                 self.members.release(k)
         return ended
 
-    def _metrics(self, learned: dict[str, Any]) -> list[dict[str, float]]:
-        """Those of each agent, of `[K]` of all."""
-        vectors = self.members.tensors["parameters"]
+    def _learn(self, mine: Sequence[Agent]) -> list[dict[str, float]]:
+        """Learn from the rollouts; the metrics of each agent."""
+        if all(agent.sampler.suffices(agent.buffer.mask) for agent in mine):
+            learned = self.learn()
+        else:  # all as Python, once
+            each = [agent.learn_from_buffer() for agent in self.agents]
+            learned = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+        vectors = torch.stack([agent.parameters.vector for agent in self.agents])
         learned = {**learned, "param_norm": torch.linalg.vector_norm(vectors, dim=1)}
         rows = torch.stack([x.float() for x in learned.values()]).T.tolist()
         return [dict(zip(learned, row, strict=True)) for row in rows]

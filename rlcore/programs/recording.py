@@ -362,7 +362,7 @@ class Loop(nn.Module):
 
     def _is_over(self, carry: Sequence[Tensor]) -> bool:
         """Whether the turns that are left would change nothing, where Python may look."""
-        return self.going is not None and not self.as_scan and not is_recording() and not carry[self.going]
+        return self.going is not None and not self.as_scan and not is_recording() and not carry[self.going].any()
 
     def _scan(self, carry: Sequence[Tensor], xs: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Tensor]:
         from torch._higher_order_ops.scan import scan

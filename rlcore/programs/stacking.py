@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, fx
 from torch._C import _functorch as functorch
 
 from rlcore.programs.program import Program
-from rlcore.programs.recording import Loop, ParametersPlace, Recorded, run_loop
+from rlcore.programs.recording import Loop, ParametersPlace, Recorded, record, run_loop
 from rlcore.state import Place
 
 
@@ -26,12 +25,11 @@ def stacked(graph: fx.GraphModule, size: int) -> fx.GraphModule:
 
     loops = {loop: _stacked_loop(loop, size) for loop in graph.children() if isinstance(loop, Loop)}
     values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    mode = next((x.fake_mode for x in values if any(isinstance(n, torch.SymInt) for n in x.shape)), nullcontext())
 
     def function(*leaves: Tensor) -> Sequence[Tensor]:
         return torch.vmap(_Stacking(graph, loops, size).run)(*leaves)
 
-    with mode, torch.no_grad():
+    with torch.no_grad():
         examples = [torch.zeros(size, *x.shape, dtype=x.dtype, device=x.device) for x in values]
         made = make_fx(function, tracing_mode="real")(*examples)
     _drop_idle_views(made)
@@ -108,7 +106,8 @@ class Members:
     """The declared state of several agents side by side: `tensors` `[K, ...]` by the name of their place.
 
     Once `take_in` has seen a place, what the agents have there is their part of such a tensor, so that nothing is copied
-    from one call of a program to the next.
+    from one call of a program to the next. A smaller tensor than the place had at first is filled up with -1, which a
+    minibatch takes for no row.
     """
 
     def __init__(self, places: Sequence[Sequence[Place]]):
@@ -135,6 +134,9 @@ class Members:
                 now = place.get()
                 if now is part or not self.going[k]:
                     continue
+                if isinstance(now, Tensor) and now.shape != whole.shape[1:]:
+                    whole[k].fill_(-1)[tuple(slice(n) for n in now.shape)] = now
+                    continue
                 if part is None:
                     part = parts[name] = whole[k]
                 part.copy_(now) if isinstance(now, Tensor) else part.fill_(now)
@@ -154,13 +156,12 @@ class StackedProgram(Program):
 
     def __init__(self, programs: Sequence[Program], members: Members):
         first = programs[0]
-        free = {name: tuple(i + 1 for i in dims) for name, dims in first.free.items()}
-        super().__init__(first.function, members.whole, free=free, options=first.options)
+        super().__init__(first.function, members.whole, options=first.options)
         self.first, self.members = first, members
 
     @functools.cached_property
     def recorded(self) -> Recorded:
-        one = self.first.recorded
+        one = record(self.function, self.first.find_places(), owner=self.first.owner)  # of sizes that are not free
         return Recorded(stacked(one.graph, len(self.members.places)), one.inputs, one.changed, one.result, one.reads)
 
     def prepare(self, key: Any, compiled: bool) -> None:
