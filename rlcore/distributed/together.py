@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +16,7 @@ import torch
 
 from rlcore.agents.config import enters_programs
 from rlcore.collect import Episodes
-from rlcore.errors import UsageError
+from rlcore.errors import RlcoreError, UsageError
 from rlcore.programs.stacking import Members, StackedProgram
 
 if TYPE_CHECKING:
@@ -22,11 +28,16 @@ Ended = tuple[dict[str, float], Episodes]
 def learn_together(agents: Sequence[Agent], total_steps: int) -> Sequence[Agent]:
     """Train agents of one configuration until the `global_step` of each reaches `total_steps`, all in one program.
 
-    They may differ in seed and in hyperparameters that no program knows, such as the learning rate. Each ends as if it
-    had trained alone, up to rounding.
+    Each ends as if it had trained alone, up to rounding. They are shared out over as many processes as torch has
+    threads, each with a program of its own, where the system can fork and the agents are on the CPU.
+
+    Args:
+        agents: of one class, environment and configuration; seeds may differ, and hyperparameters that no program
+            knows, such as the learning rate. The environment needs a native implementation.
+        total_steps: environment steps of each, over all of its environments.
 
     Raises:
-        UsageError: where they do not go together, or an agent's iterations cannot be compiled or recorded.
+        UsageError: where they do not go together, or what they do cannot be recorded.
     """
     for _ in iterations_together(agents, total_steps):
         pass
@@ -35,14 +46,108 @@ def learn_together(agents: Sequence[Agent], total_steps: int) -> Sequence[Agent]
 
 def iterations_together(agents: Sequence[Agent], total_steps: int) -> Iterator[list[Ended | None]]:
     """Train as `learn_together` does, and yield after each iteration what `Agent.iterations` yields, of each agent;
-    None for one that was done before."""
+    None of one that was done before. What agents hold is theirs again when the iterator has ended or is closed."""
     _check(agents)
-    stack = _Stack(agents, total_steps)
+    threads = torch.get_num_threads()
+    count = min(threads, len(agents)) if _may_fork(agents) else 1
+    parts = [agents[len(agents) * k // count : len(agents) * (k + 1) // count] for k in range(count)]
+    torch.set_num_threads(1 if count > 1 else threads)
+    workers: list[_Here | _Elsewhere] = []
     try:
-        while any(going := [agent.global_step < total_steps for agent in agents]):
-            yield stack.iterate(going, total_steps)
+        stacks = [_Stack(part, total_steps) for part in parts]
+        workers += [_Elsewhere(stack) for stack in stacks[1:]] + [_Here(stacks[0])]
+        while any(agent.global_step < total_steps for agent in agents):
+            for worker in workers:
+                worker.begin()
+            ended = [worker.ended() for worker in workers]
+            yield [*ended[-1], *(one for part in ended[:-1] for one in part)]
     finally:
+        for worker in workers:
+            worker.close()
+        torch.set_num_threads(threads)
+
+
+def _may_fork(agents: Sequence[Agent]) -> bool:
+    return hasattr(os, "fork") and agents[0].device.type == "cpu"
+
+
+class _Here:
+    """Agents that are trained in this process."""
+
+    def __init__(self, stack: _Stack):
+        self.stack = stack
+
+    def begin(self) -> None:
+        """Nothing yet: others begin before."""
+
+    def ended(self) -> list[Ended | None]:
+        """What came of an iteration."""
+        return self.stack.iterate()
+
+    def close(self) -> None:
+        self.stack.release()
+
+
+class _Elsewhere:
+    """Agents that are trained in a process of their own, and whose state comes back at the end. It ends with this one,
+    since nobody is at the other end of its pipe then."""
+
+    def __init__(self, stack: _Stack):
+        context = multiprocessing.get_context("fork")
+        self.stack, (self.pipe, theirs) = stack, context.Pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child uses none of them
+            self.process = context.Process(target=_serve, args=(stack, theirs, self.pipe), daemon=True)
+            self.process.start()
+        theirs.close()
+
+    def begin(self) -> None:
+        """Let it go on for an iteration."""
+        self.pipe.send_bytes(b"go")
+
+    def ended(self) -> list[Ended | None]:
+        """What came of the iteration; errors are raised here."""
+        ended, steps = self._received()
+        for agent, step in zip(self.stack.agents, steps, strict=True):
+            agent.collector.global_step = step
+        return ended
+
+    def close(self) -> None:
+        """Take over the agents' state and end the process."""
+        self.stack.release()
+        try:
+            self.pipe.send_bytes(b"end")
+            for agent, state in zip(self.stack.agents, self._received(), strict=True):
+                agent.load_state_dict(state)
+        except (OSError, EOFError):  # it has failed, which was told
+            self.process.kill()
+        self.process.join()
+
+    def _received(self) -> Any:
+        try:
+            kind, value = pickle.loads(self.pipe.recv_bytes())
+        except EOFError:
+            self.process.join()
+            raise RlcoreError(f"a process of learn_together died with code {self.process.exitcode}") from None
+        if kind == "error":
+            raise value
+        return value
+
+
+def _serve(stack: _Stack, pipe: Any, other_end: Any) -> None:
+    """What a process of `_Elsewhere` does: iterations for as long as it is told to go on, then the state."""
+    other_end.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who forked it tells it to end
+    try:
+        while pipe.recv_bytes() == b"go":
+            ended = stack.iterate()
+            pipe.send_bytes(pickle.dumps(("ended", (ended, [agent.global_step for agent in stack.agents]))))
         stack.release()
+        pipe.send_bytes(pickle.dumps(("state", [agent.state_dict() for agent in stack.agents])))
+    except EOFError:
+        pass
+    except Exception as error:
+        pipe.send_bytes(pickle.dumps(("error", error)))
 
 
 def _check(agents: Sequence[Agent]) -> None:
@@ -64,7 +169,7 @@ class _Stack:
     """The programs of agents that train together."""
 
     def __init__(self, agents: Sequence[Agent], total_steps: int):
-        self.agents, engine = agents, agents[0].engine
+        self.agents, self.total_steps, engine = agents, total_steps, agents[0].engine
         for agent in agents:
             if agent.backend != "native":
                 agent.use_backend("native")
@@ -82,9 +187,13 @@ class _Stack:
         for agent in agents:
             agent.engine.how = how
 
-    def iterate(self, going: list[bool], total_steps: int) -> list[Ended | None]:
-        """One iteration of the agents that are still `going`."""
-        start, mine = time.perf_counter(), [agent for agent, goes in zip(self.agents, going, strict=True) if goes]
+    def iterate(self) -> list[Ended | None]:
+        """One iteration of the agents that have steps left."""
+        start, total_steps = time.perf_counter(), self.total_steps
+        going = [agent.global_step < total_steps for agent in self.agents]
+        mine = list(itertools.compress(self.agents, going))
+        if not mine:
+            return [None] * len(going)
         firsts = [agent.global_step for agent in mine]
         for agent in mine:
             agent.anneal(1 - agent.global_step / total_steps)
