@@ -53,6 +53,11 @@ class BenchProgress(contextlib.AbstractContextManager):
             name = f"{result.agent} on {result.env_id}, seed {result.seed}"
             print(f"{self._done()}/{len(self.cells)}  {name}: {_told(result)}", flush=True)
 
+    def told(self, sentence: str) -> None:
+        """Tell something else."""
+        if self.show:
+            (print if self.live is None else self.live.console.print)(sentence)
+
     def running(self, cells: list[Cell]) -> None:
         """Tell which cells are running, as often as one likes."""
         now = time.perf_counter()
