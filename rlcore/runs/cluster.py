@@ -23,7 +23,7 @@ from rlcore.runs.processes import SECONDS_BETWEEN_LOOKS, Ending, Job
 from rlcore.runs.suite import Cell
 
 LOCAL, AUTO, CLIENT = "local", "auto", "ray://"
-SECONDS_TO_CONNECT, SECONDS_TO_ANSWER, SECONDS_TO_STOP = 3, 15, 5
+SECONDS_TO_CONNECT, SECONDS_TO_ANSWER, SECONDS_TO_STOP = 3, 10, 5
 CODE_OF_LOST = 1
 
 
@@ -141,10 +141,13 @@ def _check(address: str) -> None:
     if address.startswith(CLIENT):
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if not subprocess.run(command, capture_output=True, timeout=SECONDS_TO_ANSWER).returncode:
-            return
-    raise UsageError(f"--ray is {address}, where something answers that is no Ray cluster; its port is 6379 mostly")
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"--ray is {address}, where something answers that is no Ray cluster") from None
+    if found.returncode:
+        lines = found.stderr.strip().splitlines() or [f"its health check ended with code {found.returncode}"]
+        raise UsageError(f"--ray is {address}, where no cluster can be joined: {lines[-1].partition('. ')[0]}")
 
 
 def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
