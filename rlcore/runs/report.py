@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,7 @@ def names_of(results: list[Result], attribute: str) -> list[str]:
     return sorted({getattr(result, attribute) for result in results}, key=_natural)
 
 
+@lru_cache(maxsize=10_000)
 def _natural(name: str) -> list[Any]:
     """To sort by, with numbers in names in the order of their size."""
     return [(int(part), "") if part.isdecimal() and part.isascii() and len(part) < 20 else (math.inf, part)
