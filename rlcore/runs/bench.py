@@ -7,7 +7,7 @@ results.jsonl          a record of each cell that ended, see `rlcore.runs.result
 
 A cell that was killed goes on from its newest checkpoint, so that the results are those of a bench that was not. Cells
 run in sessions of their own and end when the bench does, at once and without a checkpoint between those of the run,
-which could change its course.
+which could change its course. Where they run, here or on a cluster, is a `rlcore.runs.processes.Place`.
 """
 
 import contextlib
