@@ -78,6 +78,7 @@ def measured(folder: Path, cells: int) -> dict[str, float]:
             progress.ended(bench.results[next(iter(bench.results))])
         with _timed(seconds, "draw the table"):
             progress.table(bench.cells[:SHOWN])
+    del bench, progress  # which a process that reports has not
     with _timed(seconds, "expected cells"):
         expected = expected_cells(folder)
     began = time.perf_counter()

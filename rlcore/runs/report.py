@@ -471,10 +471,10 @@ def mean_curve(runs: list[Result], style: int) -> Series | None:
     grid = np.array(max(curves, key=lambda curve: curve["steps"][-1])["steps"], dtype=float)
     values, times = np.full((2, len(curves), len(grid)), math.nan)
     for n, curve in enumerate(curves):
-        ended = [(x, y) for x, y in zip(curve["steps"], curve["returns"], strict=True) if y is not None]
-        x, y = np.array(ended, dtype=float).T
-        values[n] = np.interp(grid, x, y, left=math.nan, right=math.nan)
-        times[n] = np.interp(grid, np.array(curve["steps"], dtype=float), np.array(curve["seconds"], dtype=float))
+        x, y, clock = (np.array(curve[name], dtype=float) for name in ("steps", "returns", "seconds"))
+        ended = ~np.isnan(y)  # None has become NaN
+        values[n] = np.interp(grid, x[ended], y[ended], left=math.nan, right=math.nan)
+        times[n] = np.interp(grid, x, clock)
     center, low, high = statistics.student_band(values)
     extent = (float(np.nanmin(values)), float(np.nanmax(values)))
     clock = np.maximum.accumulate(times.mean(0))
