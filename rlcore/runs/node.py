@@ -61,11 +61,12 @@ def carry_out(order: Order) -> Answer:
         folder.parent.mkdir(parents=True)
         for path, packed in order.sent.items():
             unpack(packed, root / path)
+        machine = _machine()  # a node that cannot say it could not run the cell either
         began = time.perf_counter()
         code = _run([_here(word, root) for word in order.words], log, order.env)
         seconds = time.perf_counter() - began
         packed = pack(folder) if folder.is_dir() else None
-        return Answer(code, seconds, _end_of(log), packed, _machine())
+        return Answer(code, seconds, _end_of(log), packed, machine)
 
 
 def _here(word: str, root: Path) -> str:
@@ -97,7 +98,9 @@ def _end_of(log: Path) -> bytes:
 @functools.cache
 def _machine() -> dict[str, Any]:
     """This machine, asked for in another process so that torch and what it takes of a GPU do not stay in this one."""
-    told = subprocess.run([sys.executable, "-c", DESCRIBE], capture_output=True, check=True)
+    told = subprocess.run([sys.executable, "-c", DESCRIBE], capture_output=True, text=True)
+    if told.returncode:
+        raise RuntimeError(f"rlcore cannot be started on {platform.node()}: {(told.stderr.splitlines() or [''])[-1]}")
     return {name: value for name, value in json.loads(told.stdout).items() if name not in OF_BENCHES}
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from rlcore.cli import main
 from rlcore.runs import cluster as cluster_module
+from rlcore.runs import node
 from rlcore.runs.bench import MOST_LOSSES, Bench
 from rlcore.runs.cluster import Cluster
 from rlcore.runs.node import PYTHON, ROOT, Order, carry_out, pack, unpack
@@ -146,6 +147,15 @@ def test_a_node_has_what_it_was_sent_and_keeps_nothing(tmp_path, monkeypatch):
     assert not list((tmp_path / "scratch").iterdir())
 
 
+def test_a_node_without_rlcore_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlcore.runs.node.DESCRIBE", "import no_such_package")
+    node._machine.cache_clear()
+    command = (PYTHON, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(RuntimeError, match=r"rlcore cannot be started on .*: ModuleNotFoundError: No module named"):
+        carry_out(Order(command, "CartPole-v1/own/seed-0", {}, {}))
+    assert not (tmp_path / "ran").exists()
+
+
 # A cluster without ray.
 
 
@@ -170,7 +180,7 @@ class Tasks:
 
     def remote(self, **options):
         assert options == {"num_cpus": 1, "num_gpus": 0.0, "max_retries": 0}
-        return lambda function: self
+        return lambda function: Task
 
     def wait(self, handles, num_returns=1, timeout=None):
         self.most = max(self.most, len(handles))
@@ -186,18 +196,21 @@ class Tasks:
         self.cancelled.append(handle)
 
 
-class Handle:
+class Task:
+    """A handle of it, which ray makes by its `remote`."""
+
     def __init__(self, order):
         self.order = order
+
+    @classmethod
+    def remote(cls, order):
+        return cls(order)
 
 
 def fake(monkeypatch, **arguments):
     tasks = Tasks(**arguments)
-    Tasks.remote_of = None
     monkeypatch.setattr(cluster_module, "_ray", lambda: tasks)
-    cluster = Cluster("auto")
-    cluster.task = type("Task", (), {"remote": staticmethod(Handle)})
-    return tasks, cluster
+    return tasks, Cluster("auto")
 
 
 def test_a_bench_on_a_cluster_comes_to_the_same_and_what_was_lost_runs_again(tmp_path, foreign, monkeypatch, capsys):
@@ -218,6 +231,16 @@ def test_a_bench_on_a_cluster_comes_to_the_same_and_what_was_lost_runs_again(tmp
     monkeypatch.delenv("TEST_BROKEN")
     assert run(tmp_path / "there", None, cluster) == []  # what failed is tried again
     assert [r.state for r in read_index(tmp_path / "there")] == ["done"] * 4
+
+
+def test_a_record_says_which_machine_it_was(tmp_path, foreign, monkeypatch):
+    """That of the node, with the command and the date of the bench."""
+    tasks, cluster = fake(monkeypatch)
+    there = {"cpu": "of the node", "versions": {"torch": "9"}}
+    monkeypatch.setattr(tasks, "get", lambda task: dataclasses.replace(carry_out(task.order), machine=there))
+    assert run(tmp_path / "out", suite_of({"own": foreign}, seeds=1), cluster) == []
+    (result,) = read_index(tmp_path / "out")
+    assert result.machine.items() >= there.items() and "date" in result.machine and "command" in result.machine
 
 
 def test_a_cell_that_is_lost_again_and_again_fails(tmp_path, foreign, monkeypatch):
