@@ -26,6 +26,7 @@ from rlcore.errors import RlcoreError, UsageError
 from rlcore.runs.machine import cores
 
 MOST_JOBS = 1024
+MOST_GPUS = 64
 MOST_SECONDS = 86_400
 
 
@@ -46,15 +47,20 @@ def bench(arguments: list[str]) -> int:
     add_flag(parser, "--total-steps", "K", "environment steps of every run (default: the suite's, or each preset's)")
     add_flag(parser, "--eval-episodes", "K", "greedy episodes after training (default: the suite's, or 100)")
     add_flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
-    add_flag(parser, "--jobs", "J", "runs at a time (default: one for each core)")
+    add_flag(parser, "--jobs", "J", "runs at a time (default: one for each core, with --ray of the cluster)")
+    ray = "hand the runs to a Ray cluster: HOST:PORT, ray://HOST:PORT, auto, or local; pip install 'rlcore[cluster]'"
+    add_flag(parser, "--ray", "ADDRESS", ray)
+    add_flag(parser, "--ray-cpus", "C", "cores of the cluster for each run (default: 1)")
+    add_flag(parser, "--ray-gpus", "G", "GPUs of the cluster for each run, or a part of one (default: 0)")
     parser.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)")
     values = vars(parser.parse(arguments))
     jobs = whole_number("--jobs", values.get("jobs", len(cores())), highest=MOST_JOBS)
+    suite = _suite(values)
 
     from rlcore.runs.bench import Bench
 
-    with contextlib.closing(Bench.open(values["out"], _suite(values))) as study:
-        failed = study.run(jobs, values.get("progress", True))
+    with _cluster(values) as cluster, contextlib.closing(Bench.open(values["out"], suite)) as study:
+        failed = study.run(jobs, values.get("progress", True), cluster)
         done = len(study.cells) - len(failed)
     print(f"{done} of {len(study.cells)} cells are done; next: rlcore report {values['out']}")
     if failed:
@@ -64,6 +70,22 @@ def bench(arguments: list[str]) -> int:
             f"{first.seed}: {first.error}; the same command tries them again"
         )
     return 0
+
+
+def _cluster(values: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """The cluster that is asked for, a context of None without one."""
+    of_cells = [name for name in ("ray_cpus", "ray_gpus") if name in values]
+    if "ray" not in values:
+        if of_cells:
+            raise UsageError(f"--{of_cells[0].replace('_', '-')} is given, but not --ray, which it would be for")
+        return contextlib.nullcontext()
+    cpus = whole_number("--ray-cpus", values.get("ray_cpus", 1), highest=MOST_JOBS)
+    gpus = _size("ray_gpus", values.get("ray_gpus", "0"), lowest=0, highest=MOST_GPUS)
+    jobs = whole_number("--jobs", values["jobs"], highest=MOST_JOBS) if "jobs" in values else None
+
+    from rlcore.runs.cluster import Cluster
+
+    return Cluster(values["ray"], jobs, cpus, gpus)
 
 
 def _suite(values: dict[str, Any]) -> dict[str, Any] | None:
@@ -168,14 +190,14 @@ def plot(arguments: list[str]) -> int:
     return 0
 
 
-def _size(name: str, text: str) -> float:
+def _size(name: str, text: str, lowest: float = 0.5, highest: float = 100) -> float:
     flag = "--" + name.replace("_", "-")
     try:
         value = float(text)
     except ValueError:
         raise UsageError(f"{flag} is '{text}', but must be a number") from None
-    if not 0.5 <= value <= 100:
-        raise UsageError(f"{flag} is {text}, but must be from 0.5 to 100")
+    if not lowest <= value <= highest:
+        raise UsageError(f"{flag} is {text}, but must be from {lowest} to {highest}")
     return value
 
 

@@ -7,23 +7,19 @@ results.jsonl          a record of each cell that ended, see `rlcore.runs.result
 
 A cell that was killed goes on from its newest checkpoint, so that the results are those of a bench that was not. Cells
 run in sessions of their own and end when the bench does, at once and without a checkpoint between those of the run,
-which could change its course.
+which could change its course. Where they run, here or on a cluster, is a `rlcore.runs.processes.Place`.
 """
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
-import subprocess
-import time
 import tomllib
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import tomli_w
 
@@ -32,26 +28,19 @@ from rlcore.errors import UsageError, difference, printable
 from rlcore.runs import machine
 from rlcore.runs.bench_progress import BenchProgress
 from rlcore.runs.folder import RunFolder
+from rlcore.runs.processes import Ending, Job, Place, Processes
 from rlcore.runs.results import INDEX, Result, read_index
 from rlcore.runs.settings import read_settings, to_toml
 from rlcore.runs.suite import Cell, cells_of, completed, read_suite, tabled
 from rlcore.storage.files import FolderLock, InUse, set_aside, write_atomically
 
+if TYPE_CHECKING:
+    from rlcore.runs.cluster import Cluster
+
 SUITE, RESULT = "bench.toml", "result.json"
-SECONDS_BETWEEN_LOOKS = 0.1
-PR_SET_PDEATHSIG = 1  # of Linux: what to be sent when the parent dies
+MOST_LOSSES = 5  # of a cell, with its node or its worker
 LONGEST_SENTENCE = 500
 OF_COMMANDS = ("returns", "steps", "seconds", "measure", "curve", "hyperparameters", "machine", "total_steps")
-
-
-@dataclass
-class Job:
-    """A cell that is running."""
-
-    cell: Cell
-    process: subprocess.Popen[bytes]
-    began: float
-    slot: int  # which share of the cores it has
 
 
 class Bench:
@@ -62,6 +51,7 @@ class Bench:
         self.cells = list(cells_of(suite))
         self.machine = machine.describe()
         self.results = {result.cell: result for result in _whole_index(path)}
+        self.losses: Counter[Cell] = Counter()
 
     @classmethod
     def open(cls, path: str | Path, suite: dict[str, Any] | None) -> Self:
@@ -101,48 +91,58 @@ class Bench:
         """Let other processes write to the folder."""
         self.lock.release()
 
-    def run(self, jobs: int, show: bool = True) -> list[Result]:
+    def run(self, jobs: int, show: bool = True, cluster: "Cluster | None" = None) -> list[Result]:
         """Run what has not ended well, `jobs` cells at a time; returns those that failed.
 
         Args:
             jobs: J, processes at a time; each is kept to a J-th of the cores, so that speeds can be compared.
             show: a table on a terminal, or a line for each cell where there is none.
+            cluster: what runs them in the place of this machine, as many at a time as it says.
         """
         waiting = deque(cell for cell in self.cells if not self._is_done(cell))
         running: list[Job] = []
+        place = Processes(self.path, jobs) if cluster is None else cluster.at(self.path)
         with BenchProgress(self.cells, self.results, show) as progress:
             try:
                 while waiting or running:
-                    self._start_some(waiting, running, jobs)
-                    time.sleep(SECONDS_BETWEEN_LOOKS)
-                    for job in [job for job in running if job.process.poll() is not None]:
+                    self._start_some(waiting, running, place, progress)
+                    for job, ending in place.ended(running):
                         running.remove(job)
-                        progress.ended(self._record(self._result(job)))
+                        self._settle(job.cell, ending, waiting, progress)
                     progress.running([job.cell for job in running])
             finally:
-                for job in running:
-                    _kill(job.process)
+                place.stop(running)
         return [result for cell in self.cells if (result := self.results[_key(cell)]).state == "failed"]
 
     def _is_done(self, cell: Cell) -> bool:
         result = self.results.get(_key(cell))
         return result is not None and result.state == "done"
 
-    def _start_some(self, waiting: deque[Cell], running: list[Job], jobs: int) -> None:
+    def _start_some(
+        self, waiting: deque[Cell], running: list[Job], place: Place, progress: BenchProgress
+    ) -> None:  # fmt: skip
         """Begin cells as far as there is room; one that must wait for another goes to the end of the queue."""
         for _ in range(len(waiting)):
-            if len(running) >= jobs:
+            if len(running) >= place.jobs:
                 return
             cell = waiting.popleft()
             before = self._before(cell)
             if before is None or before.state == "done":
-                slot = min(set(range(jobs)) - {job.slot for job in running})
-                running.append(self._start(cell, slot, jobs))
+                running.append(place.start(cell, self._command(cell, place.root), self._environment()))
             elif before.state == "failed":
                 sentence = f"it begins with the network of {before.agent}, which failed: {before.error}"
-                self._record(_failed(cell, sentence, self.machine))
+                progress.ended(self._record(_failed(cell, sentence, self.machine)))
             else:
                 waiting.append(cell)
+
+    def _settle(self, cell: Cell, ending: Ending, waiting: deque[Cell], progress: BenchProgress) -> None:
+        """Record what became of a cell, or have it run again where it was lost and is not to blame."""
+        self.losses[cell] += bool(ending.lost)
+        if not ending.lost or self.losses[cell] > MOST_LOSSES:
+            progress.ended(self._record(self._result(cell, ending)))
+            return
+        waiting.appendleft(cell)
+        progress.told(f"{_name(cell)} was lost and runs again, {sum(self.losses.values())} so far: {ending.lost}")
 
     def _before(self, cell: Cell) -> Result | None:
         """What became of the cell that this one begins with, "waiting" where it has not ended, None without one."""
@@ -151,50 +151,48 @@ class Bench:
         key = (cell.after.parent.name, cell.env_id, cell.seed)
         return self.results.get(key, Result(*key, state="waiting"))
 
-    def _start(self, cell: Cell, slot: int, jobs: int) -> Job:
-        folder = self.path / cell.folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_name(f"{folder.name}.log"), "ab") as log:
-            process = subprocess.Popen(
-                self._command(cell, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=_preparation(os.getpid(), _share(slot, jobs)),
-                env={**os.environ, RUNS: str(len(self.suite["seeds"]))},
-            )  # fmt: skip
-        return Job(cell, process, time.perf_counter(), slot)
+    def _environment(self) -> dict[str, str]:
+        """Variables for each cell."""
+        return {RUNS: str(len(self.suite["seeds"]))}
 
-    def _command(self, cell: Cell, folder: Path) -> list[str]:
-        """How the cell is run, or gone on with."""
+    def _command(self, cell: Cell, root: Path) -> list[str]:
+        """How the cell is run, or gone on with, where `root` stands for the bench's folder."""
+        folder, there = self.path / cell.folder, root / cell.folder
         if not cell.is_own:
-            return [*cell.command, f"--out={folder}"]
+            return [*cell.command, f"--out={there}"]
         if folder.exists() and not list(folder.glob("checkpoints/step-*.pt")):  # killed while it was made
             set_aside(folder, "unfinished")
         if folder.exists():
             imports = [word for word in cell.command if word.startswith("--import=")]
-            return [*cell.command[:4], f"--resume={folder}", *imports, "--no-progress"]
-        init = [] if cell.after is None else [f"--init={self.path / cell.after}"]
-        return [*cell.command, *init, f"--run-dir={folder}"]
+            return [*cell.command[:4], f"--resume={there}", *imports, "--no-progress"]
+        init = [] if cell.after is None else [f"--init={root / cell.after}"]
+        return [*cell.command, *init, f"--run-dir={there}"]
 
-    def _result(self, job: Job) -> Result:
+    def _result(self, cell: Cell, ending: Ending) -> Result:
         """What became of a cell whose process has ended."""
-        cell, folder, code = job.cell, self.path / job.cell.folder, job.process.returncode
+        folder, made_on = self.path / cell.folder, {**self.machine, **(ending.machine or {})}
+        if ending.lost:
+            return _failed(cell, f"it was lost {self.losses[cell]} times, the last time: {ending.lost}", made_on)
+        if ending.error:
+            return _failed(cell, ending.error, made_on)
         try:
-            result = self._finished(cell, folder, time.perf_counter() - job.began)
+            result = self._finished(cell, folder, ending.seconds, made_on)
         except UsageError as error:
-            return _failed(cell, str(error), self.machine)
+            return _failed(cell, str(error), made_on)
         if result is None:
-            return _failed(cell, _last_words(folder.with_name(f"{folder.name}.log"), code), self.machine)
+            return _failed(cell, _last_words(folder.with_name(f"{folder.name}.log"), ending.code), made_on)
         return result
 
-    def _finished(self, cell: Cell, folder: Path, seconds: float) -> Result | None:
+    def _finished(self, cell: Cell, folder: Path, seconds: float, made_on: dict[str, Any]) -> Result | None:
         """The record of a cell that is at its end, None where it is not."""
         if not cell.is_own:
-            return _foreign_result(cell, folder, seconds, self.machine)
+            return _foreign_result(cell, folder, seconds, made_on)
         if not (folder / "evaluation.json").exists():
             return None
         evaluation = RunFolder(folder).read_evaluation() or {}
         if evaluation.get("global_step", 0) < read_settings(folder / "config.toml")["total_steps"]:
             return None
-        result = Result.of_run(folder, cell.agent, self.machine)
+        result = Result.of_run(folder, cell.agent, made_on)
         return replace(result, env_id=cell.env_id, seed=cell.seed, folder=cell.folder.as_posix())
 
     def _record(self, result: Result) -> Result:
@@ -209,6 +207,10 @@ class Bench:
 
 def _key(cell: Cell) -> tuple[str, str, int]:
     return cell.agent, cell.env_id, cell.seed
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.agent} on {cell.env_id}, seed {cell.seed}"
 
 
 def expected_cells(path: str | Path) -> list[tuple[str, str, int]]:
@@ -250,41 +252,6 @@ def _whole_index(path: Path) -> Iterable[Result]:
     if not data.endswith(b"\n") and data:
         os.truncate(file, data.rfind(b"\n") + 1)
     return read_index(path)
-
-
-def _share(slot: int, jobs: int) -> set[int]:
-    """The cores of one of so many jobs, none where the system does not say which there are."""
-    if not hasattr(os, "sched_getaffinity"):
-        return set()
-    cores = machine.cores()
-    share = max(len(cores) // jobs, 1)
-    return {cores[(slot * share + k) % len(cores)] for k in range(share)}
-
-
-def _preparation(parent: int, cores: set[int]) -> Callable[[], None]:
-    """What a child does first: keep to its cores, and have the system kill it when the bench dies, however it does."""
-    try:
-        library = ctypes.CDLL(None)
-    except (OSError, TypeError):
-        library = None
-
-    def prepare() -> None:
-        if cores:
-            os.sched_setaffinity(0, cores)
-        if hasattr(library, "prctl"):  # elsewhere a child that is left over keeps its folder locked until it ends
-            library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return prepare
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a cell and all processes that it has begun."""
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.wait()
 
 
 def _failed(cell: Cell, sentence: str, machine: dict[str, Any]) -> Result:

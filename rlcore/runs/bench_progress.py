@@ -29,6 +29,8 @@ class BenchProgress(contextlib.AbstractContextManager):
         self.seeds: defaultdict[tuple[str, str], list[int]] = defaultdict(list)  # of each agent on each environment
         for cell in cells:
             self.seeds[cell.agent, cell.env_id].append(cell.seed)
+        keys = ((cell.agent, cell.env_id, cell.seed) for cell in cells)
+        self.over = {key for key in keys if key in results}  # those that have ended
         self.live: Any = None
         self.drawn_at = 0.0
 
@@ -38,8 +40,8 @@ class BenchProgress(contextlib.AbstractContextManager):
 
             self.live = Live(auto_refresh=False)  # no thread: the bench forks
             self.live.start()
-        elif self.show and self._done():
-            print(f"{self._done()} of {len(self.cells)} cells have ended before", flush=True)
+        elif self.show and len(self.over):
+            print(f"{len(self.over)} of {len(self.cells)} cells have ended before", flush=True)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -49,9 +51,15 @@ class BenchProgress(contextlib.AbstractContextManager):
 
     def ended(self, result: Result) -> None:
         """Tell of a cell that has just ended."""
+        self.over.add(result.cell)
         if self.show and self.live is None:
             name = f"{result.agent} on {result.env_id}, seed {result.seed}"
-            print(f"{self._done()}/{len(self.cells)}  {name}: {_told(result)}", flush=True)
+            print(f"{len(self.over)}/{len(self.cells)}  {name}: {_told(result)}", flush=True)
+
+    def told(self, sentence: str) -> None:
+        """Tell something else."""
+        if self.show:
+            (print if self.live is None else self.live.console.print)(sentence)
 
     def running(self, cells: list[Cell]) -> None:
         """Tell which cells are running, as often as one likes."""
@@ -60,31 +68,34 @@ class BenchProgress(contextlib.AbstractContextManager):
             self._draw(cells)
             self.drawn_at = now
 
-    def _done(self) -> int:
-        return sum((cell.agent, cell.env_id, cell.seed) in self.results for cell in self.cells)
-
     def _draw(self, running: list[Cell]) -> None:
+        self.live.update(self.table(running), refresh=True)
+
+    def table(self, running: list[Cell]) -> Any:
+        """What is drawn, with those cells that run now."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table("agent", "environment", "done", "running", "failed", "score", box=None, pad_edge=False)
-        rows = [self._row(*pair, running) for pair in self.seeds]
-        rows.sort(key=lambda row: not row[3])  # those that run first
-        for row in rows[:ROWS]:
-            table.add_row(*map(Text, row))  # as it is: a name may look like markup
-        more = f", {len(rows) - ROWS} rows more" if len(rows) > ROWS else ""
-        table.caption = f"{self._done()} of {len(self.cells)} cells{more}"
+        now: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for cell in running:
+            now[cell.agent, cell.env_id].append(cell.seed)
+        pairs = sorted(self.seeds, key=lambda pair: pair not in now)  # those that run first
+        for pair in pairs[:ROWS]:
+            table.add_row(*map(Text, self._row(*pair, now[pair])))  # as it is: a name may look like markup
+        more = f", {len(pairs) - ROWS} rows more" if len(pairs) > ROWS else ""
+        table.caption = f"{len(self.over)} of {len(self.cells)} cells{more}"
         table.caption_justify = "left"
-        self.live.update(table, refresh=True)
+        return table
 
-    def _row(self, agent: str, env_id: str, running: list[Cell]) -> tuple[str, ...]:
+    def _row(self, agent: str, env_id: str, now: list[int]) -> tuple[str, ...]:
+        """What is told of an agent on an environment; `now` are the seeds that run."""
         seeds = self.seeds[agent, env_id]
         ended = [r for seed in seeds if (r := self.results.get((agent, env_id, seed))) is not None]
         done = [result for result in ended if result.state == "done"]
-        failed, now = len(ended) - len(done), [c.seed for c in running if (c.agent, c.env_id) == (agent, env_id)]
         score = f"{statistics.fmean(result.score for result in done):.1f}" if done else ""
         seeds_now = ", ".join(f"seed {seed}" for seed in now)
-        return agent, env_id, f"{len(done)}/{len(seeds)}", seeds_now, str(failed or ""), score
+        return agent, env_id, f"{len(done)}/{len(seeds)}", seeds_now, str(len(ended) - len(done) or ""), score
 
 
 def _told(result: Result) -> str:

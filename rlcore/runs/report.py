@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,7 @@ def names_of(results: list[Result], attribute: str) -> list[str]:
     return sorted({getattr(result, attribute) for result in results}, key=_natural)
 
 
+@lru_cache(maxsize=10_000)
 def _natural(name: str) -> list[Any]:
     """To sort by, with numbers in names in the order of their size."""
     return [(int(part), "") if part.isdecimal() and part.isascii() and len(part) < 20 else (math.inf, part)
@@ -470,10 +471,10 @@ def mean_curve(runs: list[Result], style: int) -> Series | None:
     grid = np.array(max(curves, key=lambda curve: curve["steps"][-1])["steps"], dtype=float)
     values, times = np.full((2, len(curves), len(grid)), math.nan)
     for n, curve in enumerate(curves):
-        ended = [(x, y) for x, y in zip(curve["steps"], curve["returns"], strict=True) if y is not None]
-        x, y = np.array(ended, dtype=float).T
-        values[n] = np.interp(grid, x, y, left=math.nan, right=math.nan)
-        times[n] = np.interp(grid, np.array(curve["steps"], dtype=float), np.array(curve["seconds"], dtype=float))
+        x, y, clock = (np.array(curve[name], dtype=float) for name in ("steps", "returns", "seconds"))
+        ended = ~np.isnan(y)  # None has become NaN
+        values[n] = np.interp(grid, x[ended], y[ended], left=math.nan, right=math.nan)
+        times[n] = np.interp(grid, x, clock)
     center, low, high = statistics.student_band(values)
     extent = (float(np.nanmin(values)), float(np.nanmax(values)))
     clock = np.maximum.accumulate(times.mean(0))

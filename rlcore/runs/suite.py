@@ -206,14 +206,15 @@ def _typed(config: type, values: dict[str, Any]) -> dict[str, Any]:
 
 def cells_of(suite: dict[str, Any]) -> Iterator[Cell]:
     """The runs of a suite that is `completed`: all agents and environments with the first seed, then with the next."""
+    pairs = [
+        (env_id, name, agent.get("after"), *(_foreign if "command" in agent else _own)(name, agent, suite, env))
+        for env_id, env in suite["envs"].items()
+        for name, agent in suite["agents"].items()
+    ]
     for seed in suite["seeds"]:
-        for env_id, env in suite["envs"].items():
-            for name, agent in suite["agents"].items():
-                head, flags = (_foreign if "command" in agent else _own)(name, agent, suite, env)
-                folder, after = (
-                    Path(_folder_of(env_id)) / of / f"seed-{seed}" if of else None for of in (name, agent.get("after"))
-                )
-                yield Cell(name, env_id, seed, (*head, env_id, f"--seed={seed}", *flags), folder, after)
+        for env_id, name, after, head, flags in pairs:
+            folder, before = (Path(_folder_of(env_id), of, f"seed-{seed}") if of else None for of in (name, after))
+            yield Cell(name, env_id, seed, (*head, env_id, f"--seed={seed}", *flags), folder, before)
 
 
 def _folder_of(env_id: str) -> str:

@@ -20,6 +20,8 @@ from rlcore.cli import main
 from rlcore.cli.flags import Parser, add_run_flags, hyperparameters_of
 from rlcore.errors import UsageError
 from rlcore.runs.bench import Bench, expected_cells
+from rlcore.runs.bench_progress import BenchProgress
+from rlcore.runs.processes import Processes, share
 from rlcore.runs.results import POINTS, Result, curve_of, read_index, read_results
 from rlcore.runs.suite import cells_of, completed, read_suite, seeds_of, shipped_suites
 from rlcore.storage.files import FolderLock
@@ -154,12 +156,10 @@ def test_cells_run_once_failures_are_told_and_tried_again(tmp_path, foreign):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say which cores there are")
 def test_jobs_have_cores_of_their_own(monkeypatch):
     """Small networks on more threads than that are ten times slower."""
-    from rlcore.runs.bench import _share
-
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3, 5, 8})
-    assert [_share(slot, 2) for slot in range(2)] == [{2, 3}, {5, 8}]
-    assert [_share(slot, 3) for slot in range(3)] == [{2}, {3}, {5}]
-    assert _share(0, 1) == {2, 3, 5, 8} and _share(5, 6) == {3}
+    assert [share(slot, 2) for slot in range(2)] == [{2, 3}, {5, 8}]
+    assert [share(slot, 3) for slot in range(3)] == [{2}, {3}, {5}]
+    assert share(0, 1) == {2, 3, 5, 8} and share(5, 6) == {3}
 
 
 def test_a_failing_cell_does_not_stop_the_others(tmp_path, foreign, capsys):
@@ -181,14 +181,16 @@ def test_an_agent_that_comes_after_another_waits_and_begins_with_its_network(tmp
     suite = suite_of({"late": {"algo": "ppo", "after": "early", "total_steps": 9}, "early": foreign}, seeds=1)
     bench = Bench.open(tmp_path / "out", suite)
     late, early = bench.cells
-    waiting, running = deque([late, early]), []
-    bench._start_some(waiting, running, 2)
+    waiting, running, place = deque([late, early]), [], Processes(bench.path, 2)
+    progress = BenchProgress(bench.cells, bench.results, show=False)
+    bench._start_some(waiting, running, place, progress)
     assert [job.cell for job in running] == [early] and list(waiting) == [late]
-    running[0].process.wait()
-    bench._record(bench._result(running[0]))
-    assert f"--init={bench.path / early.folder}" in bench._command(late, bench.path / late.folder)
+    running[0].handle.wait()
+    ((job, ending),) = place.ended(running)
+    bench._record(bench._result(job.cell, ending))
+    assert f"--init={bench.path / early.folder}" in bench._command(late, bench.path)
     bench._record(dataclasses.replace(bench.results["early", "CartPole-v1", 0], state="failed", error="no disk"))
-    bench._start_some(waiting, [], 2)
+    bench._start_some(waiting, [], place, progress)
     assert bench.results["late", "CartPole-v1", 0].error.endswith("network of early, which failed: no disk")
     bench.close()
 
