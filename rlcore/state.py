@@ -143,4 +143,6 @@ def _stored(thing: Any) -> Any:
         return thing.detach().clone()
     if isinstance(thing, dict):
         return {name: float(value) for name, value in thing.items()}
-    return dict(thing.state_dict()) if isinstance(thing, nn.Module) else thing.state_dict()
+    if isinstance(thing, nn.Module):  # copies: they may be parts of something larger, which would be stored whole
+        return {name: x.detach().clone() for name, x in thing.state_dict().items()}
+    return thing.state_dict()

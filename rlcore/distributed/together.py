@@ -161,6 +161,9 @@ def _check(agents: Sequence[Agent]) -> None:
             mine, other = getattr(agent.config, name), getattr(first.config, name)
             if mine != other:
                 raise UsageError(f"agents[{k}] has {name} = {mine}, but agents[0] has {other}; they may differ in seed")
+        if agent.buffer.sequence_length or agent.queries is not None:
+            what = "asks for comparisons" if agent.queries is not None else "has a policy that remembers"
+            raise UsageError(f"agents[{k}] {what}, which is for agents that train alone")
         if not agent.engine.may_go_native and agent.backend != "native":
             raise UsageError(f"agents[{k}] is on {agent.env_id}, which has no native implementation")
 

@@ -103,11 +103,11 @@ class _Stacking(fx.Interpreter):
 
 
 class Members:
-    """The declared state of several agents side by side: `tensors` `[K, ...]` by the name of their place.
+    """The declared state of several agents side by side, as `tensors` `[K, ...]` by the name of their place.
 
-    Once `take_in` has seen a place, what the agents have there is their part of such a tensor, so that nothing is copied
-    from one call of a program to the next. A smaller tensor than the place had at first is filled up with -1, which a
-    minibatch takes for no row.
+    Once `take_in` has seen a place, what the agents have there is their part of such a tensor, so that nothing is
+    copied from one call of a program to the next. A smaller tensor than the place had at first is filled up with -1,
+    which a minibatch takes for no row.
     """
 
     def __init__(self, places: Sequence[Sequence[Place]]):
@@ -152,7 +152,7 @@ class Members:
 
 
 class StackedProgram(Program):
-    """What the `programs` of several agents compute, each with its own places, in one call; the result is `[K, ...]`."""
+    """What the `programs` of several agents compute, each with its own places, in one call, with a result `[K, ...]`."""
 
     def __init__(self, programs: Sequence[Program], members: Members):
         first = programs[0]
