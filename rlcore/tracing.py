@@ -212,7 +212,7 @@ def reduce_each(tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
     flat = torch.cat([x.detach().flatten().to(tensors[0].dtype) for x in tensors])
     parts = reduce(flat).split([x.numel() for x in tensors])
-    return [part.reshape(x.shape) for part, x in zip(parts, tensors, strict=True)]
+    return [part.reshape(x.shape) if x.ndim else part.squeeze(0) for part, x in zip(parts, tensors, strict=True)]
 
 
 @contextmanager
