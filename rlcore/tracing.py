@@ -174,6 +174,10 @@ class Share:
         """The `thing` of each process, by rank, where this one is rank 0, else None."""
         return [thing]
 
+    def broadcast(self, thing: Any) -> Any:
+        """The `thing` of rank 0, in all processes."""
+        return thing
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""
         return flag if self.count == 1 else bool(self.sum(torch.tensor(int(flag))))

@@ -93,7 +93,7 @@ def completed(agent: Agent, torso: Torso | str | None) -> Config:
     config = agent.config
     found: dict[str, Any] = {}
     if config.seed is None:
-        found["seed"] = secrets.randbelow(2**31)
+        found["seed"] = agent.share.broadcast(secrets.randbelow(2**31))
     if config.num_steps is None:
         found["num_steps"] = stored_length(agent) or time_limit(agent)
     if config.shared is None:

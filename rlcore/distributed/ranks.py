@@ -62,6 +62,12 @@ class Ranks(Share):
             dist.gather_object(thing, things)
         return things
 
+    def broadcast(self, thing: Any) -> Any:
+        things = [thing]
+        with self._together():
+            dist.broadcast_object_list(things)
+        return things[0]
+
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
         """What all ranks do at the same time; a RankError where one does not."""
@@ -225,16 +231,18 @@ class Watch:
         with contextlib.suppress(RuntimeError):
             self.store.set(f"state/{self.own.rank}", f"fault {sentence}")
             if self.own.rank == 0:
+                self.store.set("told", "yes")
+                _leave()
                 time.sleep(2 * BEAT)  # where the store is its own, so that they hear of it
             else:
                 _leave()
-                self.store.wait(["state/0", "told"], timedelta(seconds=2 * GRACE))
+                self.store.wait(["told"], timedelta(seconds=2 * GRACE))
 
     def close(self, told: bool = False) -> None:
         """The orderly end: the others may go on, and who keeps the store waits for them."""
         self._closing.set()
         with contextlib.suppress(RuntimeError):
-            if told:
+            if self.own.rank == 0:
                 self.store.set("told", "yes")
             self.store.set(f"state/{self.own.rank}", "done")
             deadline = time.monotonic() + (GRACE if told else self.limit)
