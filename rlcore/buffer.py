@@ -381,9 +381,10 @@ class RowSampler:
             real, advantages = batch.mask[rows] & taken.repeat(1, batch.obs.length), batch.advantages[rows]
         advantages = torch.where(real, advantages, 0.0)
         sums, count, whole = reduce_each([advantages.double().sum(1), real.sum(1), batch.mask.sum().expand(len(real))])
-        mean = (sums / count.clamp(min=1)).to(advantages.dtype)
+        share = torch.ones_like(count, dtype=torch.float32) / count.clamp(min=1)  # rounded as a batch's weights are
+        mean = (sums * share).to(advantages.dtype)
         squares = torch.where(real, advantages - mean.unsqueeze(1), 0.0).double().square().sum(1)
-        deviation = (reduce(squares) / count.clamp(min=1)).sqrt().to(advantages.dtype)
+        deviation = (reduce(squares) * share).sqrt().to(advantages.dtype)
         count, whole = (x.to(advantages.dtype) for x in (count, whole))
         return {"count": count, "whole": whole, "mean": mean, "deviation": deviation}
 

@@ -44,6 +44,7 @@ def train(arguments: list[str]) -> int:
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return _train(arguments)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of lost connections are pages long
     from rlcore.distributed.ranks import ranks
 
     rank = os.environ.get("RANK", "0")

@@ -165,8 +165,8 @@ class Watch:
         """Which rank is at fault, if one is, and why."""
         now = time.monotonic()
         if self._store_failed is not None:
-            who = "rank 0, or torchrun where that began it," if self.own.rank else "what torchrun began to meet at"
-            return (0, f"{who} is gone") if now - self._store_failed > LOST or self._broken_at else None
+            who = "torchrun is gone" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0 died"
+            return (0, who) if now - self._store_failed > LOST or self._broken_at else None
         states = {rank: (self._heard[rank][0].decode(), now - self._heard[rank][1]) for rank in self.others}
         alive = {rank: state for rank, state in states.items() if state[0] != "done"}
         for rank, (state, _) in alive.items():
@@ -238,16 +238,17 @@ class Watch:
                 _leave()
                 self.store.wait(["told"], timedelta(seconds=2 * GRACE))
 
-    def close(self, told: bool = False) -> None:
-        """The orderly end: the others may go on, and who keeps the store waits for them."""
+    def close(self) -> None:
+        """The end: the others may go on, and who keeps the store waits for them, but not for who is at fault."""
         self._closing.set()
+        awaited = [rank for rank in self.others if self.verdict is None or rank != self.verdict[0]]
         with contextlib.suppress(RuntimeError):
             if self.own.rank == 0:
                 self.store.set("told", "yes")
             self.store.set(f"state/{self.own.rank}", "done")
-            deadline = time.monotonic() + (GRACE if told else self.limit)
-            while self.own.rank == 0 and time.monotonic() < deadline:
-                states = [x.decode() for x in self.store.multi_get([f"state/{rank}" for rank in self.others])]
+            deadline = time.monotonic() + (self.limit if self.verdict is None else GRACE)
+            while self.own.rank == 0 and awaited and time.monotonic() < deadline:
+                states = [x.decode() for x in self.store.multi_get([f"state/{rank}" for rank in awaited])]
                 if all(state == "done" or state.startswith("fault ") for state in states):
                     break
                 time.sleep(0.05)
@@ -278,7 +279,7 @@ def ranks() -> Iterator[Share]:
         with sharing(own):
             yield own
     except RankError:
-        own.watch.close(told=True)
+        own.watch.close()
         raise
     except BaseException as error:
         if isinstance(error, RlcoreError) and hasattr(error, "code"):  # all ranks were asked to stop
@@ -301,13 +302,14 @@ def join() -> Ranks:
         raise UsageError(f"{missing} is not set, but WORLD_SIZE is; torchrun sets both, or neither may be")
     limit, world = _limit(), {name: os.environ[name] for name in VARIABLES}
     place = f"{world['MASTER_ADDR']}:{world['MASTER_PORT']}"
-    try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=limit)))
-    except (RuntimeError, ValueError) as error:
-        if "EADDRINUSE" in str(error) or "in use" in str(error):
-            port = world["MASTER_PORT"]
-            raise UsageError(f"MASTER_PORT is {port}, but another process has it; it may be another") from error
-        raise RankError(f"rank 0 could not be met at {place} within {limit:g} s: {one_line(error)[:200]}", 0) from error
+    found, error = _meet(limit)
+    if "EADDRINUSE" in str(error) or "in use" in str(error):
+        port = world["MASTER_PORT"]
+        raise UsageError(f"MASTER_PORT is {port}, but another process has it; it may be another") from error
+    if found is None:
+        reason = f": {one_line(error)[:200]}" if error else f" ({LIMIT})"
+        raise RankError(f"rank 0 could not be met at {place} within {limit:g} s{reason}", 0) from error
+    store, rank, count = found
     local = int(os.environ.get("LOCAL_RANK", rank))
     own = Ranks(dist.PrefixStore("rlcore", store), rank, count, local, limit)
     own.watch.start()
@@ -316,6 +318,23 @@ def join() -> Ranks:
     dist.init_process_group(_backend(), store=dist.PrefixStore("sums", store), rank=rank, world_size=count,
                             timeout=timeout)  # fmt: skip
     return own
+
+
+def _meet(limit: float) -> tuple[tuple[Any, int, int] | None, Exception | None]:
+    """Where ranks meet, this one's number, and how many they are; or the error that came in their place. In a thread,
+    since whoever has the port may be somebody else, who never answers."""
+    results: list[Any] = [None, None]
+
+    def meet() -> None:
+        try:
+            results[0] = next(dist.rendezvous("env://", timeout=timedelta(seconds=limit)))
+        except (RuntimeError, ValueError) as error:
+            results[1] = error
+
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    thread.join(limit + BEAT)
+    return tuple(results)
 
 
 def _backend() -> str:

@@ -18,12 +18,8 @@ def make(algorithm, env_id="CartPole-v1", **settings):
     return getattr(rlcore, algorithm)(env_id, **{**SMALL, **settings})
 
 
-def first_gradients(cases):
+def first_gradients(algorithm, env_id, settings):
     """The flat gradient of each step of the first iteration in float64, and the parameters after it."""
-    return {name: _first_gradient(*case) for name, case in cases.items()}
-
-
-def _first_gradient(algorithm, env_id, settings):
     agent = make(algorithm, env_id, **settings)
     agent.collect()
     as_float64(agent)
@@ -58,3 +54,63 @@ def train(algorithm, env_id, settings, iterations):
         "parameters": agent.parameters.vector.clone(), "state": state, "metrics": metrics, "episodes": episodes,
         "steps": agent.global_step, "how": agent.engine.how,
     }  # fmt: skip
+
+
+GRADIENTS = {
+    "ppo": ("PPO", "CartPole-v1", dict(num_minibatches=4, update_epochs=2)),
+    "ppo with β": ("PPO", "CartPole-v1", dict(num_minibatches=2, update_epochs=2, objective="kl", target_kl=0.01)),
+    "ppo in a box": ("PPO", BOX, dict(norm_reward=True, update_epochs=8, target_kl=0.01)),
+    "a2c": ("A2C", "CartPole-v1", dict(norm_adv=True)),
+    "reinforce": ("REINFORCE", "CartPole-v1", dict(num_steps=24, norm_adv=True)),
+    "reinforce without critic": ("REINFORCE", "CartPole-v1", dict(num_steps=24, baseline="mean")),
+    "grpo": ("GRPO", "CartPole-v1", dict(WHOLE, kl_coef=0.1, num_minibatches=3)),
+    "dapo": ("GRPO", "CartPole-v1", dict(WHOLE, variant="dapo")),
+    "gpg": ("GRPO", "CartPole-v1", dict(WHOLE, variant="gpg")),
+    "grpo by batch": ("GRPO", "CartPole-v1", dict(WHOLE, length_norm="batch", supervision="aligned")),
+    "trpo": ("TRPO", "CartPole-v1", dict(fisher_fraction=0.34)),
+}
+RUNS = {
+    "ppo": ("PPO", "CartPole-v1", dict(num_minibatches=4, update_epochs=2), 10),
+    "ppo recorded": ("PPO", "CartPole-v1", dict(num_minibatches=4, update_epochs=2, compile="record"), 10),
+    "ppo row by row": ("PPO", "CartPole-v1", dict(num_minibatches=4, backend="sync"), 10),
+    "a2c in a box": ("A2C", BOX, dict(norm_obs=True, norm_reward=True, noise_correlation=0.5, num_steps=70), 10),
+    "ppo with a memory": ("PPO", "CartPole-v1", dict(memory="gru", sequence_length=8, num_minibatches=2), 4),
+    "reinforce": ("REINFORCE", "CartPole-v1", dict(num_steps=24), 10),
+    "grpo": ("GRPO", "CartPole-v1", dict(WHOLE, backend="sync", num_minibatches=3), 10),
+    "trpo": ("TRPO", "CartPole-v1", dict(), 10),
+}
+RESUMED = {
+    "native": ("PPO", BOX, dict(norm_obs=True, norm_reward=True, num_steps=70)),
+    "sync": ("PPO", "CartPole-v1", dict(num_minibatches=4, backend="sync")),
+}
+
+
+def resume(algorithm, env_id, settings, file):
+    """Parameters after three iterations and two more, and after as many with a pause between."""
+    agent = make(algorithm, env_id, **settings)
+    run = agent.iterations(10**9)
+    for _ in range(3):
+        next(run)
+    agent.save(file)
+    for _ in range(2):
+        next(run)
+    return agent.parameters.vector.clone(), go_on(file)
+
+
+def go_on(file):
+    """Parameters after two iterations from a file on."""
+    agent = rlcore.load(file)
+    run = agent.iterations(10**9)
+    for _ in range(2):
+        next(run)
+    return agent.parameters.vector.clone()
+
+
+def everything(folder):
+    """All that the tests compare, in one go, since a process takes longer to begin than to learn."""
+    warnings.simplefilter("ignore")
+    return {
+        "gradients": {name: first_gradients(*case) for name, case in GRADIENTS.items()},
+        "runs": {name: train(*case) for name, case in RUNS.items()},
+        "resumed": {name: resume(*case, f"{folder}/{name}.pt") for name, case in RESUMED.items()},
+    }
