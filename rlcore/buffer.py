@@ -381,7 +381,7 @@ class RowSampler:
             real, advantages = batch.mask[rows] & taken.repeat(1, batch.obs.length), batch.advantages[rows]
         advantages = torch.where(real, advantages, 0.0)
         sums, count, whole = reduce_each([advantages.double().sum(1), real.sum(1), batch.mask.sum().expand(len(real))])
-        share = torch.ones_like(count, dtype=torch.float32) / count.clamp(min=1)  # rounded as a batch's weights are
+        share = 1 / count.clamp(min=1).float()  # rounded as a batch's weights are
         mean = (sums * share).to(advantages.dtype)
         squares = torch.where(real, advantages - mean.unsqueeze(1), 0.0).double().square().sum(1)
         deviation = (reduce(squares) * share).sqrt().to(advantages.dtype)

@@ -61,11 +61,15 @@ def check_share(agent: Agent) -> None:
     if count == 1:
         return
     if agent.learns_from != "rollouts" or config.comparisons:
-        what = f"{type(agent).__name__} learns from what is stored" if not config.comparisons else "comparisons are asked"
+        what = (
+            f"{type(agent).__name__} learns from what is stored" if not config.comparisons else "comparisons are asked"
+        )
         raise UsageError(f"there are {count} processes, but {what}, for which there may be 1")
     G = config.group_size if agent.group_starts else 1
     if config.num_envs % (count * G):
-        groups = f" × group_size = {count} × {G} = {count * G}, since groups are never split" if G > 1 else f" = {count}"
+        groups = (
+            f" × group_size = {count} × {G} = {count * G}, since groups are never split" if G > 1 else f" = {count}"
+        )
         raise UsageError(f"num_envs is {config.num_envs}, but must be a multiple of the number of processes{groups}")
 
 

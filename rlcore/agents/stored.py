@@ -108,7 +108,9 @@ def of_one(state: dict[str, Any], agent: Agent) -> dict[str, Any]:
         _tell_new_episodes(share)
     collector = {n: _part(x, share) for n, x in collector.items() if n != "env"}
     collector |= {"env": env} if "env" in state["collector"] else {}
-    parts = {n: {**state[n], "carry": _part(state[n].get("carry"), share)} for n in scalers if isinstance(state.get(n), dict)}
+    parts = {
+        n: {**state[n], "carry": _part(state[n].get("carry"), share)} for n in scalers if isinstance(state.get(n), dict)
+    }
     return {**state, **parts, "collector": collector}
 
 

@@ -203,7 +203,7 @@ class Watch:
 
     def _tells(self) -> bool:
         """Whether it is this rank that tells of the verdict: the first that is not at fault."""
-        culprit, sentence = self.verdict
+        culprit, _ = self.verdict
         of_rank_0 = culprit == 0 and self._of_faults  # which has told itself
         return not of_rank_0 and self.own.rank == (1 if culprit == 0 else 0)
 

@@ -5,7 +5,6 @@ import warnings
 import torch
 
 import rlcore
-from rlcore.optim import gradient_of
 from tests.agents.float64 import as_float64, hold
 
 BOX = "Pendulum-v1"
@@ -64,24 +63,26 @@ GRADIENTS = {
     "reinforce": ("REINFORCE", "CartPole-v1", dict(num_steps=24, norm_adv=True)),
     "reinforce without critic": ("REINFORCE", "CartPole-v1", dict(num_steps=24, baseline="mean")),
     "grpo": ("GRPO", "CartPole-v1", dict(WHOLE, kl_coef=0.1, num_minibatches=3)),
-    "dapo": ("GRPO", "CartPole-v1", dict(WHOLE, variant="dapo")),
+    "dapo": ("GRPO", "CartPole-v1", dict(WHOLE, variant="dapo", update_epochs=1)),
     "gpg": ("GRPO", "CartPole-v1", dict(WHOLE, variant="gpg")),
-    "grpo by batch": ("GRPO", "CartPole-v1", dict(WHOLE, length_norm="batch", supervision="aligned")),
-    "trpo": ("TRPO", "CartPole-v1", dict(fisher_fraction=0.34)),
+    "grpo by batch": ("GRPO", "CartPole-v1", dict(WHOLE, length_norm="batch", supervision="aligned", update_epochs=1)),
+    "trpo": ("TRPO", "CartPole-v1", dict(fisher_fraction=0.34, update_epochs=2)),
 }
 RUNS = {
-    "ppo": ("PPO", "CartPole-v1", dict(num_minibatches=4, update_epochs=2), 10),
-    "ppo recorded": ("PPO", "CartPole-v1", dict(num_minibatches=4, update_epochs=2, compile="record"), 10),
-    "ppo row by row": ("PPO", "CartPole-v1", dict(num_minibatches=4, backend="sync"), 10),
+    "ppo": ("PPO", "CartPole-v1", dict(update_epochs=2), 10),
+    "ppo recorded": ("PPO", "CartPole-v1", dict(update_epochs=1, compile="record"), 4),
+    "ppo row by row": ("PPO", "CartPole-v1", dict(update_epochs=1, num_steps=32, backend="sync"), 4),
     "a2c in a box": ("A2C", BOX, dict(norm_obs=True, norm_reward=True, noise_correlation=0.5, num_steps=70), 10),
-    "ppo with a memory": ("PPO", "CartPole-v1", dict(memory="gru", sequence_length=8, num_minibatches=2), 4),
-    "reinforce": ("REINFORCE", "CartPole-v1", dict(num_steps=24), 10),
-    "grpo": ("GRPO", "CartPole-v1", dict(WHOLE, backend="sync", num_minibatches=3), 10),
-    "trpo": ("TRPO", "CartPole-v1", dict(), 10),
-}
+    "ppo with a memory": (
+        "PPO", "CartPole-v1", dict(memory="gru", sequence_length=8, num_minibatches=2, update_epochs=2, num_steps=24), 2
+    ),
+    "reinforce": ("REINFORCE", "CartPole-v1", dict(num_steps=24, critic_updates=3), 4),
+    "grpo": ("GRPO", "CartPole-v1", dict(WHOLE, backend="sync", num_minibatches=3, update_epochs=2), 4),
+    "trpo": ("TRPO", "CartPole-v1", dict(update_epochs=2, num_steps=24), 2),
+}  # fmt: skip
 RESUMED = {
-    "native": ("PPO", BOX, dict(norm_obs=True, norm_reward=True, num_steps=70)),
-    "sync": ("PPO", "CartPole-v1", dict(num_minibatches=4, backend="sync")),
+    "native": ("PPO", BOX, dict(norm_obs=True, norm_reward=True, num_steps=70, update_epochs=1)),
+    "sync": ("PPO", "CartPole-v1", dict(update_epochs=1, backend="sync")),
 }
 
 
