@@ -121,6 +121,8 @@ class Watch:
         self._found, self._closing, self._taken = threading.Event(), threading.Event(), threading.Event()
         self._broken_at: float | None = None
         self._heard = {rank: ("", time.monotonic()) for rank in range(own.count)}  # what was heard last, and since when
+        self._entered: Any = None  # sums by rank, and since when they stand there
+        self._entered_since = time.monotonic()
         self._of_faults = False
         self._store_failed: float | None = None
         store.set_timeout(timedelta(seconds=limit))
@@ -165,8 +167,8 @@ class Watch:
         """Which rank is at fault, if one is, and why."""
         now = time.monotonic()
         if self._store_failed is not None:
-            who = "torchrun is gone" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0 died"
-            return (0, who) if now - self._store_failed > LOST or self._broken_at else None
+            who = "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
+            return (0, f"{who} died or stopped") if now - self._store_failed > LOST or self._broken_at else None
         states = {rank: (self._heard[rank][0].decode(), now - self._heard[rank][1]) for rank in self.others}
         alive = {rank: state for rank, state in states.items() if state[0] != "done"}
         for rank, (state, _) in alive.items():
@@ -182,9 +184,9 @@ class Watch:
     def _who_hangs(self, alive: dict[int, tuple[str, float]], now: float) -> tuple[int, str] | None:
         """Who has not come to a sum that this rank has waited in for as long as the limit."""
         entered = {rank: int(state.split()[1]) for rank, (state, _) in alive.items()}
-        if getattr(self, "_counts", None) != (counts := (self.own.entered, entered)):
-            self._counts, self._counts_since = counts, now
-        waited = now - self._counts_since
+        if self._entered != (counts := (self.own.entered, entered)):
+            self._entered, self._entered_since = counts, now
+        waited = now - self._entered_since
         slowest = min(entered, key=entered.get, default=None)
         if slowest is not None and entered[slowest] < self.own.entered and waited > self.limit:
             return slowest, f"rank {slowest} hangs: rank {self.own.rank} waited {self.limit:g} s for it ({LIMIT})"
@@ -282,7 +284,7 @@ def ranks() -> Iterator[Share]:
         own.watch.close()
         raise
     except BaseException as error:
-        if isinstance(error, RlcoreError) and hasattr(error, "code"):  # all ranks were asked to stop
+        if hasattr(error, "code"):  # all ranks were asked to stop, or to show a help
             own.watch.close()
         else:
             own.watch.fail(error)

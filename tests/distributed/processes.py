@@ -51,6 +51,6 @@ def together(name, *arguments, count=2):
         given = pickle.dumps(arguments).hex()
         processes = start(lambda rank: ["-c", RUNNER, name, given, str(files[rank])], count)
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
         return [pickle.loads(file.read_bytes()) for file in files]
