@@ -118,8 +118,8 @@ class Agent:
         self.state.register("network", network)
         length = setup.sequence_length(self)
         self.buffer = RolloutBuffer(
-            config.num_steps, self.adapter.num_envs, self.adapter.observation_space, self.adapter.action_spec,
-            self.device, self.adapter.frame_stack, setup.added_fields(self), length,
+            config.num_steps, config.num_envs // self.share.count, self.adapter.observation_space,
+            self.adapter.action_spec, self.device, self.adapter.frame_stack, setup.added_fields(self), length,
         )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # A generator of its own, so that acting on the side does not change the course of training.
