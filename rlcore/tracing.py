@@ -220,12 +220,12 @@ def reduce_each(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def sharing(own: Share) -> Iterator[None]:
+def sharing(own: Share) -> Iterator[Share]:
     """Inside, this process has this share of what several do together."""
     global _share
     before, _share = _share, own
     try:
-        yield
+        yield own
     finally:
         _share = before
 

@@ -89,6 +89,22 @@ def test_minibatches_are_those_of_one_process_in_parts(ragged, count):
     assert [sorted(rows) for rows in found] == expected
 
 
+def test_a_gradient_step_adds_up_once():
+    class Counting(Part):
+        sums = 0
+
+        def sum(self, x):
+            self.sums += 1
+            return x
+
+    def sums(**settings):
+        with sharing(Counting(0, 2)) as share:
+            next(work.make("PPO", num_minibatches=4, **settings).iterations(10**9))
+        return share.sums
+
+    assert sums(update_epochs=3) - sums(update_epochs=2) == 4
+
+
 # Checkpoints.
 
 
