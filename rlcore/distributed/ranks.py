@@ -8,12 +8,13 @@ it lives and how many sums it has entered, and hears the same of the others: so 
 a name, and nobody waits for it longer than the limit.
 """
 
+import atexit
 import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -124,34 +125,39 @@ class Watch:
         self._entered: Any = None  # sums by rank, and since when they stand there
         self._entered_since = time.monotonic()
         self._of_faults = False
-        self._store_failed: float | None = None
+        self._talked_at, self._talk_failed = time.monotonic(), False
         store.set_timeout(timedelta(seconds=limit))
-        self.thread = threading.Thread(target=self._run, name="rlcore ranks", daemon=True)
+        # Two, since nobody can tell how long the store takes to answer where a network is cut.
+        self.threads = [threading.Thread(target=x, name="rlcore", daemon=True) for x in (self._talk, self._watch)]
 
     def start(self) -> None:
         """Tell of this rank, and wait until all others are there; a RankError names one that is not."""
         self.store.set(f"state/{self.own.rank}", self._state())
         try:
-            self.store.wait([f"state/{rank}" for rank in self.others], timedelta(seconds=self.limit))
+            self.store.wait([f"state/{rank}" for rank in self.others], timedelta(seconds=to_come(self.limit)))
         except RuntimeError as error:
             missing = next((rank for rank in self.others if not self.store.check([f"state/{rank}"])), self.others[0])
-            raise RankError(f"rank {missing} did not come within {self.limit:g} s ({LIMIT})", missing) from error
-        self.thread.start()
+            sentence = f"rank {missing} did not come within {to_come(self.limit):g} s ({LIMIT})"
+            raise RankError(sentence, missing, told=not self._tells(missing)) from error
+        self._talked_at = time.monotonic()
+        for thread in self.threads:
+            thread.start()
 
     def _state(self) -> str:
         return f"{time.monotonic()} {self.own.entered}"
 
-    def _run(self) -> None:
+    def _talk(self) -> None:
         while not self._closing.wait(BEAT):
-            before = time.monotonic()
             try:
                 self.store.set(f"state/{self.own.rank}", self._state())
                 self._hear()
-                self._store_failed = None
             except RuntimeError:
-                self._store_failed = self._store_failed or before
-            if self._closing.is_set():
+                self._talk_failed = True
                 return
+            self._talked_at = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(BEAT):
             self.verdict = self.verdict or self._judge()
             if self.verdict is not None:
                 return self._end()
@@ -159,18 +165,22 @@ class Watch:
     def _hear(self) -> None:
         states = self.store.multi_get([f"state/{rank}" for rank in range(self.own.count)])
         asleep = time.monotonic() - self._heard[self.own.rank][1] > 4 * BEAT + 1  # this process was stopped itself
-        for rank, state in enumerate(states):
+        for rank, state in enumerate(map(bytes.decode, states)):
             if asleep or state != self._heard[rank][0]:
                 self._heard[rank] = (state, time.monotonic())
 
     def _judge(self) -> tuple[int, str] | None:
         """Which rank is at fault, if one is, and why."""
         now = time.monotonic()
-        if self._store_failed is not None:
+        silent = now - self._talked_at
+        if silent > self.limit or (self._talk_failed and (self._broken_at or silent > LOST)):
             who = "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
-            return (0, f"{who} died or stopped") if now - self._store_failed > LOST or self._broken_at else None
-        states = {rank: (self._heard[rank][0].decode(), now - self._heard[rank][1]) for rank in self.others}
-        alive = {rank: state for rank, state in states.items() if state[0] != "done"}
+            self._talk_failed = True
+            return 0, f"{who} died, stopped or cannot be reached"
+        if silent > 4 * BEAT:  # what was heard is old
+            return None
+        states = {rank: (self._heard[rank][0], now - self._heard[rank][1]) for rank in self.others}
+        alive = {rank: state for rank, state in states.items() if state[0] not in ("", "done")}
         for rank, (state, _) in alive.items():
             if state.startswith("fault "):
                 self._of_faults = True
@@ -199,13 +209,12 @@ class Watch:
         self._found.set()
         grace = GRACE_AFTER_FAULT if self._of_faults else GRACE
         if not self._taken.wait(grace) and not self._closing.is_set():
-            if self._tells():
+            if self._tells(self.verdict[0]):
                 print(f"rlcore: {self.verdict[1]}{INTACT}", file=sys.stderr, flush=True)
             os._exit(2)
 
-    def _tells(self) -> bool:
-        """Whether it is this rank that tells of the verdict: the first that is not at fault."""
-        culprit, _ = self.verdict
+    def _tells(self, culprit: int) -> bool:
+        """Whether it is this rank that tells of the `culprit`: the first that is not at fault."""
         of_rank_0 = culprit == 0 and self._of_faults  # which has told itself
         return not of_rank_0 and self.own.rank == (1 if culprit == 0 else 0)
 
@@ -219,7 +228,7 @@ class Watch:
         self._taken.set()
         culprit, sentence = self.verdict or (self.others[0], "the connection to the other ranks broke")
         self.verdict = culprit, sentence
-        return RankError(f"{sentence}{INTACT}", culprit, told=not self._tells())
+        return RankError(f"{sentence}{INTACT}", culprit, told=not self._tells(culprit))
 
     def raise_verdict(self) -> None:
         if self.verdict is not None:
@@ -230,7 +239,8 @@ class Watch:
         when one ends."""
         sentence = str(error) if isinstance(error, RlcoreError) else f"{type(error).__name__}: {one_line(error)}"
         self._closing.set()
-        with contextlib.suppress(RuntimeError):
+
+        def tell() -> None:
             self.store.set(f"state/{self.own.rank}", f"fault {sentence}")
             if self.own.rank == 0:
                 self.store.set("told", "yes")
@@ -240,20 +250,58 @@ class Watch:
                 _leave()
                 self.store.wait(["told"], timedelta(seconds=2 * GRACE))
 
+        self._within(2 * GRACE + BEAT, tell)
+
+    def _within(self, seconds: float, action: Callable[[], None]) -> None:
+        """Say something to the store, unless it is lost or does not take it in time."""
+
+        def attempt() -> None:
+            with contextlib.suppress(RuntimeError):
+                action()
+
+        if not self._talk_failed:
+            self.threads.append(threading.Thread(target=attempt, daemon=True))
+            self.threads[-1].start()
+            self.threads[-1].join(seconds)
+
+    def leave(self) -> None:
+        """Let the threads end. One that waits for a store that is lost cannot, and would crash Python when that ends
+        before it."""
+        _leave()
+        for thread in self.threads:
+            thread.join(4 * BEAT)
+        if any(thread.is_alive() for thread in self.threads):
+            atexit.register(_exit)
+
     def close(self) -> None:
         """The end: the others may go on, and who keeps the store waits for them, but not for who is at fault."""
         self._closing.set()
-        awaited = [rank for rank in self.others if self.verdict is None or rank != self.verdict[0]]
-        with contextlib.suppress(RuntimeError):
+        awaited = [f"state/{rank}" for rank in self.others if self.verdict is None or rank != self.verdict[0]]
+
+        def tell() -> None:
             if self.own.rank == 0:
                 self.store.set("told", "yes")
             self.store.set(f"state/{self.own.rank}", "done")
-            deadline = time.monotonic() + (self.limit if self.verdict is None else GRACE)
-            while self.own.rank == 0 and awaited and time.monotonic() < deadline:
-                states = [x.decode() for x in self.store.multi_get([f"state/{rank}" for rank in awaited])]
-                if all(state == "done" or state.startswith("fault ") for state in states):
-                    break
+            while self.own.rank == 0 and awaited and not all(map(_has_ended, self.store.multi_get(awaited))):
                 time.sleep(0.05)
+
+        self._within(self.limit if self.verdict is None else GRACE, tell)
+
+
+def _has_ended(state: bytes) -> bool:
+    return state == b"done" or state.startswith(b"fault ")
+
+
+def _exit() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(2)
+
+
+def to_come(limit: float) -> float:
+    """Seconds that ranks have to begin, which takes longer than a sum."""
+    return max(limit, SECONDS)
 
 
 INTACT = "; what was saved is whole, and --resume goes on from there"
@@ -294,7 +342,7 @@ def ranks() -> Iterator[Share]:
     else:
         own.watch.close()
     finally:
-        _leave()
+        own.watch.leave()
 
 
 def join() -> Ranks:
@@ -304,13 +352,15 @@ def join() -> Ranks:
         raise UsageError(f"{missing} is not set, but WORLD_SIZE is; torchrun sets both, or neither may be")
     limit, world = _limit(), {name: os.environ[name] for name in VARIABLES}
     place = f"{world['MASTER_ADDR']}:{world['MASTER_PORT']}"
-    found, error = _meet(limit)
+    found, error = _meet(to_come(limit))
     if "EADDRINUSE" in str(error) or "in use" in str(error):
         port = world["MASTER_PORT"]
         raise UsageError(f"MASTER_PORT is {port}, but another process has it; it may be another") from error
     if found is None:
         reason = f": {one_line(error)[:200]}" if error else f" ({LIMIT})"
-        raise RankError(f"rank 0 could not be met at {place} within {limit:g} s{reason}", 0) from error
+        if error is None:  # the thread is still there
+            atexit.register(_exit)
+        raise RankError(f"rank 0 could not be met at {place} within {to_come(limit):g} s{reason}", 0) from error
     store, rank, count = found
     local = int(os.environ.get("LOCAL_RANK", rank))
     own = Ranks(dist.PrefixStore("rlcore", store), rank, count, local, limit)
