@@ -54,8 +54,11 @@ def main() -> None:
         results[case] = summary(found)
         print(case, json.dumps(results[case]["median"]), json.dumps(results[case]["speed_up"]), flush=True)
     settings = {name: CASES[name] for name in results}
+    load = [round(x, 1) for x in os.getloadavg()]  # others may have the machine too, of which this tells
     command = {"seconds": arguments.seconds, "repetitions": arguments.repetitions}
-    machine.write("ranks", {"what": "steps per second", **command, "settings": settings, "results": results})
+    machine.write(
+        "ranks", {"what": "steps per second", **command, "load": load, "settings": settings, "results": results}
+    )
 
 
 def summary(found: dict[int, list[float]]) -> dict[str, Any]:
