@@ -25,8 +25,8 @@ import machine
 
 WIDE = dict(num_envs=1024, num_steps=32, num_minibatches=4, update_epochs=4, hidden_sizes=(256, 256), backend="native")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "wide CartPole, Python": ("CartPole-v1", dict(WIDE, compile=False)),
-    "wide CartPole, recorded": ("CartPole-v1", dict(WIDE, compile="record")),
+    "wide CartPole as Python": ("CartPole-v1", dict(WIDE, compile=False)),
+    "wide CartPole recorded": ("CartPole-v1", dict(WIDE, compile="record")),
     "Pong": ("ALE/Pong-v5", dict(num_envs=8, num_steps=128, num_minibatches=4, update_epochs=4, compile=False)),
 }
 WARM_UP = 2  # iterations
