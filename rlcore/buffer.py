@@ -17,7 +17,7 @@ from rlcore.envs.frames import FrameStacks
 from rlcore.errors import UsageError
 from rlcore.spaces import ActionSpec, Field, Obs, Part, Sequences, action_spec, map_parts, observation_parts
 from rlcore.state import Place
-from rlcore.tracing import is_recording, reduce
+from rlcore.tracing import Share, is_recording, reduce, reduce_each
 
 LARGE = 2**20  # bytes from which on a field's memory is taken page by page
 
@@ -218,14 +218,26 @@ class Batch:
     Args:
         fields, weight: tensors `[B, ...]`, `mask` among them, and `[B]` of the estimator, where it gave weights.
         readable: `[B]`, see `_readable`, for a batch of which many are taken.
+        totals: sums over all processes that are known already, see `RowSampler.totals`.
     """
 
-    def __init__(self, fields: dict[str, Any], weight: Tensor | None = None, readable: Tensor | None = None):
+    def __init__(
+        self, fields: dict[str, Any], weight: Tensor | None = None, readable: Tensor | None = None,
+        totals: dict[str, Tensor] | None = None,
+    ):  # fmt: skip
         vars(self).update(fields)
+        self._totals = totals or {}
         self.weighted = weight is not None
-        self.weight: Tensor = _weight(self.mask) if weight is None else weight
+        self.weight: Tensor = self._mean_weight() if weight is None else weight
         self._whole: Batch | None = None  # that this one is a part of
         self._readable = readable
+
+    def _count(self) -> Tensor:
+        """Real transitions, over all processes."""
+        return self._totals["count"] if "count" in self._totals else reduce(self.mask.sum())
+
+    def _mean_weight(self) -> Tensor:
+        return self.mask / self._count().clamp(min=1)
 
     def __getattr__(self, name: str) -> Any:
         whole = self.__dict__.get("_whole")
@@ -244,8 +256,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.mask)
 
-    def take(self, indices: Tensor, padded: bool = False) -> Batch:
-        """The transitions at `indices [M]`, as a batch of its own; with `padded`, an index of -1 stands for none.
+    def take(self, indices: Tensor, padded: bool = False, totals: dict[str, Tensor] | None = None) -> Batch:
+        """The transitions at `indices [M]`, as a batch of its own; with `padded`, an index of -1 stands for none. Sums
+        over all processes may be known, `totals`.
 
         A masked slot keeps its place, so shapes stay fixed, but with weight 0 and filled from a real transition:
         whatever stood in it (even NaN, which 0 · NaN would pass on) reaches neither network nor gradient.
@@ -255,9 +268,9 @@ class Batch:
         if padded:
             mask = mask & (indices >= 0)
         if self.weighted:  # a minibatch stands for the whole: scale up by how many real transitions were left out
-            share = reduce(self.mask.sum()) / reduce(mask.sum()).clamp(min=1)
-            weight = torch.where(mask, self.weight[indices] * share, 0.0)
-        part = type(self)({"mask": mask}, weight)
+            of_part, of_all = (totals["count"], totals["whole"]) if totals else (reduce(mask.sum()), self._count())
+            weight = torch.where(mask, self.weight[indices] * (of_all / of_part.clamp(min=1)), 0.0)
+        part = type(self)({"mask": mask}, weight, totals=totals)
         part._whole, part._rows = self, real
         if is_recording():  # what is first read inside a loop would belong to that loop
             for name in self._names():
@@ -274,10 +287,12 @@ class Batch:
 
     def step_mean(self, x: Tensor) -> Tensor:
         """Mean of `x [B]` over the real transitions, whatever weights the estimator gave."""
-        return torch.dot(x, (_weight(self.mask) if self.weighted else self.weight).to(x.dtype))
+        return torch.dot(x, (self._mean_weight() if self.weighted else self.weight).to(x.dtype))
 
     def standardize(self, x: Tensor) -> Tensor:
         """`x [B]` with mean 0 and standard deviation 1 over the real transitions (1e-8 keeps constants finite)."""
+        if "mean" in self._totals and x is vars(self).get("advantages"):
+            return (x - self._totals["mean"]) / (self._totals["deviation"] + 1e-8)
         x = x - reduce(self.step_mean(x))
         return x / (reduce(self.step_mean(x * x)).sqrt() + 1e-8)
 
@@ -285,6 +300,7 @@ class Batch:
         """The same transitions with other values in some fields, or with further ones, `[B, ...]`."""
         new = copy.copy(self)
         vars(new).update(fields)
+        new._totals = {name: x for name, x in self._totals.items() if name in ("count", "whole")}
         return new
 
 
@@ -294,11 +310,16 @@ class SequenceBatch(Batch):
     def units(self) -> Tensor:
         return torch.arange(len(self.mask) // self.obs.length, device=self.mask.device)
 
-    def take(self, indices: Tensor, padded: bool = False) -> Batch:
+    def take(self, indices: Tensor, padded: bool = False, totals: dict[str, Tensor] | None = None) -> Batch:
         """The transitions of the sequences `indices [M]`, step by step: `[L · M]`."""
-        rows = self.obs.rows_of(indices)
-        part = super().take(rows)
-        part.obs = self.obs.part(indices, part._rows, self.obs.first[rows])
+        which = indices.clamp(min=0) if padded else indices  # any sequence may stand for none, since nothing counts it
+        rows = self.obs.rows_of(which)
+        if padded:
+            there = (indices >= 0).repeat(self.obs.length)
+            part = super().take(torch.where(there, rows, -1), True, totals)
+        else:
+            part = super().take(rows)
+        part.obs = self.obs.part(which, part._rows, self.obs.first[rows])
         return part
 
     def _names(self) -> list[str]:
@@ -308,33 +329,77 @@ class SequenceBatch(Batch):
 class RowSampler:
     """Minibatches of single transitions, reshuffled each epoch; of sequences where the policy has memory.
 
+    Several processes draw the minibatches that one would have drawn, and each learns from what it has of them.
+
     Args:
         num_minibatches: into how many a rollout is split.
         epochs: how often.
         ragged: leave padding out, so that their size is another in each rollout: whole episodes may be mostly padding.
         length: rows of each sequence, 1 where transitions are taken one by one.
+        share: what this process has of the environments.
     """
 
-    def __init__(self, num_minibatches: int, epochs: int, ragged: bool, length: int = 1):
+    def __init__(self, num_minibatches: int, epochs: int, ragged: bool, length: int = 1, share: Share | None = None):
         self.num_minibatches, self.epochs, self.ragged, self.length = num_minibatches, epochs, ragged, length
+        self.share = Share() if share is None else share
+        self.padded = ragged or self.share.count > 1
 
     def draw(self, mask: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """What to learn from in an iteration, whose rollout has the `mask [T, N]`: `rows [R]` of the batch, and
         `minibatches [epochs · num_minibatches, M]` of these; one a row shorter than others is filled up with -1."""
-        rows = torch.arange(mask.numel() // self.length, device=mask.device)
-        rows = rows[mask.flatten()] if self.ragged else rows
+        rows = torch.arange(mask.numel() // self.length * self.share.count, device=mask.device)
+        rows = rows[self.share.columns(mask).flatten()] if self.ragged else rows
         count = min(self.num_minibatches, len(rows))
         orders = [torch.randperm(len(rows), generator=generator, device=rows.device) for _ in range(self.epochs)]
         orders = [rows[order] for order in orders] if self.ragged else orders
-        if len(rows) % count == 0:
+        if len(rows) % count == 0 and self.share.count == 1:
             return {"rows": rows, "minibatches": torch.cat(orders).view(-1, len(rows) // count)}
         parts = [part for order in orders for part in order.tensor_split(count)]
+        if self.share.count > 1:
+            rows, parts = self._own(rows, mask), [self._own(part, mask) for part in parts]
+            parts, rows = [_at_least_two(part) for part in parts], _at_least_two(rows)
         padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=-1)
         return {"rows": rows, "minibatches": padded}
 
-    def take(self, batch: Batch, rows: Tensor) -> Batch:
-        """The minibatch of these `rows [M]`."""
-        return batch.take(rows, padded=self.ragged)
+    def _own(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """Those of `rows [M]` of all processes that are of this one, `[≤ M]`, as it counts them."""
+        mine = mask.shape[1]
+        t, n = rows // (mine * self.share.count), rows % (mine * self.share.count) - self.share.rank * mine
+        is_own = (n >= 0) & (n < mine)
+        return (t * mine + n)[is_own]
+
+    def totals(self, batch: Batch, minibatches: Tensor) -> dict[str, Tensor]:
+        """What each of the `minibatches [S, M]` comes to over all processes, `[S]`, so that a gradient step has but its
+        gradient to add up; nothing where there is one process."""
+        if self.share.count == 1:
+            return {}
+        taken = minibatches >= 0
+        if self.length == 1:
+            real, advantages = batch.mask[minibatches] & taken, batch.advantages[minibatches]
+        else:
+            rows = torch.stack([batch.obs.rows_of(which.clamp(min=0)) for which in minibatches])
+            real, advantages = batch.mask[rows] & taken.repeat(1, batch.obs.length), batch.advantages[rows]
+        advantages = torch.where(real, advantages, 0.0)
+        sums, count, whole = reduce_each([advantages.double().sum(1), real.sum(1), batch.mask.sum().expand(len(real))])
+        share = 1 / count.clamp(min=1).float()  # rounded as a batch's weights are
+        mean = (sums * share).to(advantages.dtype)
+        squares = torch.where(real, advantages - mean.unsqueeze(1), 0.0).double().square().sum(1)
+        deviation = (reduce(squares) * share).sqrt().to(advantages.dtype)
+        count, whole = (x.to(advantages.dtype) for x in (count, whole))
+        return {"count": count, "whole": whole, "mean": mean, "deviation": deviation}
+
+    def take(self, batch: Batch, rows: Tensor, totals: dict[str, Tensor] | None = None) -> Batch:
+        """The minibatch of these `rows [M]`, of which `totals []` are known."""
+        return batch.take(rows, self.padded, totals)
+
+    def every(self, batch: Batch, step: int, mine: int) -> Tensor:
+        """Indices of what can be taken of a batch, every so many of those of all processes together, of whose
+        environments this one has `mine`."""
+        units = batch.units()
+        if step == 1 or self.share.count == 1:
+            return units[::step]
+        whole = units // mine * (mine * self.share.count) + units % mine + self.share.rank * mine
+        return units[whole % step == 0]
 
     def example(self, mask: Tensor) -> dict[str, Tensor]:
         """What `draw` gives, for a rollout of the form of `mask [T, N]`, without drawing."""
@@ -349,11 +414,17 @@ class RowSampler:
 
     def free_sizes(self) -> dict[str, tuple[int, ...]]:
         """Dimensions that are another in each rollout."""
-        return {"rows": (0,), "minibatches": (1,)} if self.ragged else {}
+        rows = {"rows": (0,)} if self.ragged else {}
+        return {**rows, "minibatches": (1,)} if self.padded else {}
 
     def suffices(self, mask: Tensor) -> bool:
         """Whether a rollout, `mask [T, N]`, is long enough for programs, which take no minibatch of one transition."""
-        return not self.ragged or int(mask.sum()) >= 2 * self.num_minibatches
+        return not self.ragged or int(reduce(mask.sum())) >= 2 * self.num_minibatches
+
+
+def _at_least_two(rows: Tensor) -> Tensor:
+    """`rows [M]` filled up with -1 to two, since programs take a size of one for another kind."""
+    return torch.cat([rows, rows.new_full((max(2 - len(rows), 0),), -1)])
 
 
 def _readable(mask: Tensor) -> Tensor:
@@ -371,7 +442,3 @@ def _memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[1] if torch.cuda.is_available() else 0
     known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 0
-
-
-def _weight(mask: Tensor) -> Tensor:
-    return mask / reduce(mask.sum()).clamp(min=1)

@@ -31,7 +31,7 @@ from rlcore.networks.distributions import distribution_class, noise_size
 from rlcore.spaces import ACTION_MASK, Sequences, map_parts
 from rlcore.state import Place
 from rlcore.storage.checkpoint import check_like, stored_count
-from rlcore.tracing import is_recording, leaves_of, loop, rows_of
+from rlcore.tracing import Share, is_recording, leaves_of, loop, rows_of, share
 
 WRITTEN_OUT = 8  # rows of a compiled rollout written out one after the other: a loop costs microseconds a turn
 LARGE_MEMORY = 1024  # numbers that a policy remembers of an environment, from which on they are not kept for each row
@@ -61,11 +61,13 @@ class EpisodeCounter:
 
     Attributes:
         returns, lengths: `[N]` of the episodes under way.
-        steps: real transitions in the rollout counted last.
+        steps: real transitions in the rollout counted last, over all processes.
+        share: what this process has of the environments.
     """
 
-    def __init__(self, num_envs: int):
+    def __init__(self, num_envs: int, share: Share | None = None):
         self.returns, self.lengths, self.steps = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64), 0
+        self.share = Share() if share is None else share
 
     def forget(self, which: np.ndarray) -> None:
         """The episodes under way in the environments `which [N]` count for nothing."""
@@ -74,13 +76,15 @@ class EpisodeCounter:
     def count(
         self, rewards: np.ndarray, ends: np.ndarray, mask: np.ndarray, first_step: int, cuts: np.ndarray | None = None
     ) -> Episodes:
-        """The episodes that ended in a rollout, `first_step` environment steps after the beginning.
+        """The episodes that ended in a rollout, `first_step` environment steps after the beginning, in all processes.
 
         Args:
             rewards, ends, mask: `[T, N]`; rows where `mask` is False count for nothing.
             cuts: `[T, N]`, rows after which an episode was given up, which is not to be reported.
         """
         steps = mask.sum(1)
+        if self.share.count > 1:
+            steps = self.share.sum(torch.from_numpy(steps)).numpy()
         self.steps = int(steps.sum())
         # Sums up to each row, of which what belongs to earlier episodes of the same environment is taken away.
         returns = self.returns + np.cumsum(np.where(mask, rewards, 0.0), axis=0)
@@ -96,7 +100,23 @@ class EpisodeCounter:
                 episodes.lengths.append(int(lengths[t, n] - earlier_lengths[n]))
             earlier_returns[n], earlier_lengths[n] = returns[t, n], lengths[t, n]
         self.returns, self.lengths = returns[-1] - earlier_returns, lengths[-1] - earlier_lengths
-        return episodes
+        return episodes if self.share.count == 1 else self._of_all(episodes)
+
+    def _of_all(self, episodes: Episodes) -> Episodes:
+        """The `episodes` of this process among those of all, in the order they finished."""
+        share = self.share
+        counts = torch.zeros(share.count, dtype=torch.int64)
+        counts[share.rank] = len(episodes)
+        before = (counts := share.sum(counts)).cumsum(0) - counts
+        if not counts.any():
+            return episodes
+        rows = torch.zeros(int(counts.sum()), 4, dtype=torch.float64)  # which holds every step up to 2^53
+        envs = [n + share.rank * len(self.returns) for n in episodes.env]
+        own = [episodes.step, envs, episodes.returns, episodes.lengths]
+        first = int(before[share.rank])
+        rows[first : first + len(episodes)] = torch.tensor(own, dtype=torch.float64).T
+        step, env, returns, lengths = zip(*sorted(map(tuple, share.sum(rows).tolist())), strict=True)
+        return Episodes(list(map(int, step)), list(map(int, env)), list(returns), list(map(int, lengths)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The episodes under way, as tensors `[N]`."""
@@ -144,10 +164,11 @@ class Collector:
         self.whole_episodes, self.with_values, self.noise_correlation = whole_episodes, with_values, noise_correlation
         if noise_correlation and envs.action_spec.dtype != torch.float32:
             raise UsageError(f"noise_correlation is {noise_correlation}, but is for Box actions alone")
+        self.share = share()
         self.fill_with_noise = distribution_class(envs.action_spec).noise_
         self.noise = torch.empty(buffer.num_steps, buffer.num_envs, noise_size(envs.action_spec), device=buffer.device)
         self.cut_episodes, self.rows_collected, self.global_step, self._told_cuts = 0, 0, 0, False
-        self.counter = EpisodeCounter(buffer.num_envs)
+        self.counter = EpisodeCounter(buffer.num_envs, self.share)
         self.carry: dict[str, Tensor] = {}  # of the policy
         self.program: Any = None  # acts or plays in place of Python, once there is one
 
@@ -181,7 +202,7 @@ class Collector:
         Equal seeds in a list give equal starts."""
         self._begin(seed)
         self.carry.clear()
-        self.counter = EpisodeCounter(self.buffer.num_envs)
+        self.counter = EpisodeCounter(self.buffer.num_envs, self.share)
 
     def _begin(self, seed: int | list[int] | None) -> None:
         raise NotImplementedError
@@ -196,9 +217,20 @@ class Collector:
         each `[T, N]`."""
         raise NotImplementedError
 
+    def _fill(self, out: Tensor, fill: Callable[..., Any], dim: int) -> Tensor:
+        """Draw random numbers for `out`, whose dimension `dim` are environments: of several processes each draws those
+        of all and takes its own, the same that one process would have drawn."""
+        if self.share.count == 1:
+            fill(out, generator=self.generator)
+            return out
+        size = out.shape[dim]
+        whole = out.new_empty(*out.shape[:dim], size * self.share.count, *out.shape[dim + 1 :])
+        fill(whole, generator=self.generator)
+        return out.copy_(whole.narrow(dim, self.share.rank * size, size))
+
     def _draw_noise(self) -> None:
         last = self.noise[-1].clone()
-        self.fill_with_noise(self.noise, self.generator)
+        self._fill(self.noise, self.fill_with_noise, 1)
         if self.noise_correlation:
             self._correlate_noise(last)
 
@@ -391,7 +423,9 @@ class HostCollector(Collector):
         return int(self.envs.restarts.counts.sum())
 
     def _begin(self, seed: int | list[int] | None) -> None:
-        self.next_obs = self.envs.reset(seed)
+        # One number counts on from environment to environment.
+        own = seed + self.share.rank * self.buffer.num_envs if isinstance(seed, int) else seed
+        self.next_obs = self.envs.reset(own)
         self.faults.tell()
         self.standing.begun(seed is not None)
         self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
@@ -585,10 +619,13 @@ class NativeCollector(Collector):
     def _begin(self, seed: int | list[int] | None) -> None:
         N, device = self.buffer.num_envs, self.buffer.device
         seeds = seed if isinstance(seed, list) else [seed or 0]
-        starts = {seed: self._uniform(N if len(seeds) == 1 else 1, seed) for seed in {*seeds}}
-        uniform = torch.cat([starts[seed] for seed in seeds])
+        if isinstance(seed, list):
+            starts = {seed: self._uniform(1, seed) for seed in {*seeds}}
+            uniform = torch.cat([starts[seed] for seed in seeds])
+        else:
+            uniform = self._uniform(N * self.share.count, seeds[0])[self.share.slice(N)]
         # Correlated noise begins in its stationary state.
-        white = None if self.standing else self.fill_with_noise(torch.empty_like(self.noise[0]), self.generator)
+        white = None if self.standing else self._fill(torch.empty_like(self.noise[0]), self.fill_with_noise, 0)
         self.standing.update(
             state=self.task.initial(uniform.to(device)),
             elapsed=torch.zeros(N, dtype=torch.int64, device=device),
@@ -602,10 +639,12 @@ class NativeCollector(Collector):
         return torch.rand(count, self.task.draws, dtype=torch.float64, generator=generator)
 
     def _draw_noise(self) -> None:
-        self.fill_with_noise(self.noise, self.generator)
+        self._fill(self.noise, self.fill_with_noise, 1)
         T, N = self.noise.shape[:2]
-        shape = (T, 1, 1) if self.whole_episodes else (T, N, self.task.draws)  # whole episodes begin by reset alone
-        starts = torch.rand(shape, dtype=torch.float32, device=self.noise.device, generator=self.generator)
+        if self.whole_episodes:  # which begin by reset alone
+            starts = torch.rand((T, 1, 1), dtype=torch.float32, device=self.noise.device, generator=self.generator)
+        else:
+            starts = self._fill(self.noise.new_empty(T, N, self.task.draws), Tensor.uniform_, 1)
         self.draws.update(noise=self.noise, start=starts)
 
     def begin_example(self, network: ActorCritic) -> None:

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from rlcore.tracing import reduce_each
+
 
 def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of `x [...]` over the slots where `mask [...]` is True (broadcast to x); 0 where there is none."""
-    if mask is None:
-        return x.mean()
-    mask = mask.expand_as(x)
-    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+    """Mean of `x [...]` over the slots where `mask [...]` is True (broadcast to x), of all processes together; 0 where
+    there is none."""
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.expand_as(x)
+    total, count = reduce_each([torch.where(mask, x, 0.0).sum(), mask.sum()])
+    return total / count.clamp(min=1)
 
 
 def masked_var(x: Tensor, mask: Tensor | None = None) -> Tensor:

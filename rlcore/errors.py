@@ -40,6 +40,15 @@ class DivergenceError(RlcoreError, RuntimeError):
     """Training produced a loss or a gradient that is not finite."""
 
 
+class RankError(RlcoreError, RuntimeError):
+    """Another process that learns together with this one, `rank`, is gone or does not answer. `told` where one of the
+    others tells of it."""
+
+    def __init__(self, message: str, rank: int, told: bool = False):
+        super().__init__(message)
+        self.rank, self.told = rank, told
+
+
 def shown(value: Any) -> str:
     """A value in a message; what is long is cut off, and a number too long for Python to print is described."""
     try:

@@ -8,7 +8,7 @@ whatever stands in it, and nothing flows through it.
 import torch
 from torch import Tensor
 
-from rlcore.tracing import is_recording
+from rlcore.tracing import is_recording, reduce
 
 
 def gae(
@@ -184,7 +184,8 @@ def groups_with_spread(advantages: Tensor, group_size: int) -> Tensor:
 
 
 def group_step_weights(mask: Tensor, group_size: int, length_norm: str, counted: Tensor | None = None) -> Tensor:
-    """The share of each step in a loss over groups of episodes: a mean over members of normalised sums over steps.
+    """The share of each step in a loss over groups of episodes: a mean over members of normalised sums over steps, all
+    processes together.
 
     Args:
         mask: `[T, N]` of bool; |o_i| is its sum over column i.
@@ -200,14 +201,15 @@ def group_step_weights(mask: Tensor, group_size: int, length_norm: str, counted:
     """
     lengths = mask.sum(0).clamp(min=1).float()  # |o_i|, [N]
     counted = torch.ones_like(mask[0]) if counted is None else counted
+    episodes = reduce(counted.sum()).clamp(min=1)
     steps = {
         "episode": lengths,
         "token": _by_group(lengths, group_size).mean(-1).repeat_interleave(group_size),
-        "batch": ((lengths * counted).sum() / counted.sum().clamp(min=1)).clamp(min=1).expand_as(lengths),
+        "batch": (reduce((lengths * counted).sum()) / episodes).clamp(min=1).expand_as(lengths),
         "constant": torch.full_like(lengths, len(mask)),
         "none": torch.ones_like(lengths),
     }[length_norm]
-    return mask * counted / steps / counted.sum().clamp(min=1)
+    return mask * counted / steps / episodes
 
 
 def _by_group(x: Tensor, group_size: int) -> Tensor:

@@ -155,21 +155,85 @@ class Constant:
         return self._copies[key]
 
 
-_reduce: Callable[[Tensor], Tensor] | None = None
+class Share:
+    """What this process has of what several do together: alone, all of it. `rlcore/distributed` has the other kind.
+
+    Attributes:
+        rank: which of them this one is, from 0.
+        count: how many they are.
+        local_rank: which of those on this machine.
+    """
+
+    rank, count, local_rank = 0, 1, 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of `x [...]` over all processes, the same to the last bit in each."""
+        return x
+
+    def gather(self, thing: Any) -> list[Any] | None:
+        """The `thing` of each process, by rank, where this one is rank 0, else None."""
+        return [thing]
+
+    def broadcast(self, thing: Any) -> Any:
+        """The `thing` of rank 0, in all processes."""
+        return thing
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        return flag if self.count == 1 else bool(self.sum(torch.tensor(int(flag))))
+
+    def slice(self, size: int) -> slice:
+        """Where the `size` that this process has stand among those of all."""
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """`x [T, N / K]` of this process as that of all, `[T, N]`."""
+        if self.count == 1:
+            return x
+        whole = x.new_zeros(len(x), x.shape[1] * self.count, dtype=torch.uint8 if x.dtype is torch.bool else x.dtype)
+        whole[:, self.slice(x.shape[1])] = x
+        return self.sum(whole).to(x.dtype)
+
+
+_alone = Share()
+_share = _alone
+
+
+def share() -> Share:
+    """That of this process, now."""
+    return _share
 
 
 def reduce(x: Tensor) -> Tensor:
     """The sum of `x [...]` over all processes that learn together, x itself where there is one; for the gradient,
     numerators and denominators of masked means, and running statistics."""
-    return x if _reduce is None else _reduce(x)
+    return x if _share is _alone else _share.sum(x)
+
+
+def reduce_each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`reduce` of several at one stroke, since each stroke takes as long as a small layer; in the type of the first."""
+    if _share is _alone:
+        return list(tensors)
+    flat = torch.cat([x.detach().flatten().to(tensors[0].dtype) for x in tensors])
+    parts = reduce(flat).split([x.numel() for x in tensors])
+    return [part.reshape(x.shape) if x.ndim else part.squeeze(0) for part, x in zip(parts, tensors, strict=True)]
+
+
+@contextmanager
+def sharing(own: Share) -> Iterator[Share]:
+    """Inside, this process has this share of what several do together."""
+    global _share
+    before, _share = _share, own
+    try:
+        yield own
+    finally:
+        _share = before
 
 
 @contextmanager
 def reducing(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Sums are taken by `function` inside."""
-    global _reduce
-    before, _reduce = _reduce, function
-    try:
+    own = Share()
+    own.sum = function
+    with sharing(own):
         yield
-    finally:
-        _reduce = before

@@ -106,6 +106,7 @@ def own_functions():
 def test_the_list_of_modules_is_complete():
     private = {"cli", "__main__", "version", "runs", "suites"}
     inner = {
+        "distributed", "distributed.ranks",
         "agents.agent", "agents.config", "agents.engine", "agents.rewards", "agents.setup", "agents.stored",
         "envs.adapter", "envs.async_vector", "envs.atari", "envs.envpool", "envs.faults", "envs.frames",
         "envs.guard", "envs.make",

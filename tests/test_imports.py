@@ -19,6 +19,7 @@ LAYERS = [
     {"collect"},
     {"preferences"},
     {"agents"},
+    {"distributed"},
     {"runs"},
     {"cli"},
 ]

@@ -36,7 +36,7 @@ from rlcore.optim import Adam, Optimizer, Parameters, clipped, gradient_of, make
 from rlcore.preferences.data import Preferences, Segments
 from rlcore.spaces import Field
 from rlcore.state import State
-from rlcore.tracing import is_recording, loop, reduce
+from rlcore.tracing import is_recording, loop, reduce_each, share
 
 
 class Agent:
@@ -64,6 +64,8 @@ class Agent:
         coefs: numbers in the loss that change over a run (annealed or adapted).
         sampler: draws the minibatches of an iteration.
         seconds: time spent so far, by phase: prepare, collect, learn.
+        share: what this process has of the environments, where several learn together: all of them have the same
+            network, `config.num_envs` environments together, and `buffer.num_envs` each.
 
     Raises:
         UsageError: for a hyperparameter, space or device that cannot be used.
@@ -97,8 +99,10 @@ class Agent:
             hyperparameters["preferences"] = preferences
         if isinstance(reward_model, str):
             hyperparameters["reward_model"] = reward_model
+        self.share = share()
         self.config = setup.configure(type(self), env, torso, memory, hyperparameters)
-        self.device = setup.resolve_device(self.config.device)
+        setup.check_share(self)
+        self.device = setup.resolve_device(self.config.device, self.share)
         self.env_id, self.env_kwargs = env if isinstance(env, str) else None, dict(env_kwargs or {})
         self.envs, self.backend = setup.environments(self, env)
         self.adapter = VectorAdapter(self.envs, self.config.squash, self.config.mask_actions)
@@ -114,8 +118,8 @@ class Agent:
         self.state.register("network", network)
         length = setup.sequence_length(self)
         self.buffer = RolloutBuffer(
-            config.num_steps, config.num_envs, self.adapter.observation_space, self.adapter.action_spec,
-            self.device, self.adapter.frame_stack, setup.added_fields(self), length,
+            config.num_steps, config.num_envs // self.share.count, self.adapter.observation_space,
+            self.adapter.action_spec, self.device, self.adapter.frame_stack, setup.added_fields(self), length,
         )  # fmt: skip
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # A generator of its own, so that acting on the side does not change the course of training.
@@ -133,10 +137,10 @@ class Agent:
             self.state.register("critic_optimizer", optimizer)
         self.reward_scaler: RewardScaler | None = None
         if config.norm_reward:
-            self.state.register("reward_scaler", RewardScaler(config.num_envs, config.gamma).to(self.device))
+            self.state.register("reward_scaler", RewardScaler(self.buffer.num_envs, config.gamma).to(self.device))
         self.state.register("coefs", {"reward_kl_coef": config.reward_kl_coef} if config.reward_kl_coef else {})
         ragged = config.whole_episodes and not length
-        self.sampler = RowSampler(config.num_minibatches, config.update_epochs, ragged, length or 1)
+        self.sampler = RowSampler(config.num_minibatches, config.update_epochs, ragged, length or 1, self.share)
         self.draws: dict[str, Tensor] = {}
         self.iteration = 0
         self.seconds = {"prepare": 0.0, "collect": 0.0, "learn": 0.0}
@@ -256,7 +260,7 @@ class Agent:
         callbacks = checked(callbacks)
         for metrics, episodes in self.iterations(total_steps):
             stops = [callback(self, metrics, episodes) for callback in callbacks]
-            if any(stops):
+            if callbacks and self.share.any(any(stops)):
                 break
         return self
 
@@ -351,10 +355,12 @@ class Agent:
         if self.stops_early:
             return self._gradient_steps_until_far(batch)
 
-        def step(_: Any, rows: Tensor) -> tuple[Any, dict[str, Tensor]]:
-            return None, self.step(self.sampler.take(batch, rows))
+        minibatches = (self.draws or self.draw())["minibatches"]
 
-        _, metrics, count = loop(step, None, (self.draws or self.draw())["minibatches"])
+        def step(_: Any, x: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+            return None, self.step(self.sampler.take(batch, x.pop("rows"), x))
+
+        _, metrics, count = loop(step, None, {"rows": minibatches, **self.sampler.totals(batch, minibatches)})
         return _means(metrics, count)
 
     def _gradient_steps_until_far(self, batch: Batch) -> dict[str, Tensor]:
@@ -363,22 +369,26 @@ class Agent:
         ends_epoch = torch.arange(1, len(minibatches) + 1, device=self.device) % count == 0
 
         def step(carry: dict[str, Tensor], x: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            metrics = self.step(self.sampler.take(batch, x["rows"]))
+            ends = x.pop("ends")
+            metrics = self.step(self.sampler.take(batch, x.pop("rows"), x))
             kl = carry["kl"] + metrics["approx_kl"] / count
-            far = x["ends"] & (kl > 1.5 * self.config.target_kl)
-            return {"kl": torch.where(x["ends"], 0.0, kl), "far": far}, metrics
+            far = ends & (kl > 1.5 * self.config.target_kl)
+            return {"kl": torch.where(ends, 0.0, kl), "far": far}, metrics
 
         start = {"kl": torch.zeros((), device=self.device), "far": torch.zeros_like(ends_epoch[0])}
-        turns = {"rows": minibatches, "ends": ends_epoch}
+        turns = {"rows": minibatches, "ends": ends_epoch, **self.sampler.totals(batch, minibatches)}
         _, metrics, taken = loop(step, start, turns, until=lambda carry: carry["far"])
         return _means(metrics, taken)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One gradient step on a minibatch."""
+        """One gradient step on a minibatch. The loss and its metrics are sums over transitions, as the gradient is, of
+        which each process has a part."""
         loss, metrics = self.loss(self.network, batch)
-        gradient, norm = clipped(reduce(gradient_of(loss, self.parameters)), self.config.max_grad_norm)
+        metrics = {"loss": loss, **metrics}
+        gradient, *sums = reduce_each([gradient_of(loss, self.parameters), *metrics.values()])
+        gradient, norm = clipped(gradient, self.config.max_grad_norm)
         self.optimizer.step(gradient)
-        return {name: x.detach() for name, x in {"loss": loss, **metrics, "grad_norm": norm}.items()}
+        return {name: x.detach() for name, x in zip([*metrics, "grad_norm"], [*sums, norm], strict=True)}
 
     def critic_loss(self, network: ActorCritic, batch: Batch) -> Tensor:
         """The loss of a critic that is fitted apart: mean of (V − R)²/2 over transitions."""
@@ -390,7 +400,8 @@ class Agent:
 
         def step(*_: Any) -> tuple[Any, Tensor]:
             loss = self.critic_loss(self.network, batch)
-            self.critic_optimizer.step(reduce(gradient_of(loss, self.critic_optimizer.moved())))
+            gradient, loss = reduce_each([gradient_of(loss, self.critic_optimizer.moved()), loss])
+            self.critic_optimizer.step(gradient)
             return None, loss.detach()
 
         _, losses, _ = loop(step, None, self.config.critic_updates)
@@ -415,7 +426,7 @@ class Agent:
     def reset_seeds(self, iteration: int) -> int | list[int]:
         """Seeds with which the environments begin the rollout of an iteration, where it begins with a reset."""
         if self.group_starts:
-            return setup.group_seeds(self.config, iteration)
+            return setup.group_seeds(self.config, iteration)[self.share.slice(self.buffer.num_envs)]
         return setup.restart_seed(self.config.seed, iteration)
 
     def act(self, obs: Any, deterministic: bool = False, first: Any = None, action_mask: Any = None) -> np.ndarray:

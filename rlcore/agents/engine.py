@@ -116,6 +116,8 @@ class Engine:
         self.choose(total_steps)
         if self.how != "python":
             self._prepare_programs()
+        if self.agent.share.any(self.how == "python") and self.how != "python":  # or sums would not match
+            self._take_python("another process cannot do otherwise")
         self._ready = True
         self.agent.seconds["prepare"] += time.perf_counter() - start
 
@@ -158,27 +160,39 @@ class Engine:
             per_iteration *= WITH_MEMORY if self.agent.buffer.sequence_length else 1
             return self._choose_fastest(iterations * per_iteration)
         how = {False: "python", "record": "recorded", True: "compiled"}[config.compile]
-        obstacle = self._obstacle_to_compiling() if how == "compiled" else ""
+        obstacle = self._obstacle_to_compiling() if how == "compiled" else self._obstacle_to_recording()
         if obstacle:
-            raise UsageError(f"compile is true, but {obstacle}; it may be auto or false")
+            given = str(config.compile).lower()
+            raise UsageError(f"compile is {given}, but {obstacle}; it may be auto or false")
         return how, "asked for"
 
     def _choose_fastest(self, seconds: float) -> tuple[str, str]:
         """The choice for a run that would take so many `seconds` as Python."""
         if any(map(is_image, leaves_of(self.agent.adapter.parts))):
             return "python", "convolutions take the time, and they gain nothing"
+        if self._obstacle_to_recording():
+            return "python", self._obstacle_to_recording()
         obstacle, worth_recording = self._obstacle_to_compiling(), seconds > WORTH * SECONDS_TO_RECORD
         if not obstacle and seconds * self.runs > WORTH * SECONDS_TO_COMPILE:
             return "compiled", "the run is long" if self.runs == 1 else f"{self.runs} runs share them"
-        if not obstacle and (worth_recording or not self._has_own_code()) and self._is_cached():
+        alone = self.agent.share.count == 1  # since not every process may have the same cache
+        if alone and not obstacle and (worth_recording or not self._has_own_code()) and self._is_cached():
             return "compiled", "built before"
         reason = obstacle or "the run is too short to wait for the compiler"
         if self.agent.device.type == "cpu" and worth_recording:
             return "recorded", reason
         return "python", reason
 
+    def _obstacle_to_recording(self) -> str:
+        """Why operations cannot be recorded here, if so."""
+        if self.agent.share.count > 1 and self.agent.buffer.sequence_length:
+            return "sequences are split over processes into parts of another size each time"
+        return ""
+
     def _obstacle_to_compiling(self) -> str:
         """Why recorded operations cannot be compiled here, if so."""
+        if self._obstacle_to_recording():
+            return self._obstacle_to_recording()
         if self.agent.device.type == "cuda" and self.agent.config.whole_episodes:
             return "whole episodes have another shape in each iteration, which a CUDA graph cannot follow"
         if self.agent.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -228,7 +242,7 @@ class Engine:
         agent, compiled = self.agent, self.how == "compiled"
         was_cached, start = compiled and self._is_cached(), time.perf_counter()
         learning = self.learning()
-        learning.prepare(self.key("learn"), compiled)
+        learning.prepare(self.key("learn"), compiled and agent.share.count == 1)  # compiled code adds up no ranks
         if agent.collector.plays:
             agent.collector.program = self.collecting(agent.collector)
             agent.collector.program.prepare(self.key("collect"), compiled)
@@ -289,7 +303,12 @@ class Engine:
     def describe(self) -> str:
         """One line for the run's first lines."""
         ways = {"python": "run as Python", "recorded": "are recorded operations, run one by one"}
-        told = f"iterations {ways.get(self.how, 'are compiled programs')}: {self.reason}"
+        ways["compiled"] = "are compiled programs"
+        if self.agent.share.count > 1:
+            ways["compiled"] = f"are a compiled rollout and {ways['recorded'].removeprefix('are ')}"
+        told = f"iterations {ways[self.how or 'compiled']}: {self.reason}"
+        if self.agent.share.count > 1:
+            told += f"; {self.agent.share.count} processes, {self.agent.buffer.num_envs} environments each"
         is_built = self.how == "compiled" and self.seconds
         return f"{told}; built in {self.seconds:.0f} s, kept for the next run" if is_built else told
 

@@ -22,7 +22,7 @@ from rlcore import estimators
 from rlcore.agents.agent import Agent
 from rlcore.agents.config import MOST, Above0, Apart, Config, Count, From0, Range, Search, Unit
 from rlcore.buffer import Batch, RolloutBuffer
-from rlcore.diagnostics import approx_kl, clip_fraction
+from rlcore.diagnostics import approx_kl, clip_fraction, masked_mean
 from rlcore.errors import UsageError
 from rlcore.networks import ActorCritic
 
@@ -108,7 +108,8 @@ class GRPO(Agent):
             advantages = estimators.group_process_advantages(b.rewards, b.mask, G, *switches)
         spread = estimators.groups_with_spread(advantages, G)  # [N]
         if cfg.correct_equal_groups:
-            advantages = advantages / spread.float().mean().clamp(min=1 / len(spread))
+            smallest = 1 / (len(spread) * self.share.count)
+            advantages = advantages / masked_mean(spread.float()).clamp(min=smallest)
         counted = spread if cfg.drop_equal_groups else torch.ones_like(spread)
         return advantages, advantages, estimators.group_step_weights(b.mask, G, cfg.length_norm, counted)
 
@@ -139,6 +140,6 @@ class GRPO(Agent):
     def before_steps(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         if self.config.kl_coef:
             batch = batch.replace(reference_logprobs=self.reference.policy(batch.obs).log_prob(batch.actions))
-        advantages = batch.advantages.view(-1, self.config.num_envs)  # [T, N]
+        advantages = batch.advantages.view(-1, self.config.num_envs // self.share.count)  # [T, N]
         spread = estimators.groups_with_spread(advantages, self.config.group_size)
-        return batch, {"equal_groups": 1 - spread.float().mean()}
+        return batch, {"equal_groups": 1 - masked_mean(spread.float())}

@@ -22,6 +22,7 @@ from rlcore.agents.config import Above0, Config, Count, From0, Lambda, Search, S
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.diagnostics import approx_kl, clip_fraction
 from rlcore.networks import ActorCritic
+from rlcore.tracing import reduce
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class PPO(Agent):
         it so low that it could not come back in time.
         """
         batch = batch.take(batch.units())
-        kl = batch.mean(self.network.distribution(batch.dist_params).kl(self.network.policy(batch.obs)))
+        kl = reduce(batch.mean(self.network.distribution(batch.dist_params).kl(self.network.policy(batch.obs))))
         start, target = self.config.kl_coef, self.config.target_kl
         factor = torch.where(kl > 1.5 * target, 2.0, torch.where(kl < target / 1.5, 0.5, 1.0))
         self.coefs["kl_coef"] = (self.coefs["kl_coef"] * factor).clamp(start / 1024, start * 1024)

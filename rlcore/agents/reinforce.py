@@ -78,7 +78,8 @@ class REINFORCE(Agent):
             psi = returns - self._baseline(b, returns) if cfg.psi == "baseline" else returns
             if cfg.discount_steps:
                 psi = psi * cfg.gamma ** torch.arange(len(psi), device=psi.device, dtype=psi.dtype).unsqueeze(-1)
-        episodes = torch.full_like(returns, 1 / b.num_envs)  # a sum over each episode, a mean over episodes
+        # A sum over each episode, a mean over episodes.
+        episodes = torch.full_like(returns, 1 / (b.num_envs * self.share.count))
         return psi, returns, episodes
 
     def _baseline(self, buffer: RolloutBuffer, returns: Tensor) -> Tensor | float:

@@ -28,6 +28,7 @@ from rlcore.preferences.data import Preferences, Segments, read_demonstrations, 
 from rlcore.preferences.demonstrations import ExpertCollector, expert_of
 from rlcore.spaces import Field, Part
 from rlcore.storage.checkpoint import newest_checkpoint
+from rlcore.tracing import Share, share
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
@@ -41,23 +42,43 @@ def configure(
     kind: type[Agent], env: Any, torso: Torso | str | None, memory: Any, hyperparameters: dict[str, Any]
 ) -> Config:
     """The configuration that hyperparameters give, where `torso` and `memory` may be some too; a VectorEnv gives
-    num_envs."""
+    num_envs: of several processes, each gives its own part of them."""
     named = {name: x for name, x in (("torso", torso), ("memory", memory)) if x is not None and not callable(x)}
     hyperparameters = {**hyperparameters, **named}
     if isinstance(env, VectorEnv) and kind.learns_from != "pairs":  # of which it may have any number
-        given = hyperparameters.get("num_envs", env.num_envs)
-        if given != env.num_envs:
-            raise UsageError(f"num_envs is {given}, but the VectorEnv has {env.num_envs} environments")
-        hyperparameters = {**hyperparameters, "num_envs": env.num_envs}
+        count = share().count
+        given, there = hyperparameters.get("num_envs", env.num_envs * count), env.num_envs * count
+        if given != there:
+            of_each = f" in each of {count} processes" if count > 1 else ""
+            raise UsageError(f"num_envs is {given}, but the VectorEnv has {env.num_envs} environments{of_each}")
+        hyperparameters = {**hyperparameters, "num_envs": there}
     return make_config(kind.Config, hyperparameters)
+
+
+def check_share(agent: Agent) -> None:
+    """Refuse what cannot be split over several processes."""
+    count, config = agent.share.count, agent.config
+    if count == 1:
+        return
+    if agent.learns_from != "rollouts" or config.comparisons:
+        what = (
+            f"{type(agent).__name__} learns from what is stored" if not config.comparisons else "comparisons are asked"
+        )
+        raise UsageError(f"there are {count} processes, but {what}, for which there may be 1")
+    G = config.group_size if agent.group_starts else 1
+    if config.num_envs % (count * G):
+        groups = (
+            f" × group_size = {count} × {G} = {count * G}, since groups are never split" if G > 1 else f" = {count}"
+        )
+        raise UsageError(f"num_envs is {config.num_envs}, but must be a multiple of the number of processes{groups}")
 
 
 def environments(agent: Agent, env: str | VectorEnv) -> tuple[VectorEnv, str | None]:
     """The vector environment, and how one made from an id is stepped."""
     if not isinstance(env, str):
         return own_envs(env, agent.config, agent.env_kwargs), None
-    restarts = agent.config.on_env_error == "restart"
-    backend = resolve_backend(find_spec(env), agent.config.backend, agent.group_starts, restarts)
+    restarts, own_seeds = agent.config.on_env_error == "restart", agent.group_starts or agent.share.count > 1
+    backend = resolve_backend(find_spec(env), agent.config.backend, own_seeds, restarts)
     if agent.config.backend == "auto" and not restarts and text_task(agent):
         backend = "native"  # gymnasium's single ones would be the same functions, called for each
     return maker(agent, backend)(), backend
@@ -67,7 +88,7 @@ def maker(agent: Agent, backend: str) -> Callable[[], VectorEnv]:
     """What makes the environments of an agent that was given an id."""
     config = agent.config
     faults = {"env_timeout": config.env_timeout, "on_env_error": config.on_env_error}
-    count = 1 if agent.learns_from == "pairs" else config.num_envs  # for its spaces alone
+    count = 1 if agent.learns_from == "pairs" else config.num_envs // agent.share.count  # 1 for its spaces alone
     return partial(make_vec, agent.env_id, count, backend, **faults, **agent.env_kwargs)
 
 
@@ -76,7 +97,7 @@ def completed(agent: Agent, torso: Torso | str | None) -> Config:
     config = agent.config
     found: dict[str, Any] = {}
     if config.seed is None:
-        found["seed"] = secrets.randbelow(2**31)
+        found["seed"] = agent.share.broadcast(secrets.randbelow(2**31))
     if config.num_steps is None:
         found["num_steps"] = stored_length(agent) or time_limit(agent)
     if config.shared is None:
@@ -228,10 +249,13 @@ def group_seeds(config: Any, iteration: int) -> list[int]:
     return [int(one % 2**31) for one in seeds.repeat(config.group_size)]
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device for cpu, cuda, cuda:K or auto, or a UsageError where it is not there."""
+def resolve_device(name: str, own: Share | None = None) -> torch.device:
+    """The torch device for cpu, cuda, cuda:K or auto, or a UsageError where it is not there; several processes on one
+    machine take a card each."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and own is not None and own.count > 1 and torch.cuda.is_available():
+        name = f"cuda:{own.local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

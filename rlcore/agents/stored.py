@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,7 @@ from rlcore.networks import ActorCritic, Torso
 from rlcore.networks.normalize import RewardScaler
 from rlcore.networks.reward import RewardNetwork
 from rlcore.storage.checkpoint import check_like, newest_checkpoint, read_agent, write_checkpoint
+from rlcore.tracing import Share
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
@@ -32,15 +35,107 @@ BEFORE = {"mask_actions": False}  # what a checkpoint means that is older than s
 
 def save(agent: Agent, path: str | Path, extra: dict[str, Any]) -> None:
     """As `Agent.save`."""
+    state = of_all(agent)
+    if state is None:
+        return
     made_from = {"algo": type(agent).__name__.lower(), "env_id": agent.env_id, "env_kwargs": agent.env_kwargs}
     config = dataclasses.asdict(agent.config)
-    write_checkpoint(path, {**made_from, "config": config, "agent": agent.state_dict(), "extra": extra})
+    write_checkpoint(path, {**made_from, "config": config, "agent": state, "extra": extra})
+
+
+# What several processes store together is what one would have stored, whose first dimension are all environments. How
+# gymnasium's stand is known of all those of a process at once, and kept for each: `{"ranks": [...]}`.
+
+KEPT_BY_RANK = "ranks"
+
+
+def of_all(agent: Agent) -> dict[str, Any] | None:
+    """The agent's state with the environments of all processes; None in those that do not write it."""
+    state, share = agent.state_dict(), agent.share
+    if share.count == 1:
+        return state
+    own = {"collector": state["collector"], "scalers": _carries(agent, state), "network": _digest(agent)}
+    parts = share.gather(own)
+    if parts is None:
+        return None
+    odd = next((rank for rank, part in enumerate(parts) if part["network"] != parts[0]["network"]), None)
+    if odd is not None:
+        raise RlcoreError(f"the network of rank {odd} is no longer that of rank 0, so this run cannot go on")
+    state["collector"] = _joined([part["collector"] for part in parts])
+    for name, carry in _joined([part["scalers"] for part in parts]).items():
+        state[name] = {**state[name], "carry": carry}
+    return state
+
+
+def _digest(agent: Agent) -> bytes:
+    """What differs where networks differ."""
+    return hashlib.sha256(agent.parameters.vector.detach().cpu().numpy().tobytes()).digest()
+
+
+def _carries(agent: Agent, state: dict[str, Any]) -> dict[str, Tensor]:
+    scalers = [name for name, module in agent.state.modules().items() if isinstance(module, RewardScaler)]
+    return {name: state[name]["carry"] for name in scalers}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """States of all processes as one: tensors one after the other, counts as those of rank 0."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part.cpu() for part in parts])
+    if not isinstance(first, dict):
+        return first
+    joined = {name: _joined([part[name] for part in parts]) for name in first if name != "env"}
+    if "env" in first:
+        envs = [part["env"] for part in parts]
+        joined["env"] = None if any(env is None for env in envs) else {KEPT_BY_RANK: envs}
+    return joined
+
+
+def of_one(state: dict[str, Any], agent: Agent) -> dict[str, Any]:
+    """What this process has of a stored `state` of all environments."""
+    share, scalers = agent.share, [n for n, m in agent.state.modules().items() if isinstance(m, RewardScaler)]
+    collector = state.get("collector")
+    if not isinstance(collector, dict):
+        return state
+    env = collector.get("env")
+    by_rank = env.get(KEPT_BY_RANK) if isinstance(env, dict) else None
+    if share.count == 1 and by_rank is None:
+        return state
+    if isinstance(by_rank, list) and len(by_rank) == share.count:
+        env = by_rank[share.rank]
+    elif env is not None:  # of another number of processes
+        env = None
+        _tell_new_episodes(share)
+    collector = {n: _part(x, share) for n, x in collector.items() if n != "env"}
+    collector |= {"env": env} if "env" in state["collector"] else {}
+    parts = {
+        n: {**state[n], "carry": _part(state[n].get("carry"), share)} for n in scalers if isinstance(state.get(n), dict)
+    }
+    return {**state, **parts, "collector": collector}
+
+
+def _part(x: Any, share: Share) -> Any:
+    """The rows of this process out of those of all, in each tensor."""
+    if isinstance(x, dict):
+        return {name: _part(inner, share) for name, inner in x.items()}
+    if not isinstance(x, Tensor) or x.ndim == 0 or len(x) % share.count:
+        return x
+    return x[share.slice(len(x) // share.count)]
+
+
+def _tell_new_episodes(share: Share) -> None:
+    if share.rank == 0:
+        count = f"{share.count} processes" if share.count > 1 else "one process"
+        warnings.warn(
+            f"the environments were those of another number of processes and begin new episodes in {count}; all else "
+            "goes on as it was", stacklevel=4,
+        )  # fmt: skip
 
 
 def restore(agent: Agent, state: dict[str, Any], restore_envs: bool, changed: Iterable[str] = ()) -> None:
     """As `Agent.load_state_dict`; what depends on hyperparameters that have `changed` begins anew."""
     fresh, changed = agent.state.state_dict(), set(changed)
-    state = as_of_now(state, fresh)
+    state = of_one(as_of_now(state, fresh), agent)
     _check_kinds(state)
     envs_stay = restore_envs and not changed & {"num_envs", "backend", "squash", "mask_actions"}
     if "optimizer" in changed:

@@ -20,7 +20,7 @@ from rlcore.agents.config import Above0, Apart, Config, Count, From0, Lambda, Ra
 from rlcore.buffer import Batch, RolloutBuffer
 from rlcore.networks import ActorCritic
 from rlcore.optim import conjugate_gradient, flat
-from rlcore.tracing import loop, twice_differentiated
+from rlcore.tracing import loop, reduce, reduce_each, twice_differentiated
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TRPO(Agent):
         return batch.standardize(batch.advantages) if self.config.norm_adv else batch.advantages
 
     def surrogate(self, batch: Batch) -> Tensor:
-        """L(θ), with the parameters as they are."""
+        """L(θ) with the parameters as they are; of several processes, what this one has of the sum."""
         policy = self.network.policy(batch.obs)
         return batch.mean((policy.log_prob(batch.actions) - batch.logprobs).exp() * batch.advantages)
 
@@ -74,25 +74,26 @@ class TRPO(Agent):
         """Move the policy along the natural gradient, as far as the bound and the line search allow."""
         cfg, parameters = self.config, self.network.policy_parameters()
         before = self.surrogate(batch)
-        gradient = flat(torch.autograd.grad(before, parameters))
+        gradient, before = reduce_each([flat(torch.autograd.grad(before, parameters)), before])
         # Conjugate gradient is no `loop`: its products share a graph of derivatives, which each turn would make anew.
         fisher = self.fisher_product(batch)
         direction = conjugate_gradient(lambda v: fisher(v) + cfg.cg_damping * v, gradient, cfg.cg_iterations)
         curvature = direction @ fisher(direction)
         full = direction * torch.sqrt(2 * cfg.max_kl / curvature.clamp(min=1e-12))
         kl, gain, scale = self._line_search(batch, parameters, full, before.detach())
-        entropy = batch.mean(self.network.policy(batch.obs).entropy()).detach()
+        entropy = reduce(batch.mean(self.network.policy(batch.obs).entropy()).detach())
         return {"policy_loss": -gain, "kl": kl, "step_scale": scale, "entropy": entropy}
 
     def fisher_product(self, batch: Batch):
         """A function v -> F v with F the Hessian of the mean KL at the present parameters."""
-        part = batch.take(batch.units()[:: round(1 / self.config.fisher_fraction)])
+        every = self.sampler.every(batch, round(1 / self.config.fisher_fraction), self.buffer.num_envs)
+        part = batch.take(every)
         parameters = self.network.policy_parameters()
         with twice_differentiated():
             policy = self.network.policy(part.obs)
         kl = part.mean(self.network.distribution(policy.params.detach()).kl(policy))
         slope = flat(torch.autograd.grad(kl, parameters, create_graph=True))
-        return lambda v: flat(torch.autograd.grad(slope @ v, parameters, retain_graph=True))
+        return lambda v: reduce(flat(torch.autograd.grad(slope @ v, parameters, retain_graph=True)))
 
     @torch.no_grad()
     def _line_search(self, batch: Batch, parameters: list[Tensor], full: Tensor, before: Tensor):
@@ -102,8 +103,8 @@ class TRPO(Agent):
 
         def attempt(_: Any, scale: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             self.parameters.write(start + scale * full, self.network.policy_parameters())
-            kl = batch.mean(old.kl(self.network.policy(batch.obs)))
-            gain = self.surrogate(batch) - before
+            kl, new = reduce_each([batch.mean(old.kl(self.network.policy(batch.obs))), self.surrogate(batch)])
+            gain = new - before
             return {"found": (kl <= cfg.max_kl) & (gain > 0), "result": torch.stack([kl, gain, scale])}, kl
 
         carry = {"found": torch.zeros_like(scales[0], dtype=torch.bool), "result": torch.zeros(3, device=start.device)}

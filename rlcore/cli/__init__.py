@@ -86,7 +86,8 @@ def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except RlcoreError as error:
-        return _fail(error, getattr(error, "code", 2))
+        code = getattr(error, "code", 2)
+        return code if getattr(error, "told", False) else _fail(error, code)  # by another rank
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except (ConnectionError, EOFError) as error:

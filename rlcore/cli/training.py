@@ -1,8 +1,11 @@
 """rlcore train, and pretrain."""
 
 import contextlib
+import os
 import re
+import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from rlcore.cli.flags import (
     summary,
     whole_number,
 )
-from rlcore.errors import RlcoreError, UsageError
+from rlcore.errors import RlcoreError, UsageError, printable
 from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings
 
 MOST_THREADS = 1024
@@ -35,7 +38,27 @@ OUT_OF_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed
 
 
 def train(arguments: list[str]) -> int:
-    """rlcore train ALGO ENV_ID ... | rlcore train --resume DIR ... | rlcore train --config FILE ..."""
+    """rlcore train ALGO ENV_ID ... | rlcore train --resume DIR ... | rlcore train --config FILE ...
+
+    Where torchrun began several processes, they train together.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _train(arguments)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of lost connections are pages long
+    from rlcore.distributed.ranks import ranks
+
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        warnings.formatwarning = lambda message, *_: f"rlcore: rank {rank}: {printable(str(message))}\n"
+    try:
+        with ranks():
+            return _train(arguments)
+    except RlcoreError:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when one process ends, while another is still to tell why
+        raise
+
+
+def _train(arguments: list[str]) -> int:
     first = arguments[0] if arguments else "--help"
     flag = first.partition("=")[0]
     if flag == "--resume":
@@ -123,16 +146,20 @@ def _train_from_config(arguments: list[str]) -> int:
 def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any], note: str) -> int:
     """Make the agent and the run, train, evaluate, and tell the result."""
     from rlcore.runs.folder import RunFolder
+    from rlcore.runs.follower import Follower
     from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run, describe_environment, set_threads
+    from rlcore.tracing import share
 
     counts = counts_of({"eval_episodes": EVAL_EPISODES, **settings, **values})
     settings |= {"checkpoint_every": -(-counts["total_steps"] // CHECKPOINTS_PER_RUN), **counts}
     threads, trackers = _threads(values), _trackers(values)
-    if "run_dir" in values:
+    if "run_dir" in values and share().rank == 0:
         RunFolder.refuse_existing(values["run_dir"])
     with contextlib.closing(_new_agent(agent_class, settings)) as agent:
         set_threads(agent, threads)
         agent.engine.prepare(settings["total_steps"])
+        if agent.share.rank:
+            return _follow(Follower.start(agent, settings))
         with contextlib.closing(Run.start(_new_folder(values, settings, agent.config.seed), agent, settings)) as run:
             run.tracked_by = trackers
             print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
@@ -180,7 +207,9 @@ def _new_folder(values: dict[str, Any], settings: dict[str, Any], seed: int) -> 
 
 
 def _resume(arguments: list[str]) -> int:
+    from rlcore.runs.follower import Follower
     from rlcore.runs.train import Run, describe_environment, set_threads
+    from rlcore.tracing import share
 
     parser = Parser(prog="rlcore train --resume", description="Continue a run from its newest checkpoint.")
     add_flag(parser, "--resume", "DIR", "the run folder", required=True)
@@ -190,6 +219,13 @@ def _resume(arguments: list[str]) -> int:
     add_common_flags(parser, "as before")
     values = vars(parser.parse(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
     counts, threads, trackers = counts_of(values), _threads(values), _trackers(values)
+    if share().rank:
+        run = Follower.resume(**changes_of_stored(values))
+        with contextlib.closing(run.agent) as agent:
+            set_threads(agent, threads)
+            if not run.is_complete:
+                agent.engine.prepare(run.total_steps)
+            return _follow(run)
     run = Run.resume(values["resume"], counts.pop("total_steps", None), **counts, **changes_of_stored(values))
     with contextlib.closing(run), contextlib.closing(run.agent) as agent:
         run.tracked_by = trackers
@@ -199,6 +235,12 @@ def _resume(arguments: list[str]) -> int:
         print(f"resuming {run.settings['algo']} on {describe_environment(agent)} at step {agent.global_step:,}")
         print("the final evaluation is missing" if run.is_complete else agent.engine.describe(), flush=True)
         return _finish(run, values.get("progress", True))
+
+
+def _follow(run: Any) -> int:
+    """What ranks other than the first do."""
+    run.train()
+    return 0
 
 
 def _finish(run: Any, progress: bool) -> int:

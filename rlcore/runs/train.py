@@ -31,12 +31,13 @@ from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, read_sett
 from rlcore.runs.tracking import Maker, TensorBoard, Tracker
 from rlcore.storage.checkpoint import write_checkpoint
 from rlcore.storage.files import set_aside, write_atomically
+from rlcore.tracing import share
 
 TENSORBOARD_POINTS = 200  # at most so many points per curve: writing each iteration costs more than it shows
 SECONDS_TO_KEEP_POINTS = 1.0  # TensorBoard's writer is a thread; waking it for each point costs more than the point
 CHECKPOINTS_PER_RUN = 10
 RECENT_EPISODES = 100
-HANGUP = 129  # the exit code: 128 and the number of the signal
+HANGUP, TERMINATED = 129, 143  # exit codes: 128 and the number of the signal
 LARGEST = 1e300  # time or return taken from a file
 GROUPS = {
     "episode_return": "rollout", "episode_length": "rollout", "env_restarts": "rollout",
@@ -80,8 +81,41 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-class Run:
-    """One agent training into one folder.
+class Course:
+    """What all ranks of a run have to decide alike: when it ends, stops, and is saved.
+
+    Attributes:
+        agent: that trains.
+        total_steps, checkpoint_every: environment steps, over all environments.
+    """
+
+    agent: Agent
+    total_steps: int
+    checkpoint_every: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are done; the final evaluation may be missing."""
+        return self.agent.global_step >= self.total_steps
+
+    def is_due(self, before: int, step: int) -> bool:
+        """Whether an iteration that led from step `before` to `step` ends with a checkpoint."""
+        return step // self.checkpoint_every > before // self.checkpoint_every
+
+    def must_stop(self, stop: StopSignals) -> bool:
+        """Whether this rank or another was asked to stop."""
+        return self.agent.share.any(stop.code is not None)
+
+    def begin_anew_where_not_stored(self) -> None:
+        """Environments whose state cannot be stored begin anew after a checkpoint, in this process as in one that
+        resumes from it, so that both go on alike."""
+        agent = self.agent
+        if agent.share.any(not agent.collector.is_capturable()):
+            agent.collector.reset(restart_seed(agent.config.seed, agent.iteration))
+
+
+class Run(Course):
+    """One agent training into one folder; of several ranks the first does, and the others are each a `Follower`.
 
     `settings` is what `config.toml` holds, `resumed` what a checkpoint stored of the run itself, None for a new run.
     `tracked_by` makes what else takes the curves beside TensorBoard.
@@ -142,6 +176,8 @@ class Run:
             if env_kwargs:
                 settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
                 overrides["env_kwargs"] = env_kwargs
+            if share().count > 1:
+                share().broadcast((settings, file.read_bytes()))
             agent = load(file, **overrides)
             on_failure.callback(agent.close)
             run = cls(folder, agent, settings, payload["extra"])
@@ -164,11 +200,6 @@ class Run:
             if os.path.lexists(config):
                 where = f", and the damaged one is now {set_aside(config, 'damaged').name}"
             _tell(f"{problem}; it is made again from what {file} holds{where}")
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all steps are done; the final evaluation may be missing."""
-        return self.agent.global_step >= self.total_steps
 
     def close(self) -> None:
         """Let other processes write to the folder."""
@@ -212,10 +243,10 @@ class Run:
                 for metrics, episodes in self.agent.iterations(self.total_steps):
                     step = self._record(step, metrics, episodes)
                     progress.update(step, self._mean_return)
-                    if stop.code is not None:
+                    if self.must_stop(stop):
                         self.checkpoint()
                         where = f"stopped at step {step:,}; continue with --resume {self.folder.path}"
-                        raise Interrupted(where, stop.code)
+                        raise Interrupted(where, stop.code or TERMINATED)
             self._write_point()
             if self.last_checkpoint != step:
                 self.checkpoint()
@@ -250,7 +281,7 @@ class Run:
         self.pending["episode_length"] += episodes.lengths
         if step // self.log_every > before // self.log_every:
             self._write_point()
-        if step // self.checkpoint_every > before // self.checkpoint_every:
+        if self.is_due(before, step):
             self.checkpoint()
         return step
 
@@ -280,11 +311,7 @@ class Run:
         self.handed_over = time.perf_counter()
 
     def checkpoint(self) -> None:
-        """Save everything that the rest of the run depends on.
-
-        Environments whose state cannot be stored begin anew here, in this process as in one that resumes from this
-        checkpoint, so that both go on alike.
-        """
+        """Save everything that the rest of the run depends on."""
         agent, step = self.agent, self.agent.global_step
         if hasattr(self, "episodes_log"):
             self._hand_over_points()
@@ -297,8 +324,7 @@ class Run:
         agent.save(self.folder.checkpoint_file(step), extra)
         self.folder.drop_old_checkpoints()
         self.last_checkpoint = step
-        if not agent.collector.is_capturable():
-            agent.collector.reset(restart_seed(agent.config.seed, agent.iteration))
+        self.begin_anew_where_not_stored()
 
     def _diverged(self, error: DivergenceError) -> DivergenceError:
         """Keep what there is to look at, and say where it is."""
@@ -356,7 +382,7 @@ def set_threads(agent: Agent, asked: str) -> int:
     128 rows of 64 units and half as much again with 2,048 rows. OMP_NUM_THREADS, where set, is left as it is.
     """
     config = agent.config
-    rows = config.num_envs * config.num_steps // config.num_minibatches
+    rows = agent.buffer.num_envs * config.num_steps // config.num_minibatches
     parts = agent.adapter.parts
     images = any(map(is_image, parts.values() if isinstance(parts, dict) else [parts]))
     narrow = rows * max(config.hidden_sizes, default=1) < 2**16 and not images
@@ -415,6 +441,7 @@ def describe_environment(agent: Agent) -> str:
         (backend == "native", "texts are functions of tensors"),
         (agent.config.on_env_error == "restart", "environments that fail are begun anew one by one"),
         (agent.group_starts, "groups need a seed for each environment"),
+        (agent.share.count > 1 and backend == "sync", "each process has the seeds of its own environments"),
         (backend == "vector", "the environment's own vector implementation"),
         (True, "it has no vector implementation"),
     ]
