@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rlcore import estimators
     from rlcore.agents import A2C, BC, DPO, GRPO, PPO, REINFORCE, TRPO, RewardModel, callbacks, load, pretrain
     from rlcore.buffer import RolloutBuffer
+    from rlcore.distributed.together import learn_together
     from rlcore.envs import make_vec
     from rlcore.errors import RlcoreError
     from rlcore.networks import ActorCritic
@@ -22,6 +23,7 @@ _HOME = {
         ("REINFORCE", "A2C", "PPO", "TRPO", "GRPO", "BC", "DPO", "RewardModel", "load", "pretrain"), "rlcore.agents"
     ),
     "RolloutBuffer": "rlcore.buffer",
+    "learn_together": "rlcore.distributed.together",
     "make_vec": "rlcore.envs",
     "RlcoreError": "rlcore.errors",
     "ActorCritic": "rlcore.networks",
@@ -29,7 +31,8 @@ _HOME = {
 
 __all__ = [
     "A2C", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "ActorCritic", "RewardModel", "RlcoreError",
-    "RolloutBuffer", "__version__", "callbacks", "estimators", "load", "make_vec", "pretrain",
+    "RolloutBuffer", "__version__", "callbacks", "estimators", "learn_together", "load", "make_vec",
+    "pretrain",
 ]  # fmt: skip
 
 

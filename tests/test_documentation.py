@@ -106,13 +106,13 @@ def own_functions():
 def test_the_list_of_modules_is_complete():
     private = {"cli", "__main__", "version", "runs", "suites"}
     inner = {
-        "distributed", "distributed.ranks",
+        "distributed", "distributed.ranks", "distributed.together",
         "agents.agent", "agents.config", "agents.engine", "agents.rewards", "agents.setup", "agents.stored",
         "envs.adapter", "envs.async_vector", "envs.atari", "envs.envpool", "envs.faults", "envs.frames",
         "envs.guard", "envs.make",
         "envs.masks", "envs.native", "envs.native_vector", "envs.pettingzoo", "envs.standing", "envs.state",
         "networks.actor_critic", "programs", "programs.matmul", "programs.passes", "programs.program",
-        "programs.recording", "programs.recurrent", "programs.watch",
+        "programs.recording", "programs.recurrent", "programs.stacking", "programs.watch",
         "preferences", "preferences.collector", "preferences.demonstrations",
         "storage", "storage.archive", "storage.files", "storage.toml",
     }  # fmt: skip

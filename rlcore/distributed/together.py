@@ -18,6 +18,7 @@ from rlcore.agents.config import enters_programs
 from rlcore.collect import Episodes
 from rlcore.errors import RlcoreError, UsageError
 from rlcore.programs.stacking import Members, StackedProgram
+from rlcore.tracing import share
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
@@ -153,6 +154,8 @@ def _serve(stack: _Stack, pipe: Any, other_end: Any) -> None:
 def _check(agents: Sequence[Agent]) -> None:
     if len({id(agent) for agent in agents}) != len(agents) or not agents:
         raise UsageError("agents must be one or more, each once")
+    if share().count > 1:
+        raise UsageError("learn_together is for one process, but this is one of several that torchrun began")
     first = agents[0]
     for k, agent in enumerate(agents):
         if type(agent) is not type(first) or agent.env_id != first.env_id or agent.env_kwargs != first.env_kwargs:

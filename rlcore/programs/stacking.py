@@ -152,7 +152,7 @@ class Members:
 
 
 class StackedProgram(Program):
-    """What the `programs` of several agents compute, each with its own places, in one call, with a result `[K, ...]`."""
+    """What the `programs` of several agents compute, each with its own places, in one call; results are `[K, ...]`."""
 
     def __init__(self, programs: Sequence[Program], members: Members):
         first = programs[0]

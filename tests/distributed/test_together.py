@@ -36,7 +36,7 @@ def threads(count):
 
 @pytest.mark.parametrize("algo", SIZES)
 def test_each_ends_as_if_it_had_trained_alone(algo):
-    """Weights, moments, steps, episodes and metrics; minibatches of whole episodes differ in size from agent to agent."""
+    """Weights, moments, steps, episodes and metrics; minibatches of whole episodes differ in size among agents."""
     ours, alone = agents_of(algo), agents_of(algo)
     with threads(1):
         told = list(iterations_together(ours, 500))
