@@ -56,12 +56,11 @@ def iterations_together(agents: Sequence[Agent], total_steps: int) -> Iterator[l
     workers: list[_Here | _Elsewhere] = []
     try:
         stacks = [_Stack(part, total_steps) for part in parts]
-        workers += [_Elsewhere(stack) for stack in stacks[1:]] + [_Here(stacks[0])]
+        workers += [_Here(stacks[0]), *map(_Elsewhere, stacks[1:])]
         while any(agent.global_step < total_steps for agent in agents):
             for worker in workers:
                 worker.begin()
-            ended = [worker.ended() for worker in workers]
-            yield [*ended[-1], *(one for part in ended[:-1] for one in part)]
+            yield [one for worker in workers for one in worker.ended()]
     finally:
         for worker in workers:
             worker.close()
@@ -79,7 +78,7 @@ class _Here:
         self.stack = stack
 
     def begin(self) -> None:
-        """Nothing yet: others begin before."""
+        """Nothing yet, so that the others can begin."""
 
     def ended(self) -> list[Ended | None]:
         """What came of an iteration."""
