@@ -32,7 +32,8 @@ def main() -> None:
 def row(algo: str, env_id: str, result: dict[str, Any], file: str) -> str:
     low, high = result["interval_95"]
     score = f"[{number(result['interquartile_mean'])}](benchmarks/results/{file}) [{number(low)}, {number(high)}]"
-    peer = json.loads(PUBLISHED.read_text(encoding="utf-8"))["scores"][env_id].get(algo)
+    entries = json.loads(PUBLISHED.read_text(encoding="utf-8"))["scores"][env_id].get(algo, [])
+    peer = next((entry for entry in entries if entry["source"] == "RL Zoo"), None)
     published = f"{number(peer['score'])} ± {peer['std']:g} @ {steps(peer['steps'])}" if peer else ""
     cells = (env_id, algo, score, number(result["min"]), steps(result["training_steps_max"]), published)
     return f"| {' | '.join(cells)} |"

@@ -370,9 +370,7 @@ class RowSampler:
 
     def totals(self, batch: Batch, minibatches: Tensor) -> dict[str, Tensor]:
         """What each of the `minibatches [S, M]` comes to over all processes, `[S]`, so that a gradient step has but its
-        gradient to add up; nothing where there is one process."""
-        if self.share.count == 1:
-            return {}
+        gradient to add up."""
         taken = minibatches >= 0
         if self.length == 1:
             real, advantages = batch.mask[minibatches] & taken, batch.advantages[minibatches]
@@ -409,7 +407,7 @@ class RowSampler:
         return {"rows": rows, "minibatches": rows[:size].expand(self.epochs * self.num_minibatches, -1).contiguous()}
 
     def largest(self, mask: Tensor) -> dict[str, Tensor]:
-        """What `draw` gives of a rollout of this form without padding, without drawing."""
+        """What `draw` gives of a rollout of the form of `mask [T, N]`, but without padding, without drawing."""
         return RowSampler(self.num_minibatches, self.epochs, False, self.length).example(mask)
 
     def free_sizes(self) -> dict[str, tuple[int, ...]]:

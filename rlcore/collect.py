@@ -191,7 +191,8 @@ class Collector:
         self._begin_carry(network)
 
     def count(self, rewards: np.ndarray, ends: np.ndarray, cuts: np.ndarray | None = None) -> Episodes:
-        """The episodes that finished in a rollout, of which `_play` told the rest."""
+        """The episodes that finished in the rollout that is in the buffer, with the environments' own `rewards [T, N]`
+        and `ends [T, N]`, and the `cuts [T, N]` after which episodes were given up."""
         episodes = self.counter.count(rewards, ends, self.buffer.mask.cpu().numpy(), self.global_step, cuts)
         self.rows_collected += self.buffer.length
         self.global_step += self.counter.steps

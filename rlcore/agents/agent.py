@@ -358,9 +358,9 @@ class Agent:
         minibatches = (self.draws or self.draw())["minibatches"]
 
         def step(_: Any, x: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-            return None, self.step(self.sampler.take(batch, x.pop("rows"), x))
+            return None, self.step(self._minibatch(batch, **x))
 
-        _, metrics, count = loop(step, None, {"rows": minibatches, **self.sampler.totals(batch, minibatches)})
+        _, metrics, count = loop(step, None, {"rows": minibatches, **self._totals(batch, minibatches)})
         return _means(metrics, count)
 
     def _gradient_steps_until_far(self, batch: Batch) -> dict[str, Tensor]:
@@ -370,15 +370,22 @@ class Agent:
 
         def step(carry: dict[str, Tensor], x: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             ends = x.pop("ends")
-            metrics = self.step(self.sampler.take(batch, x.pop("rows"), x))
+            metrics = self.step(self._minibatch(batch, **x))
             kl = carry["kl"] + metrics["approx_kl"] / count
             far = ends & (kl > 1.5 * self.config.target_kl)
             return {"kl": torch.where(ends, 0.0, kl), "far": far}, metrics
 
         start = {"kl": torch.zeros((), device=self.device), "far": torch.zeros_like(ends_epoch[0])}
-        turns = {"rows": minibatches, "ends": ends_epoch, **self.sampler.totals(batch, minibatches)}
+        turns = {"rows": minibatches, "ends": ends_epoch, **self._totals(batch, minibatches)}
         _, metrics, taken = loop(step, start, turns, until=lambda carry: carry["far"])
         return _means(metrics, taken)
+
+    def _totals(self, batch: Batch, minibatches: Tensor) -> dict[str, Tensor]:
+        """What minibatches come to over several processes; nothing where there is one."""
+        return self.sampler.totals(batch, minibatches) if self.share.count > 1 else {}
+
+    def _minibatch(self, batch: Batch, rows: Tensor, **totals: Tensor) -> Batch:
+        return self.sampler.take(batch, rows, totals) if totals else self.sampler.take(batch, rows)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on a minibatch. The loss and its metrics are sums over transitions, as the gradient is, of

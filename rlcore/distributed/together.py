@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlcore.agents.config import enters_programs
+from rlcore.buffer import RowSampler
 from rlcore.collect import Episodes
 from rlcore.errors import RlcoreError, UsageError
 from rlcore.programs.stacking import Members, StackedProgram
@@ -178,7 +179,8 @@ class _Stack:
         for agent in agents:
             if agent.backend != "native":
                 agent.use_backend("native")
-            agent.draws.update(agent.sampler.largest(agent.buffer.mask))
+            if isinstance(agent.sampler, RowSampler):  # whose minibatches may be smaller than those of another agent
+                agent.draws.update(agent.sampler.largest(agent.buffer.mask))
         programs = [(agent.engine.collecting(agent.collector), agent.engine.learning()) for agent in agents]
         places = [[place for program in both for place in program.find_places()] for both in programs]
         self.members = Members(places)

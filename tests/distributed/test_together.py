@@ -140,7 +140,7 @@ def test_errors_of_a_process_are_raised_here(monkeypatch):
             r"agents\[1\] has gamma = 0.9, but agents\[0\]",
         ),
         (lambda: [rlcore.PPO("Taxi-v4", num_envs=2, num_steps=8)], "Taxi-v4, which has no native implementation"),
-        (lambda: [rlcore.PPO("CartPole-v1", num_envs=2, num_steps=8, memory="gru")], "remembers"),
+        (lambda: [rlcore.PPO("CartPole-v1", num_envs=2, num_steps=8, num_minibatches=1, memory="gru")], "remembers"),
     ],
 )
 def test_what_does_not_go_together_is_refused(agents, sentence):
