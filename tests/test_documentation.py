@@ -18,7 +18,8 @@ PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 MODULES = [
     "agents", "agents.a2c", "agents.bc", "agents.callbacks", "agents.dpo",
     "agents.evaluation", "agents.export", "agents.grpo",
-    "agents.ppo", "agents.reinforce", "agents.rewardmodel", "agents.trpo", "buffer", "collect", "diagnostics", "envs",
+    "agents.ppo", "agents.reinforce", "agents.rewardmodel", "agents.trpo", "buffer", "collect", "diagnostics",
+    "distributed.together", "envs",
     "envs.memory_tasks",
     "envs.rock_paper_scissors", "envs.text", "errors", "estimators", "networks", "networks.distributions",
     "networks.memory", "networks.normalize", "networks.recurrent", "networks.reward", "networks.text",
@@ -106,7 +107,7 @@ def own_functions():
 def test_the_list_of_modules_is_complete():
     private = {"cli", "__main__", "version", "runs", "suites"}
     inner = {
-        "distributed", "distributed.ranks", "distributed.together",
+        "distributed", "distributed.ranks",
         "agents.agent", "agents.config", "agents.engine", "agents.rewards", "agents.setup", "agents.stored",
         "envs.adapter", "envs.async_vector", "envs.atari", "envs.envpool", "envs.faults", "envs.frames",
         "envs.guard", "envs.make",
