@@ -211,30 +211,26 @@ class _Stack:
         for agent in mine:
             agent.draw()
         collected = time.perf_counter()
-        metrics = self._learn(mine)
+        metrics = self._learn(mine, going)
         seconds = [(x - y) / len(mine) for x, y in ((collected, start), (time.perf_counter(), collected))]
-        told = iter(zip(mine, firsts, episodes, strict=True))
-        ended: list[Ended | None] = []
-        for k, goes in enumerate(going):
-            if not goes:
-                ended.append(None)
-                continue
-            agent, first, finished = next(told)
-            ended.append((agent.ended(metrics[k], first, *seconds), finished))
-            if agent.global_step >= total_steps:
+        told = [agent.ended(own, first, *seconds) for agent, own, first in zip(mine, metrics, firsts, strict=True)]
+        ended = iter(zip(told, episodes, strict=True))
+        for k, agent in enumerate(self.agents):
+            if going[k] and agent.global_step >= total_steps:
                 self.members.release(k)
-        return ended
+        return [next(ended) if goes else None for goes in going]
 
-    def _learn(self, mine: Sequence[Agent]) -> list[dict[str, float]]:
-        """Learn from the rollouts; the metrics of each agent."""
+    def _learn(self, mine: Sequence[Agent], going: Sequence[bool]) -> list[dict[str, float]]:
+        """Learn from the rollouts of those that are `going`; the metrics of each."""
         if all(agent.sampler.suffices(agent.buffer.mask) for agent in mine):
-            learned = self.learn()
+            which = torch.tensor(going)
+            learned = {name: x.float()[which] for name, x in self.learn().items()}
         else:  # all as Python, once
-            each = [agent.learn_from_buffer() for agent in self.agents]
-            learned = {name: torch.stack([one[name] for one in each]) for name in each[0]}
-        vectors = torch.stack([agent.parameters.vector for agent in self.agents])
-        learned = {**learned, "param_norm": torch.linalg.vector_norm(vectors, dim=1)}
-        rows = torch.stack([x.float() for x in learned.values()]).T.tolist()
+            each = [agent.learn_from_buffer() for agent in mine]
+            learned = {name: torch.stack([one[name].float() for one in each]) for name in each[0]}
+        vectors = torch.stack([agent.parameters.vector for agent in mine])
+        learned["param_norm"] = torch.linalg.vector_norm(vectors, dim=1)
+        rows = torch.stack([*learned.values()]).T.tolist()
         return [dict(zip(learned, row, strict=True)) for row in rows]
 
     def release(self) -> None:

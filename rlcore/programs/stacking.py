@@ -130,9 +130,11 @@ class Members:
         for name in names:
             whole = self.tensors[name]
             for k, (places, parts) in enumerate(zip(self.places, self.parts, strict=True)):
+                if not self.going[k]:
+                    continue
                 place, part = places[name], parts.get(name)
                 now = place.get()
-                if now is part or not self.going[k]:
+                if now is part:
                     continue
                 if isinstance(now, Tensor) and now.shape != whole.shape[1:]:
                     whole[k].fill_(-1)[tuple(slice(n) for n in now.shape)] = now

@@ -97,6 +97,22 @@ def _until(run, count):
         yield next(run)
 
 
+def test_a_rollout_that_is_too_short_for_programs_is_learned_from_as_python(monkeypatch):
+    """By those that have steps left alone: who is done learns no more."""
+    ours, alone = agents_of("reinforce", 2), agents_of("reinforce", 2)
+    for agent in (*ours, *alone):
+        monkeypatch.setattr(agent.sampler, "suffices", lambda mask: False)
+    monkeypatch.setattr(ours[0].collector, "global_step", 400)  # it is done first
+    monkeypatch.setattr(alone[0].collector, "global_step", 400)
+    with threads(1):
+        rows = list(iterations_together(ours, 500))
+    assert rows[-1][0] is None and rows[-1][1] is not None
+    for mine, other in zip(ours, alone, strict=True):
+        other.learn(500)
+        assert mine.iteration == other.iteration and mine.global_step == other.global_step
+        torch.testing.assert_close(mine.parameters.vector, other.parameters.vector, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_processes_give_the_same_and_their_state_comes_back():
     ours, alone = agents_of("ppo", 3), agents_of("ppo", 3)

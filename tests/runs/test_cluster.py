@@ -19,7 +19,7 @@ from rlcore.runs.bench import MOST_LOSSES, Bench
 from rlcore.runs.cluster import Cluster
 from rlcore.runs.node import PYTHON, ROOT, Order, carry_out, pack, unpack
 from rlcore.runs.results import read_index
-from rlcore.runs.suite import completed
+from tests.runs.test_bench import suite_of
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -46,10 +46,6 @@ def foreign(tmp_path):
     script = tmp_path / "agent.py"
     script.write_text(textwrap.dedent(FOREIGN))
     return {"command": [sys.executable, str(script)]}
-
-
-def suite_of(agents, seeds=2, **entries):
-    return completed({"agents": agents, "envs": ["CartPole-v1"], "seeds": seeds, "eval_episodes": 2, **entries})
 
 
 def run(path, suite, cluster=None, show=False):
