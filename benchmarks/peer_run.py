@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 import tomllib
 from itertools import pairwise
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import machine
 import numpy as np
+import peer_cell
 import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -33,25 +32,10 @@ POINTS = 100  # of a learning curve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algo", choices=("ppo", "a2c", "trpo"))
-    parser.add_argument("env_id")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--total-steps", type=int)
-    parser.add_argument("--eval-episodes", type=int, default=100)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = peer_cell.options_of(__doc__, ("ppo", "a2c", "trpo"))
     torch.set_num_threads(1)
     values = tomllib.loads((HERE / "zoo.toml").read_text())[options.algo][options.env_id]
-    steps = options.total_steps or preset_steps(options.algo, options.env_id)
-    result = trained(options, copy.deepcopy(values), steps)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "result.json").write_text(json.dumps({**result, "machine": machine.describe()}))
-
-
-def preset_steps(algo: str, env_id: str) -> int:
-    presets = tomllib.loads((HERE.parent / "rlcore" / "presets" / "classic_control.toml").read_text())
-    return presets[algo][env_id]["total_steps"]
+    peer_cell.write(options, trained(options, copy.deepcopy(values), options.total_steps))
 
 
 def trained(options: argparse.Namespace, values: dict[str, Any], steps: int) -> dict[str, Any]:

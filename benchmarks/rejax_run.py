@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 import tomllib
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 
 import gymnasium
 import jax
-import machine
 import numpy as np
+import peer_cell
 from jax import numpy as jnp
 from rejax import get_algo
 
@@ -29,19 +28,9 @@ POINTS = 20  # of a learning curve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("env_id")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--total-steps", type=int)
-    parser.add_argument("--eval-episodes", type=int, default=100)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = peer_cell.options_of(__doc__)
     values = tomllib.loads((HERE / "rejax.toml").read_text())[options.env_id]
-    presets = tomllib.loads((HERE.parent / "rlcore" / "presets" / "classic_control.toml").read_text())
-    steps = options.total_steps or presets["ppo"][options.env_id]["total_steps"]
-    result = trained(options, values, steps)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "result.json").write_text(json.dumps({**result, "machine": machine.describe()}))
+    peer_cell.write(options, trained(options, values, options.total_steps))
 
 
 def trained(options: argparse.Namespace, values: dict[str, Any], steps: int) -> dict[str, Any]:
