@@ -20,7 +20,7 @@ Techniques:
     recorded-sync    the same on those of `python-sync`
     compiled-host    acting and learning compiled, on the environments of `python`
     compiled         everything compiled, on the native twin of the environment
-    own              as compiled, with PPO's work, the agent of the README's "Add an agent in 60 lines": what a user's
+    own              as compiled, with PPO's work, the agent of the guide on agents, "in 60 lines": what a user's
                      agent costs beside PPO, to be trained and to be ready from the cache
     sb3, rejax       the peers
 
@@ -181,9 +181,9 @@ def train_rlcore(options: argparse.Namespace, kind: Any = None, **how: Any) -> d
 
 
 def own_agent() -> Any:
-    """The agent whose file the README shows, as a module that is none of rlcore's."""
-    readme = (harness.ROOT / "README.md").read_text()
-    text = re.search(r"<!-- file: rlcore_awr.py -->\n```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)[1]
+    """The agent whose file the guide on agents shows, as a module that is none of rlcore's."""
+    guide = (harness.ROOT / "docs" / "pages" / "guides" / "agent.md").read_text()
+    text = re.search(r"<!-- file: rlcore_awr.py -->\n```python\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)[1]
     module = sys.modules["rlcore_awr"] = types.ModuleType("rlcore_awr")
     exec(compile(text, "rlcore_awr.py", "exec"), vars(module))
     return module.AWR

@@ -1,4 +1,4 @@
-"""The table of scores in the README, from results/scores_*.json.
+"""The table of scores in docs/pages/benchmarks.md, from results/scores_*.json.
 
     python benchmarks/table.py
 
@@ -31,7 +31,7 @@ def main() -> None:
 
 def row(algo: str, env_id: str, result: dict[str, Any], file: str) -> str:
     low, high = result["interval_95"]
-    score = f"[{number(result['interquartile_mean'])}](benchmarks/results/{file}) [{number(low)}, {number(high)}]"
+    score = f"[{number(result['interquartile_mean'])}](../../benchmarks/results/{file}) [{number(low)}, {number(high)}]"
     entries = json.loads(PUBLISHED.read_text(encoding="utf-8"))["scores"][env_id].get(algo, [])
     peer = next((entry for entry in entries if entry["source"] == "RL Zoo"), None)
     published = f"{number(peer['score'])} ± {peer['std']:g} @ {steps(peer['steps'])}" if peer else ""

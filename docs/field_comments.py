@@ -1,5 +1,5 @@
 """Shows hyperparameters in the API documentation by their plain types, with the comment that stands beside each in the
-source."""
+source, and examples in docstrings as code."""
 
 import ast
 import re
@@ -40,3 +40,16 @@ class FieldComments(griffe.Extension):
         comment = re.search(r"\s# (.+)$", "\n".join(attr.lines), re.MULTILINE)
         if comment and attr.docstring is None:
             attr.docstring = griffe.Docstring(comment[1], parent=attr)
+
+
+class Examples(griffe.Extension):
+    """Has what stands behind `>>>` in docstrings, and what it gives, come out as code and not as quotations."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
+        if obj.docstring is not None and ">>>" in obj.docstring.value:
+            obj.docstring.value = fenced_examples(obj.docstring.value)
+
+
+def fenced_examples(text: str) -> str:
+    """The text with each block of lines from a `>>>` to the next blank line between fences."""
+    return re.sub(r"^>>> .*(?:\n.+)*", lambda block: f"```pycon\n{block[0]}\n```", text, flags=re.MULTILINE)

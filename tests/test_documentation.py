@@ -256,7 +256,7 @@ def broken_links(path):
 
 DOCUMENTS = [
     ROOT / "README.md", ROOT / "benchmarks" / "plugins" / "rnd" / "README.md",
-    ROOT / "rlcore" / "agents" / "DETAILS.md", *PAGES, *sorted((ROOT / "notebooks").glob("*.ipynb"))
+    *PAGES, *sorted((ROOT / "notebooks").glob("*.ipynb"))
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Agents of other packages, by entry points; the first of them is the README's, as pasted."""
+"""Agents of other packages, by entry points; the first of them is that of the guide on agents, as pasted."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from rlcore.agents.config import field_help
 from rlcore.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "pages" / "guides" / "agent.md").read_text()
 
 
-def readme_file(name):
-    """The text of the block that the README says to put into a file of this name."""
-    return re.search(rf"<!-- file: {re.escape(name)} -->\n```\w+\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)[1]
+def guide_file(name):
+    """The text of the block that the guide says to put into a file of this name."""
+    return re.search(rf"<!-- file: {re.escape(name)} -->\n```\w+\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)[1]
 
 
 def install(folder, files, pyproject):
@@ -49,12 +49,12 @@ def rlcore(site, *arguments, code=0):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    install(folder, {"rlcore_awr.py": readme_file("rlcore_awr.py")}, readme_file("pyproject.toml"))
+    install(folder, {"rlcore_awr.py": guide_file("rlcore_awr.py")}, guide_file("pyproject.toml"))
     return folder
 
 
 def test_the_example_has_at_most_60_lines():
-    lines = [*readme_file("rlcore_awr.py").splitlines(), *readme_file("pyproject.toml").splitlines()]
+    lines = [*guide_file("rlcore_awr.py").splitlines(), *guide_file("pyproject.toml").splitlines()]
     assert 30 < len(lines) <= 60
 
 
@@ -69,7 +69,7 @@ def test_it_is_listed_and_its_hyperparameters_are_explained(site):
 
 
 def test_it_trains_evaluates_and_resumes_from_the_command_line(site):
-    line = re.search(r"<!-- command: plugin -->\n```bash\nrlcore (.*)\n```", README)[1]
+    line = re.search(r"<!-- command: plugin -->\n```bash\nrlcore (.*)\n```", GUIDE)[1]
     said, _ = rlcore(site, *line.split(), "--run-dir", "run", "--no-progress")
     assert float(re.search(r"evaluation: return ([\d.]+)", said)[1]) > 300  # it learns: a random policy gets 22
     assert json.loads(rlcore(site, "eval", "run", "--episodes", "2", "--json")[0])["algo"] == "awr"
@@ -142,11 +142,11 @@ def test_a_class_that_bears_another_name_would_not_be_found_again_in_a_checkpoin
         AgentTable({})["wrong"]
 
 
-def test_a_study_of_an_own_agent_as_in_the_readme(tmp_path):
+def test_a_study_of_an_own_agent_as_in_the_guide(tmp_path):
     """From a file of 60 lines to a search, a bench beside PPO, a page and a policy that needs no rlcore, as pasted."""
     for name in ("rlcore_awr.py", "study.toml"):
-        (tmp_path / name).write_text(readme_file(name))
-    lines = re.search(r"<!-- command: study -->\n```bash\n(.*?)\n```", README, re.DOTALL)[1].splitlines()
+        (tmp_path / name).write_text(guide_file(name))
+    lines = re.search(r"<!-- command: study -->\n```bash\n(.*?)\n```", GUIDE, re.DOTALL)[1].splitlines()
     assert [line.split()[:2] for line in lines] == [["rlcore", name] for name in ("tune", "bench", "report", "export")]
     said = [rlcore(tmp_path, *line.split()[1:]) for line in lines]
 
