@@ -43,11 +43,32 @@ class FieldComments(griffe.Extension):
 
 
 class Examples(griffe.Extension):
-    """Has what stands behind `>>>` in docstrings, and what it gives, come out as code and not as quotations."""
+    """Has what stands behind `>>>` in docstrings, and what it gives, come out as code and not as quotations; and where
+    one entry stands for several arguments, shows their type."""
 
     def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring is not None and ">>>" in obj.docstring.value:
             obj.docstring.value = fenced_examples(obj.docstring.value)
+
+    def on_function(self, *, func: griffe.Function, **_: object) -> None:
+        show_types(func.docstring, func)
+
+    def on_class_members(self, *, cls: griffe.Class, **_: object) -> None:
+        maker = cls.members.get("__init__")
+        if isinstance(maker, griffe.Function):
+            show_types(cls.docstring, maker)
+
+
+def show_types(docstring: griffe.Docstring | None, function: griffe.Function) -> None:
+    """Add the type that the first one has to entries such as `rewards, values: ...`."""
+
+    def typed(entry: re.Match[str]) -> str:
+        name = entry[1].split(",")[0]
+        annotation = function.parameters[name].annotation if name in function.parameters else None
+        return entry[0] if annotation is None else f"    {entry[1]} ({annotation}):"
+
+    if docstring is not None:
+        docstring.value = re.sub(r"^    (\w+(?:, \w+)+):", typed, docstring.value, flags=re.MULTILINE)
 
 
 def fenced_examples(text: str) -> str:

@@ -8,7 +8,9 @@
 """
 
 import base64
+import copy
 import dataclasses
+import inspect
 import json
 import logging
 import posixpath
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File, InclusionLevel
 
-from rlcore.agents import AGENTS, Config
+from rlcore.agents import AGENTS
 from rlcore.agents.config import Range, choice_word, field_help, field_metadata, field_types, inner_type, is_optional
 from rlcore.presets import all_presets
 
@@ -122,8 +124,9 @@ def picture(data, kind, stem, pictures):
 def hyperparameters(algo):
     """A table of what the algorithm declares itself, and a closed one of what all have, with its defaults."""
     config = AGENTS[algo].Config
-    own = [field.name for field in dataclasses.fields(config) if field.name in vars(config)["__annotations__"]]
-    rest = [field.name for field in dataclasses.fields(config) if field.name not in own]
+    fields = [field.name for field in dataclasses.fields(config)]
+    own = [name for name in inspect.get_annotations(config) if name in fields]
+    rest = [name for name in fields if name not in own]
     table = textwrap.indent(hyperparameter_table(config, rest), "    ")
     return f'{hyperparameter_table(config, own)}\n\n??? note "What every agent has"\n\n{table}'
 
@@ -165,7 +168,7 @@ def allowed(config, name):
     elif base is str:
         text = "a text"
     else:
-        number = {int: "whole"}.get(base, "whole numbers" if typing.get_origin(base) is tuple else "")
+        number = {int: "integer", float: ""}.get(base, "integers")
         text = f"{number} {span(bounds)}".strip() if bounds else number or "any number"
     return f"{text}, or `none`" if is_optional(kind) else text
 
@@ -179,7 +182,7 @@ def span(bounds):
 
 def presets(algo):
     rows = ["| environment | steps | values |", "| --- | --- | --- |"]
-    for env_id, values in all_presets().get(algo, {}).items():
+    for env_id, values in copy.deepcopy(all_presets()[algo]).items():
         rest = ", ".join(
             f"`{name} = {word(tuple(x) if isinstance(x, list) else x)}`"
             for name, x in values.items()
