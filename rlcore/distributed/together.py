@@ -182,7 +182,7 @@ def _differing(agents: Sequence[Agent]) -> list[str]:
 def _told_apart(agents: Sequence[Agent], kinds: Sequence[tuple], differ: Sequence[str]) -> str:
     k = next(k for k, kind in enumerate(kinds) if kind != kinds[0])
     mine, other = (", ".join(f"{n} = {x}" for n, x in zip(differ, kind, strict=True)) for kind in (kinds[k], kinds[0]))
-    return f"{type(agents[0]).__name__} computes other things with {mine} than with {other}: these cannot train together"
+    return f"{type(agents[0]).__name__} computes other things with {mine} than with {other}; these cannot go together"
 
 
 class _Stack:
@@ -200,7 +200,7 @@ class _Stack:
         self.members = Members(places)
         differ = _differing(agents)
         kinds = [tuple(getattr(agent.config, name) for name in differ) for agent in agents]
-        self.collect, self.learn = (StackedProgram(column, self.members, kinds) for column in zip(*programs, strict=True))
+        self.collect, self.learn = (StackedProgram(each, self.members, kinds) for each in zip(*programs, strict=True))
         engine.runs *= len(agents)
         engine.choose(total_steps)
         how = "compiled" if engine.how == "compiled" else "recorded"
