@@ -66,9 +66,38 @@ def difference(name: str, old: Any, new: Any) -> str:
     return f"{name} ({shown(old)}, not {shown(new)})"
 
 
+# What other libraries call it, by which their users look for it.
+ELSEWHERE = {
+    "alpha": "learning_rate", "lr": "learning_rate", "step_size": "learning_rate", "pi_lr": "learning_rate",
+    "timesteps": "total_steps", "total_timesteps": "total_steps", "n_timesteps": "total_steps", "steps": "total_steps",
+    "iterations": "total_steps", "n_steps": "num_steps", "rollout_length": "num_steps", "horizon": "num_steps",
+    "n_envs": "num_envs", "envs": "num_envs", "num_workers": "num_envs", "workers": "num_envs",
+    "batch_size": "num_minibatches", "minibatch_size": "num_minibatches", "n_minibatches": "num_minibatches",
+    "n_epochs": "update_epochs", "epochs": "update_epochs", "num_epochs": "update_epochs",
+    "noptepochs": "update_epochs", "clip_range": "clip_coef", "cliprange": "clip_coef", "clip": "clip_coef",
+    "eps_clip": "clip_coef", "clip_ratio": "clip_coef", "clip_range_vf": "clip_vloss", "entropy_coef": "ent_coef",
+    "value_coef": "vf_coef", "vf_loss_coeff": "vf_coef", "entropy_coeff": "ent_coef", "lam": "gae_lambda",
+    "lambda": "gae_lambda", "discount": "gamma", "discount_factor": "gamma", "normalize_advantage": "norm_adv",
+    "normalize": "norm_obs", "net_arch": "hidden_sizes", "hidden_size": "hidden_sizes", "layers": "hidden_sizes",
+    "activation_fn": "activation", "use_sde": "noise_correlation", "rms_prop_eps": "optimizer_eps",
+    "max_grad": "max_grad_norm", "num_generations": "group_size", "delta": "max_kl", "target_kl_div": "target_kl",
+    "out": "run_dir", "output": "run_dir", "log_dir": "run_dir", "logdir": "run_dir", "save_dir": "run_dir",
+    "env_kwargs": "env_arg", "eval_freq": "checkpoint_every", "n_eval_episodes": "eval_episodes",
+    "cuda": "device", "gpu": "device", "num_threads": "threads", "n_cpu": "threads", "n_jobs": "jobs",
+    "wandb": "track", "n_seeds": "seeds", "n_trials": "trials", "num_episodes": "episodes", "n_episodes": "episodes",
+}  # fmt: skip
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """A half-sentence that names the option nearest to `name`, or an empty string where none is near."""
-    options = list(options)
-    lowered = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    return f", did you mean '{lowered[near[0]]}'?" if near else ""
+    plain = {_plain(option): option for option in options}
+    asked = _plain(name)
+    if (same := ELSEWHERE.get(asked)) in plain:
+        return f", did you mean '{plain[same]}'?"
+    near = difflib.get_close_matches(asked, plain, n=1, cutoff=0.5)
+    return f", did you mean '{plain[near[0]]}'?" if near else ""
+
+
+def _plain(name: str) -> str:
+    """A name or a flag without what makes it a flag."""
+    return name.lower().lstrip("-").replace("-", "_")

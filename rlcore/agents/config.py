@@ -282,7 +282,8 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
         return {choice_word(choice): choice for choice in typing.get_args(base)}.get(text, text)
     try:
         if typing.get_origin(base) is tuple:
-            return tuple(int(part) for part in re.split(r"[\s,]+", text.strip("()[] ")) if part)
+            parts = re.split(r"\s*,\s*|\s+", text.strip("()[] ").removesuffix(","))
+            return tuple(map(int, parts)) if parts != [""] else ()
         if base is bool:
             return {"true": True, "false": False}[text.lower()]
         return base(text) if base in (int, float) else text

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import tomllib
 import typing
@@ -34,6 +35,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=formatter, argument_default=argparse.SUPPRESS, **options)
 
     def error(self, message: str) -> NoReturn:
+        if "/--no-" in message and "ignored explicit argument" in message:  # argparse does not say what it may be
+            flags, value = re.search(r"argument (\S+): ignored explicit argument (.*)", message).groups()
+            raise UsageError(f"{flags.replace('/', ' and ')} take no value, but there is {value}")
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
@@ -41,8 +45,8 @@ class Parser(argparse.ArgumentParser):
         values, unknown = self.parse_known_args(arguments)
         if unknown:
             name = unknown[0].split("=", 1)[0]
-            near = did_you_mean(name, [flag for action in self._actions for flag in action.option_strings])
-            what = "option" if name.startswith("-") else "argument"
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            what, near = ("option", did_you_mean(name, flags)) if name.startswith("-") else ("argument", "")
             raise UsageError(f"{what} '{name}' is not known to {self.prog}{near or f'; see {self.prog} --help'}")
         return values
 

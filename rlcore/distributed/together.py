@@ -18,6 +18,7 @@ from rlcore.agents.config import enters_programs
 from rlcore.buffer import RowSampler
 from rlcore.collect import Episodes
 from rlcore.errors import RlcoreError, UsageError
+from rlcore.programs.numbers import NotAlike
 from rlcore.programs.stacking import Members, StackedProgram
 from rlcore.tracing import share
 
@@ -34,8 +35,9 @@ def learn_together(agents: Sequence[Agent], total_steps: int) -> Sequence[Agent]
     threads, each with a program of its own, where the system can fork and the agents are on the CPU.
 
     Args:
-        agents: of one class, environment and configuration; seeds may differ, and hyperparameters that no program
-            knows, such as the learning rate. The environment needs a native implementation.
+        agents: of one class, environment and configuration; seeds may differ, hyperparameters that no program knows,
+            such as the learning rate, and those that are numbers in it, such as γ or the clip range. The environment
+            needs a native implementation.
         total_steps: environment steps of each, over all of its environments.
 
     Raises:
@@ -162,13 +164,25 @@ def _check(agents: Sequence[Agent]) -> None:
             raise UsageError(f"agents[{k}] is of another algorithm or environment than agents[0]")
         for name in enters_programs(type(first.config)):
             mine, other = getattr(agent.config, name), getattr(first.config, name)
-            if mine != other:
-                raise UsageError(f"agents[{k}] has {name} = {mine}, but agents[0] has {other}; they may differ in seed")
+            if mine != other and not isinstance(mine, float) | isinstance(other, float):
+                raise UsageError(f"agents[{k}] has {name} = {mine}, but agents[0] has {other}; these must be the same")
         if agent.buffer.sequence_length or agent.queries is not None:
             what = "asks for comparisons" if agent.queries is not None else "has a policy that remembers"
             raise UsageError(f"agents[{k}] {what}, which is for agents that train alone")
         if not agent.engine.may_go_native and agent.backend != "native":
             raise UsageError(f"agents[{k}] is on {agent.env_id}, which has no native implementation")
+
+
+def _differing(agents: Sequence[Agent]) -> list[str]:
+    """Hyperparameters that programs know and that are not the same for all."""
+    names, first = enters_programs(type(agents[0].config)), agents[0].config
+    return [name for name in names if any(getattr(agent.config, name) != getattr(first, name) for agent in agents)]
+
+
+def _told_apart(agents: Sequence[Agent], kinds: Sequence[tuple], differ: Sequence[str]) -> str:
+    k = next(k for k, kind in enumerate(kinds) if kind != kinds[0])
+    mine, other = (", ".join(f"{n} = {x}" for n, x in zip(differ, kind, strict=True)) for kind in (kinds[k], kinds[0]))
+    return f"{type(agents[0]).__name__} computes other things with {mine} than with {other}; these cannot go together"
 
 
 class _Stack:
@@ -184,13 +198,18 @@ class _Stack:
         programs = [(agent.engine.collecting(agent.collector), agent.engine.learning()) for agent in agents]
         places = [[place for program in both for place in program.find_places()] for both in programs]
         self.members = Members(places)
-        self.collect, self.learn = (StackedProgram(column, self.members) for column in zip(*programs, strict=True))
+        differ = _differing(agents)
+        kinds = [tuple(getattr(agent.config, name) for name in differ) for agent in agents]
+        self.collect, self.learn = (StackedProgram(each, self.members, kinds) for each in zip(*programs, strict=True))
         engine.runs *= len(agents)
         engine.choose(total_steps)
         how = "compiled" if engine.how == "compiled" else "recorded"
         for program, part in ((self.collect, "collect"), (self.learn, "learn")):
-            key = engine.key(part)
-            program.prepare(None if key is None else {**key, "agents": len(agents)}, how == "compiled")
+            key = None if differ else engine.key(part)
+            try:
+                program.prepare(None if key is None else {**key, "agents": len(agents)}, how == "compiled")
+            except NotAlike:
+                raise UsageError(_told_apart(agents, kinds, differ)) from None
         for agent in agents:
             agent.engine.how = how
 

@@ -209,8 +209,9 @@ def _register(env_id: str) -> EnvSpec:
     try:
         return gymnasium.spec(name)
     except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
+        of_module = f", also not by the module '{module}'" if module else ""
         near = did_you_mean(name, gymnasium.registry) or f": {one_line(error)}"
-        raise UsageError(f"environment '{env_id}' is not registered with gymnasium{near}") from error
+        raise UsageError(f"environment '{env_id}' is not registered with gymnasium{of_module}{near}") from error
 
 
 def split_id(env_id: str) -> tuple[str, str]:

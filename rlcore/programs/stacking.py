@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch._C import _functorch as functorch
 
+from rlcore.programs.numbers import numbers_as_inputs
 from rlcore.programs.program import Program
 from rlcore.programs.recording import Loop, ParametersPlace, Recorded, record, run_loop
 from rlcore.state import Place
@@ -154,21 +155,39 @@ class Members:
 
 
 class StackedProgram(Program):
-    """What the `programs` of several agents compute, each with its own places, in one call; results are `[K, ...]`."""
+    """What the `programs` of several agents compute, each with its own places, in one call; results are `[K, ...]`.
 
-    def __init__(self, programs: Sequence[Program], members: Members):
+    Args:
+        kinds: of each agent; where they are equal, so are the agents' programs.
+
+    Raises:
+        NotAlike: when it is recorded, where the programs differ in more than numbers.
+    """
+
+    def __init__(self, programs: Sequence[Program], members: Members, kinds: Sequence[Any]):
         first = programs[0]
-        super().__init__(first.function, members.whole, options=first.options)
-        self.first, self.members = first, members
+        super().__init__(first.function, self._places, options=first.options)
+        self.programs, self.members, self.kinds = programs, members, kinds
+        self.numbers: dict[str, Tensor] = {}  # in which programs differ, [K] each
+
+    def _places(self) -> list[Place]:
+        return [*self.members.whole(), *(Place(name, self.numbers, name) for name in self.numbers)]
 
     @functools.cached_property
     def recorded(self) -> Recorded:
-        one = record(self.function, self.first.find_places(), owner=self.first.owner)  # of sizes that are not free
-        return Recorded(stacked(one.graph, len(self.members.places)), one.inputs, one.changed, one.result, one.reads)
+        programs = dict(zip(self.kinds, self.programs, strict=True))
+        # Not as they are recorded for themselves: of sizes that are not free.
+        each = [record(program.function, program.find_places(), owner=program.owner) for program in programs.values()]
+        one, values = each[0], numbers_as_inputs([x.graph for x in each]) if len(each) > 1 else []
+        rows = [list(programs).index(kind) for kind in self.kinds]
+        self.numbers = {f"number_{i}": x[rows].to(self.device) for i, x in enumerate(values)}
+        graph = stacked(one.graph, len(rows))
+        return Recorded(graph, [*one.inputs, *self.numbers], one.changed, one.result, one.reads)
 
     def prepare(self, key: Any, compiled: bool) -> None:
         super().prepare(key, compiled)
-        self._used = list(dict.fromkeys(place.name for place in (*self._inputs, *self._changed)))
+        used = dict.fromkeys(place.name for place in (*self._inputs, *self._changed))
+        self._used = [name for name in used if name not in self.numbers]
 
     def __call__(self) -> Any:
         self.members.take_in(self._used)

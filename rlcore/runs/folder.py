@@ -49,6 +49,8 @@ class RunFolder:
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
         """Refuse a folder that has something in it, so that nothing saved is ever overwritten."""
+        if not str(path):
+            raise UsageError("the run folder has no name")
         try:
             taken = os.path.lexists(path) and (not os.path.isdir(path) or set(os.listdir(path)) - {LOCK})
         except OSError as error:

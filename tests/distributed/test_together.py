@@ -66,6 +66,24 @@ def test_hyperparameters_that_no_program_knows_may_differ():
     assert moved[0] > 20 * moved[1]
 
 
+@pytest.mark.parametrize(
+    ("algo", "numbers"),
+    [
+        ("ppo", {"gamma": 0.9, "gae_lambda": 0.8, "clip_coef": 0.1, "vf_coef": 0.7, "ent_coef": 0.1}),
+        ("trpo", {"gamma": 0.9, "max_kl": 0.002, "cg_damping": 0.2}),
+    ],
+)
+def test_numbers_in_the_program_may_differ(algo, numbers):
+    options = [{}, numbers, {"gamma": 0.5}]
+    ours, alone = ([agents_of(algo, 1, **one)[0] for one in options] for _ in range(2))
+    with threads(1):
+        learn_together(ours, 200)
+    for mine, other in zip(ours, alone, strict=True):
+        other.learn(200)
+        torch.testing.assert_close(mine.parameters.vector, other.parameters.vector, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours[0].parameters.vector, ours[1].parameters.vector, atol=1e-4)
+
+
 def test_agents_are_their_own_again_and_go_on_alone(tmp_path):
     """Also where the iterator is closed early; a checkpoint on the way holds one agent."""
     ours, alone = agents_of("ppo", 2), agents_of("ppo", 2)
@@ -152,8 +170,12 @@ def test_errors_of_a_process_are_raised_here(monkeypatch):
         (lambda: agents_of("ppo", 1) * 2, "agents must be one or more, each once"),
         (lambda: [*agents_of("ppo", 1), *agents_of("a2c", 1)], r"agents\[1\] is of another algorithm"),
         (
-            lambda: [*agents_of("ppo", 1), *agents_of("ppo", 1, gamma=0.9)],
-            r"agents\[1\] has gamma = 0.9, but agents\[0\]",
+            lambda: [*agents_of("ppo", 1), *agents_of("ppo", 1, num_steps=16)],
+            r"agents\[1\] has num_steps = 16, but agents\[0\] has 32",
+        ),
+        (
+            lambda: [*agents_of("ppo", 1), *agents_of("ppo", 1, max_grad_norm=None)],
+            "PPO computes other things with max_grad_norm = None than with max_grad_norm = 0.5",
         ),
         (lambda: [rlcore.PPO("Taxi-v4", num_envs=2, num_steps=8)], "Taxi-v4, which has no native implementation"),
         (lambda: [rlcore.PPO("CartPole-v1", num_envs=2, num_steps=8, num_minibatches=1, memory="gru")], "remembers"),
