@@ -105,7 +105,7 @@ def output_of(output, stem, pictures):
         return picture(data["image/png"], "png", stem, pictures)
     if "text/html" in data:
         found = re.search(r"data:image/gif;base64,([^\"]+)", data["text/html"])
-        return picture(found[1], "gif", stem, pictures) if found else f"<div>{data['text/html']}</div>"
+        return picture(found[1], "gif", stem, pictures) if found else f'<div class="shown">{data["text/html"]}</div>'
     if "text/markdown" in data:
         return data["text/markdown"]
     text = "".join(output.get("text", "")) or data.get("text/plain", "")
