@@ -340,6 +340,6 @@ def test_rows_of_the_table_have_what_is_published():
     result = {"interval_95": [-80, -70.2], "interquartile_mean": -75.04, "min": -90, "training_steps_max": 1_000_100}
     row = table.row("ppo", "Acrobot-v1", result, "a.json")
     assert row == (
-        "| Acrobot-v1 | ppo | [−75.0](benchmarks/results/a.json) [−80.0, −70.2] | −90.0 | 1M | −73.5 ± 18 @ 1M |"
+        "| Acrobot-v1 | ppo | [−75.0](../../benchmarks/results/a.json) [−80.0, −70.2] | −90.0 | 1M | −73.5 ± 18 @ 1M |"
     )
     assert table.row("grpo", "Acrobot-v1", result, "a.json").endswith("| 1M |  |")
