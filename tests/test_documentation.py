@@ -113,7 +113,8 @@ def test_the_list_of_modules_is_complete():
         "envs.guard", "envs.make",
         "envs.masks", "envs.native", "envs.native_vector", "envs.pettingzoo", "envs.standing", "envs.state",
         "networks.actor_critic", "programs", "programs.matmul", "programs.passes", "programs.program",
-        "programs.numbers", "progress", "programs.recording", "programs.recurrent", "programs.stacking", "programs.watch",
+        "programs.numbers", "programs.recording", "programs.recurrent", "programs.stacking", "programs.watch",
+        "progress",
         "preferences", "preferences.collector", "preferences.demonstrations",
         "storage", "storage.archive", "storage.files", "storage.toml",
     }  # fmt: skip
