@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlcore.envs import make_vec
     from rlcore.errors import RlcoreError
     from rlcore.networks import ActorCritic
+    from rlcore.runs.from_python import train
 
 _MODULES = {"estimators": "rlcore.estimators", "callbacks": "rlcore.agents.callbacks"}
 _HOME = {
@@ -27,12 +28,13 @@ _HOME = {
     "make_vec": "rlcore.envs",
     "RlcoreError": "rlcore.errors",
     "ActorCritic": "rlcore.networks",
+    "train": "rlcore.runs.from_python",
 }
 
 __all__ = [
     "A2C", "BC", "DPO", "GRPO", "PPO", "REINFORCE", "TRPO", "ActorCritic", "RewardModel", "RlcoreError",
     "RolloutBuffer", "__version__", "callbacks", "estimators", "learn_together", "load", "make_vec",
-    "pretrain",
+    "pretrain", "train",
 ]  # fmt: skip
 
 

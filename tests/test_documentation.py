@@ -25,7 +25,7 @@ MODULES = [
     "networks.memory", "networks.normalize", "networks.recurrent", "networks.reward", "networks.text",
     "networks.torsos", "networks.transformer", "optim", "preferences.bradley_terry",
     "preferences.data", "preferences.reference", "preferences.sampling",
-    "presets", "spaces", "state", "storage.checkpoint", "tracing",
+    "presets", "runs.from_python", "spaces", "state", "storage.checkpoint", "tracing",
 ]  # fmt: skip
 TENSORS = {"Tensor", "Tensor | None", "Obs", "Tensor | dict[str, Tensor]", "np.ndarray"}
 PAPER = re.compile(r"[A-Z]\w+(?: et al\.| & [A-Z]\w+| and [A-Z]\w+)? (?:19|20)\d\d")
@@ -113,7 +113,8 @@ def test_the_list_of_modules_is_complete():
         "envs.guard", "envs.make",
         "envs.masks", "envs.native", "envs.native_vector", "envs.pettingzoo", "envs.standing", "envs.state",
         "networks.actor_critic", "programs", "programs.matmul", "programs.passes", "programs.program",
-        "programs.recording", "programs.recurrent", "programs.stacking", "programs.watch",
+        "programs.numbers", "programs.recording", "programs.recurrent", "programs.stacking", "programs.watch",
+        "progress",
         "preferences", "preferences.collector", "preferences.demonstrations",
         "storage", "storage.archive", "storage.files", "storage.toml",
     }  # fmt: skip

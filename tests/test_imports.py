@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rlcore"
 # Each layer may import itself (but see the agents) and what stands below it.
 LAYERS = [
-    {"errors", "version", "tracing"},
+    {"errors", "version", "tracing", "progress"},
     {"spaces", "storage", "suites"},
     {"state", "envs", "presets"},
     {"buffer", "optim"},

@@ -482,7 +482,7 @@ def test_gymnasiums_environments_run_alike_as_python_and_recorded(source):
     assert_alike(ours, theirs)
 
 
-def test_native_tasks_run_alike_compiled(arms):
+def test_native_tasks_run_alike_as_given_to_the_compiler(arms, not_compiled):
     options = dict(num_envs=2, num_steps=11, backend="native", hidden_sizes=(2,))
     env_id = arms(Arms(spaces.Discrete(3)))
     ours, theirs = (trained(A2C, env_id, how, **options) for how in (False, True))

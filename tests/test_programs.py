@@ -144,7 +144,7 @@ def test_captured_equals_eager_but_for_the_card(case, monkeypatch):
         assert_same(eager, captured, 1e-4)
 
 
-# Compiled. Few, since the compiler takes a third of a minute for each program; TRPO on native environments is among the
+# Compiled. Few, since the compiler takes a third of a minute for each program; what others give it is among the
 # trajectories (tests/agents/test_trajectories.py), GRPO in tests/test_text.py, loops in tests/test_loops.py.
 
 
@@ -183,14 +183,16 @@ def test_compiled_learning_from_whole_episodes_equals_eager():
 
 
 def test_compiled_acting_on_host_environments_equals_eager():
-    """With RMSprop, scaled rewards and one torso."""
+    """With RMSprop, scaled rewards and one torso; both learn as Python."""
     options = dict(shared=True, backend="sync", num_steps=16)
-    eager, compiled = make("a2c", **options), make("a2c", compile=True, **options)
-    compiled.engine.prepare(1000)
-    assert compiled.engine.how == "compiled" and compiled.backend == "sync"
+    eager, compiled = make("a2c", **options), make("a2c", **options)
+    acting = compiled.engine.collecting(compiled.collector)
+    acting.prepare(compiled.engine.key("collect"), compiled=True)
+    compiled.collector.program = acting
+    assert compiled.backend == "sync"
     for _ in range(5):
         _, episodes = iterate(eager, eager.learn_from_buffer)
-        _, same_episodes = iterate(compiled, compiled.engine.learn)
+        _, same_episodes = iterate(compiled, compiled.learn_from_buffer)
         assert episodes == same_episodes
         for name in ("obs", "actions", "dist_params", "values", "logprobs"):
             ours, theirs = getattr(eager.buffer, name), getattr(compiled.buffer, name)

@@ -334,8 +334,8 @@ def test_it_is_frozen():
 
 
 @pytest.mark.parametrize("compile", ["record", True])
-def test_all_ways_to_run_agree(compile):
-    """Of the model recorded alone: compiling costs half a minute for each agent."""
+def test_all_ways_to_run_agree(compile, not_compiled):
+    """Of the model recorded alone."""
 
     def run(learning, playing):
         pairs, sizes = made_up("CartPole-v1"), dict(seed=0, hidden_sizes=(8,))

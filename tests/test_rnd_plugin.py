@@ -250,7 +250,7 @@ def test_it_is_recorded(backend):
     assert_same(ours, theirs)
 
 
-def test_it_is_compiled():
+def test_it_runs_alike_as_given_to_the_compiler(not_compiled):
     ours, theirs = (train(make(how, backend="vector", num_steps=4), 8) for how in (False, True))
     assert theirs[0].engine.how == "compiled"
     assert_same(ours, theirs, 2e-5)

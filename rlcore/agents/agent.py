@@ -18,7 +18,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rlcore.agents import rewards, setup, stored
-from rlcore.agents.callbacks import Callback, checked
+from rlcore.agents.callbacks import Callback, ShowProgress, checked
 from rlcore.agents.config import Config
 from rlcore.agents.engine import Engine
 from rlcore.agents.evaluation import Actor, Evaluation, evaluate
@@ -51,6 +51,8 @@ class Agent:
         preferences: of agents that learn from pairs, a file of them (the hyperparameter), or `Preferences`.
         reward_model: a `RewardModel`, or where one is stored (the hyperparameter): its rewards, and not those of the
             environment, are learned from; episodes are reported with the latter.
+        preset: "auto", the tuned values for this environment where there are any; those for another id or of a TOML
+            file; None, none. Hyperparameters that are given go before, and `learn()` trains for the preset's steps.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:
@@ -82,6 +84,12 @@ class Agent:
     reward_model_config: Config | None = None  # of the agent that it comes from
     queries: Queries | None = None  # what asks about the rollouts, for the reward model to learn from
 
+    def __new__(cls, *arguments: Any, **_: Any) -> Self:
+        if len(arguments) > 1:  # such as ("MlpPolicy", "CartPole-v1")
+            name = f"{cls.__name__}('CartPole-v1', hidden_sizes=(64, 64))"
+            raise UsageError(f"{cls.__name__} takes one argument without a name, the environment, as in {name}")
+        return super().__new__(cls)
+
     def __init__(
         self,
         env: str | VectorEnv,
@@ -91,8 +99,12 @@ class Agent:
         memory: Callable[[int], Memory] | str | None = None,
         preferences: Preferences | str | None = None,
         reward_model: "Agent | str | None" = None,
+        preset: str | None = None,
         **hyperparameters: Any,
     ):
+        self.preset_steps: int | None = None  # of a run with the preset
+        if preset is not None:
+            self.preset_steps, hyperparameters = setup.with_preset(type(self), env, preset, hyperparameters)
         self.pairs = preferences if isinstance(preferences, Preferences) else None
         self.demonstrations: Segments | None = None
         if preferences is not None and (self.pairs is None or self.learns_from != "pairs"):
@@ -143,12 +155,18 @@ class Agent:
         self.sampler = RowSampler(config.num_minibatches, config.update_epochs, ragged, length or 1, self.share)
         self.draws: dict[str, Tensor] = {}
         self.iteration = 0
+        self.annealed_to: int | None = None  # the end of what was trained so far
         self.seconds = {"prepare": 0.0, "collect": 0.0, "learn": 0.0}
         self.engine = Engine(self)
         if self.needs_reference:
             self.register("reference", self.frozen_copy(config.reference))
         if reward_model is not None or config.reward_model is not None or config.comparisons:
             self._take_reward_model(setup.reward_model_for(self, reward_model))
+
+    def __repr__(self) -> str:
+        env, count = self.env_id or type(self.envs).__name__, self.config.num_envs
+        how = f"backend {self.backend}, {self.engine.how or 'not prepared'}"
+        return f"<{type(self).__name__} on {count} × {env}, {how}, at step {self.global_step:,}>"
 
     # What an algorithm provides.
 
@@ -250,18 +268,43 @@ class Agent:
         """Environment steps so far, over all environments, padding not counted."""
         return self.collector.global_step
 
-    def learn(self, total_steps: int, callbacks: Callback | Sequence[Callback] = ()) -> Self:
+    def learn(
+        self,
+        total_steps: int | None = None,
+        callbacks: Callback | Sequence[Callback] = (),
+        *,
+        progress: bool = False,
+        run_dir: str | Path | None = None,
+    ) -> Self:
         """Train until `global_step` reaches `total_steps`; whole iterations, so it may end a little above.
 
+        Called again, it goes on to a new end: `total_steps` counts from the agent's first step. What is annealed, such
+        as the learning rate, goes from its start at step 0 to its end at `total_steps`.
+
         Args:
-            total_steps: environment steps, over all environments.
+            total_steps: environment steps, over all environments; None takes those of the preset.
             callbacks: called after each iteration, see `rlcore.callbacks`; one that returns True ends the training.
+            progress: whether to show it: a bar in a terminal or notebook, else plain lines.
+            run_dir: a new folder for what `rlcore train` writes, see `rlcore.train`.
+
+        Raises:
+            UsageError: where an argument cannot be used.
         """
-        callbacks = checked(callbacks)
-        for metrics, episodes in self.iterations(total_steps):
-            stops = [callback(self, metrics, episodes) for callback in callbacks]
-            if callbacks and self.share.any(any(stops)):
-                break
+        total_steps = setup.steps_of(total_steps, self.preset_steps)
+        if run_dir is not None:
+            import rlcore  # whose runs stand above its agents
+
+            return rlcore.train(self, total_steps, run_dir, callbacks, progress)
+        callbacks, shown = checked(callbacks), ShowProgress(total_steps, self.global_step) if progress else None
+        callbacks += [shown] if shown else []
+        try:
+            for metrics, episodes in self.iterations(total_steps):
+                stops = [callback(self, metrics, episodes) for callback in callbacks]
+                if callbacks and self.share.any(any(stops)):
+                    break
+        finally:
+            if shown:
+                shown.close()
         return self
 
     def iterations(self, total_steps: int) -> Iterator[tuple[dict[str, float], Episodes]]:
@@ -271,8 +314,8 @@ class Agent:
             DivergenceError: when a metric is not finite. The network is then as the bad update left it.
             EnvironmentFault: when an environment fails or returns NaN, and is not to be begun anew.
         """
-        if not isinstance(total_steps, int) or total_steps < 1:
-            raise UsageError(f"total_steps is {total_steps!r}, but must be a whole number of at least 1")
+        total_steps = setup.steps_of(total_steps)
+        setup.tell_of_annealing(self, total_steps)
         if self.parameters.are_others():
             self.refresh()
         while self.global_step < total_steps:
@@ -291,6 +334,7 @@ class Agent:
             metrics = dict(zip(learned, torch.stack([x.detach() for x in learned.values()]).tolist(), strict=True))
             metrics = self.ended(metrics, first, collected - start, time.perf_counter() - collected)
             yield metrics | asked, episodes
+        self.annealed_to = total_steps
 
     def ended(self, metrics: dict[str, float], first: int, collecting: float, learning: float) -> dict[str, float]:
         """An iteration has ended that began at step `first` and took so many seconds: its metrics, with those that need

@@ -6,6 +6,8 @@ iteration's, by name, and may be added to; `episodes` are those that finished in
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 from rlcore.agents.evaluation import Evaluation
 from rlcore.collect import Episodes
 from rlcore.errors import UsageError, shown
+from rlcore.progress import Progress
 
 if TYPE_CHECKING:
     from rlcore.agents.agent import Agent
@@ -99,8 +102,33 @@ class StopOnReturn:
         return len(self.returns) == self.count and sum(self.returns) / self.count >= self.threshold
 
 
+class ShowProgress:
+    """Show steps, speed and the mean return of the latest 100 episodes: a bar in a terminal or notebook, else lines.
+    `learn(progress=True)` has one.
+
+    Args:
+        total_steps: environment steps at which the training ends.
+        start: those that the agent has behind it.
+    """
+
+    def __init__(self, total_steps: int, start: int = 0):
+        self.progress, self.returns = Progress(total_steps, start), deque(maxlen=100)
+
+    def __call__(self, agent: Agent, metrics: dict[str, float], episodes: Episodes) -> None:
+        self.returns.extend(episodes.returns)
+        self.progress.update(
+            agent.global_step, lambda: sum(self.returns) / len(self.returns) if self.returns else math.nan
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.progress.close()
+
+
 def checked(callbacks: Callback | Sequence[Callback]) -> list[Callback]:
     """As a list; a UsageError where one cannot be called."""
+    if not callable(callbacks) and not isinstance(callbacks, Sequence):
+        raise UsageError(f"callbacks is {shown(callbacks)}, but must be a function or a list of them")
     callbacks = [callbacks] if callable(callbacks) else list(callbacks)
     for callback in callbacks:
         if not callable(callback):

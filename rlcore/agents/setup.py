@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
@@ -19,13 +21,14 @@ from rlcore.envs import make_vec
 from rlcore.envs.make import find_spec, native_twin, resolve_backend
 from rlcore.envs.native import NativeTask
 from rlcore.envs.text import TextTask
-from rlcore.errors import UsageError
+from rlcore.errors import UsageError, shown
 from rlcore.networks import GRU, LSTM, ActorCritic, Memory, RecurrentActorCritic, TextActorCritic, Torso, Transformer
 from rlcore.networks.text import is_text
 from rlcore.networks.torsos import is_image
 from rlcore.preferences.collector import PREFERENCE, PairCollector, SegmentCollector
 from rlcore.preferences.data import Preferences, Segments, read_demonstrations, read_preferences
 from rlcore.preferences.demonstrations import ExpertCollector, expert_of
+from rlcore.presets import find_preset, load_preset
 from rlcore.spaces import Field, Part
 from rlcore.storage.checkpoint import newest_checkpoint
 from rlcore.tracing import Share, share
@@ -105,10 +108,49 @@ def completed(agent: Agent, torso: Torso | str | None) -> Config:
     return dataclasses.replace(config, **found)
 
 
+def with_preset(
+    kind: type[Agent], env: Any, preset: str, hyperparameters: dict[str, Any]
+) -> tuple[int | None, dict[str, Any]]:
+    """The steps of a preset, and hyperparameters with its values where none are given."""
+    if not isinstance(env, str):
+        raise UsageError(f"preset is {preset!r}, which is for an environment id; this agent was given a VectorEnv")
+    algo, names = kind.__name__.lower(), [field.name for field in dataclasses.fields(kind.Config)]
+    values = find_preset(algo, env) or {} if preset == "auto" else load_preset(algo, preset, env, names)
+    steps = values.pop("total_steps", None)
+    return steps, {**values, **kind.Config.implied(hyperparameters), **hyperparameters}
+
+
+def steps_of(total_steps: Any, of_preset: int | None = None) -> int:
+    """A number of steps, of the preset where none is given; 1e6 is welcome."""
+    if total_steps is None and of_preset is None:
+        raise UsageError("total_steps is needed where the agent has no preset that tells it")
+    total_steps = of_preset if total_steps is None else total_steps
+    if isinstance(total_steps, float) and total_steps.is_integer():
+        total_steps = int(total_steps)
+    if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < 1:
+        raise UsageError(f"total_steps is {shown(total_steps)}, but must be a whole number of at least 1")
+    return total_steps
+
+
+def tell_of_annealing(agent: Agent, total_steps: int) -> None:
+    """Warn where training goes on that was to end, since what had been annealed to its end goes on above it."""
+    ended = agent.annealed_to
+    if ended is not None and agent.config.anneal_lr and agent.global_step < total_steps:
+        left = 1 - agent.global_step / total_steps
+        warnings.warn(
+            f"the learning rate had gone down to 0 at {ended:,} steps; on the way to {total_steps:,} it goes on from "
+            f"{left:.2g} of its start (anneal_lr=False keeps it the same)",
+            stacklevel=4,
+        )
+
+
 def own_envs(env: Any, config: Config, env_kwargs: dict[str, Any]) -> VectorEnv:
     """A vector environment of the user's own, or a UsageError where it is none or cannot be what is asked for."""
+    if isinstance(env, gymnasium.Env):
+        way = "its id, of which num_envs copies are made, or gymnasium.vector.SyncVectorEnv([lambda: env])"
+        raise UsageError(f"env is a single environment ({env}); pass {way}")
     if not isinstance(env, VectorEnv):
-        raise UsageError(f"env is a {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
+        raise UsageError(f"env is of type {type(env).__name__}, but must be an environment id or a gymnasium VectorEnv")
     for_id = "for an environment id; this agent was given a VectorEnv"
     if config.on_env_error == "restart":
         raise UsageError(f"on_env_error is 'restart', which is {for_id}, whose environments it cannot make anew")

@@ -22,8 +22,17 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from rlcore.envs.async_vector import cause_of_death, first_dead
 from rlcore.envs.guard import FAULT_KEY, WAITING_KEY, describe
 from rlcore.envs.masks import MaskedVectorEnv, with_masks
-from rlcore.errors import EnvironmentFault, RlcoreError, UsageError
-from rlcore.spaces import ActionSpec, Field, action_spec, map_parts, numpy_dtype, observation_parts, split_observation
+from rlcore.errors import EnvironmentFault, RlcoreError, UsageError, one_line
+from rlcore.spaces import (
+    ActionSpec,
+    Field,
+    Part,
+    action_spec,
+    map_parts,
+    numpy_dtype,
+    observation_parts,
+    split_observation,
+)  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -88,6 +97,17 @@ class Restarts:
         if counts.shape != self.counts.shape or counts.dtype != np.int64 or (counts < 0).any():
             raise ValueError(f"its number of restarts is not one for each of {len(self.counts)} environments")
         self.counts, self.in_a_row = counts.copy(), np.zeros_like(counts)
+
+
+def _check_form(obs: Any, part: Part) -> None:
+    """Refuse what are no observations `[N, ...]` of this part."""
+    x = np.asarray(obs)
+    if x.dtype.kind in "biuf" and x.ndim and x.shape[1:] == part.shape:
+        return
+    what = f"of shape {list(x.shape)}" if x.dtype.kind in "biuf" else f"a {type(obs).__name__}"
+    wanted = f"[N, {', '.join(map(str, part.shape))}]" if part.shape else "[N]"
+    hint = "; observation[None] is a batch of one" if x.shape == part.shape else ""
+    raise UsageError(f"observations are {what}, but must be a batch {wanted}{hint}")
 
 
 class VectorAdapter:
@@ -288,7 +308,7 @@ class VectorAdapter:
         """As `split`, of observations `[N, ...]` of `envs` that come from anywhere, with the masks of their actions.
 
         Raises:
-            UsageError: where masks are needed, or not, or do not fit.
+            UsageError: where the observations are of another form, or masks are needed, or not, or do not fit.
         """
         if isinstance(self.stepped, MaskedVectorEnv):
             obs = self.split(self.stepped.given(obs, action_mask))
@@ -298,7 +318,14 @@ class VectorAdapter:
             return obs
         if action_mask is not None:
             raise UsageError("action_mask is given, but this agent does not mask actions (mask_actions)")
-        return self.split(obs)
+        try:
+            parts = self.split(obs)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise UsageError(f"observations do not fit {self.observation_space}: {one_line(error)}") from error
+        if isinstance(parts, dict) != isinstance(self.parts, dict):
+            raise UsageError(f"observations are a {type(obs).__name__}, but must be of {self.observation_space}")
+        map_parts(_check_form, parts, self.parts)
+        return parts
 
     def _final_from_infos(self, infos: dict[str, Any], final_envs: np.ndarray) -> Any:
         final = infos.get("final_obs")

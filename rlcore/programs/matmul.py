@@ -2,7 +2,7 @@
 
 torch's products come from MKL, which on processors of other makers than its own keeps to 256-bit instructions, and
 whose calls are made for larger matrices than a network of 64 units has. Programs use the kernel in matmul.h instead
-where it pays. It is compiled into each program, so nothing has to be installed or loaded.
+where it pays. It is compiled into each program that has such products, so nothing has to be installed or loaded.
 """
 
 import sys
@@ -83,9 +83,10 @@ def pays() -> bool:
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and sys.platform == "linux"
 
 
-def shims() -> dict[Any, list[str]]:
-    """What inductor must be told to compile the kernel into a program."""
-    if not pays():
+def shims_for(targets: set[Any]) -> dict[Any, list[str]]:
+    """What inductor must be told to compile the kernel into a program, whose operations are `targets`; nothing where it
+    has no such product, since the kernel takes the compiler seconds."""
+    if not targets & {torch.ops.rlcore.matmul_small.default, torch.ops.rlcore.matmul_batched.default}:
         return {}
     both = _SHIM.replace("KERNEL", SOURCE).replace("BATCHED", _BATCHED)
     return {torch.ops.rlcore.matmul_small.default: [both], torch.ops.rlcore.matmul_batched.default: [_BATCHED]}

@@ -303,7 +303,7 @@ def build(program: Program, folder: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))
     try:
         targets = {node.target for part in graph.modules() if hasattr(part, "graph") for node in part.graph.nodes}
-        shims = {"aot_inductor.custom_ops_to_c_shims": {**matmul.shims(), **recurrent.shims_for(targets)}}
+        shims = {"aot_inductor.custom_ops_to_c_shims": {**matmul.shims_for(targets), **recurrent.shims_for(targets)}}
         options = {"cpp_wrapper": True, **shims, **program.options}
         with recording_lock, torch.no_grad(), warnings.catch_warnings(), inductor.config.patch(options):
             warnings.simplefilter("ignore")  # torch's own, about its own internals

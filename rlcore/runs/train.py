@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from rlcore.agents import Agent, load
+from rlcore.agents.callbacks import Callback
 from rlcore.agents.setup import restart_seed
 from rlcore.collect import Episodes
 from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError, one_line
 from rlcore.networks.torsos import is_image
+from rlcore.progress import Progress
 from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder
-from rlcore.runs.progress import Progress
 from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, read_settings, settings_of_checkpoint
 from rlcore.runs.tracking import Maker, TensorBoard, Tracker
 from rlcore.storage.checkpoint import write_checkpoint
@@ -118,10 +119,12 @@ class Run(Course):
     """One agent training into one folder; of several ranks the first does, and the others are each a `Follower`.
 
     `settings` is what `config.toml` holds, `resumed` what a checkpoint stored of the run itself, None for a new run.
-    `tracked_by` makes what else takes the curves beside TensorBoard.
+    `tracked_by` makes what else takes the curves beside TensorBoard; `callbacks` are called after each iteration, and
+    one that returns True ends the training.
     """
 
     tracked_by: Sequence[Maker] = ()
+    callbacks: Sequence[Callback] = ()
 
     def __init__(self, folder: RunFolder, agent: Agent, settings: dict[str, Any], resumed: dict[str, Any] | None):
         self.folder, self.agent, self.settings = folder, agent, settings
@@ -243,6 +246,9 @@ class Run(Course):
                 for metrics, episodes in self.agent.iterations(self.total_steps):
                     step = self._record(step, metrics, episodes)
                     progress.update(step, self._mean_return)
+                    stops = [callback(self.agent, metrics, episodes) for callback in self.callbacks]
+                    if self.callbacks and self.agent.share.any(any(stops)):
+                        break
                     if self.must_stop(stop):
                         self.checkpoint()
                         where = f"stopped at step {step:,}; continue with --resume {self.folder.path}"

@@ -31,6 +31,8 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when all is written; where that fails, nothing has changed."""
     # With a random part: process numbers are not unique where containers share a folder.
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, "it has no name")
     temporary = path.with_name(f".{path.name[:48]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -29,10 +29,15 @@ BOOTSTRAPPING = ["ppo", "a2c", "trpo"]  # REINFORCE takes an episode that was cu
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
 
 
+def one_each(names):
+    """One mode for each agent: transitions are the same (tests/test_collect.py)."""
+    return [*zip(names, cycle(MODES))]  # fmt: skip
+
+
 def in_turn(names):
-    """Every mode for the first agent, one of them for each other: transitions are the same (tests/test_collect.py)."""
+    """Every mode for the first agent, one of them for each other."""
     first, *others = names
-    return [*((first, mode) for mode in MODES), *zip(others, cycle(MODES))]  # fmt: skip
+    return [*((first, mode) for mode in MODES), *one_each(others)]
 
 
 def trained(name, probe, mode, steps=8000):
@@ -44,11 +49,13 @@ def value(agent, obs):
         return agent.network.value(torch.tensor([[float(obs)]])).item()
 
 
+@pytest.mark.parametrize(("name", "mode"), one_each(WITH_VALUES))
+def test_value_of_one_step_that_pays_one(name, mode):
+    assert value(trained(name, env.OneStep, mode), 0) == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize(("name", "mode"), in_turn(WITH_VALUES))
 class TestValues:
-    def test_value_of_one_step_that_pays_one(self, name, mode):
-        assert value(trained(name, env.OneStep, mode), 0) == pytest.approx(1, abs=0.05)
-
     def test_value_that_depends_on_the_observation(self, name, mode):
         agent = trained(name, env.ValueIsObservation, mode)
         assert value(agent, 1) == pytest.approx(1, abs=0.05)
@@ -74,13 +81,14 @@ def test_reinforce_takes_truncation_as_the_end(mode):
     assert value(agent, 0) == pytest.approx(sum(to_go) / 5, abs=0.05)
 
 
-@pytest.mark.parametrize(("name", "mode"), in_turn(AGENTS))
-class TestActions:
-    def test_the_action_that_pays(self, name, mode):
-        agent = trained(name, env.RightAction, mode)
-        assert agent.network.policy(torch.zeros(1, 1)).log_p.exp()[0, 1] > 0.95
+@pytest.mark.parametrize(("name", "mode"), one_each(AGENTS))
+def test_the_action_that_pays(name, mode):
+    agent = trained(name, env.RightAction, mode)
+    assert agent.network.policy(torch.zeros(1, 1)).log_p.exp()[0, 1] > 0.95
 
-    def test_the_action_that_pays_at_this_observation(self, name, mode):
-        agent = trained(name, env.RightActionByObservation, mode)
-        p = agent.network.policy(torch.tensor([[1.0], [-1.0]])).log_p.exp()
-        assert p[0, 1] > 0.95 and p[1, 0] > 0.95
+
+@pytest.mark.parametrize(("name", "mode"), in_turn(AGENTS))
+def test_the_action_that_pays_at_this_observation(name, mode):
+    agent = trained(name, env.RightActionByObservation, mode)
+    p = agent.network.policy(torch.tensor([[1.0], [-1.0]])).log_p.exp()
+    assert p[0, 1] > 0.95 and p[1, 0] > 0.95

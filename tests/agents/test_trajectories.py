@@ -1,7 +1,5 @@
 """Agents train as those of commit 2e745ff did: the same episodes, and weights and metrics within rounding."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -39,7 +37,5 @@ def test_recorded_operations_go_the_way_python_went(name):
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_programs_go_the_way_python_went(name):
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        pytest.skip("there is no C++ compiler")
+def test_programs_for_the_compiler_go_the_way_python_went(name, not_compiled):
     compare(name, compile=True)

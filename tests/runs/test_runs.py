@@ -150,7 +150,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["pipe", "terminal"])
 def test_progress_asks_for_the_return_only_where_it_is_shown(monkeypatch, stream):
-    from rlcore.runs.progress import Progress
+    from rlcore.progress import Progress
 
     monkeypatch.setattr(sys, "stdout", stream)
     asked = []

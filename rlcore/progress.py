@@ -16,7 +16,7 @@ class Progress:
         self.total, self.start = total_steps, start
         self.began = self.shown_at = time.perf_counter()
         self.next_line = start + total_steps / self.LINES
-        self.bar = self._bar() if show and sys.stdout.isatty() else None
+        self.bar = self._bar() if show and (sys.stdout.isatty() or _in_notebook()) else None
         self.plain = show and self.bar is None
 
     def _bar(self):
@@ -53,6 +53,15 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+def _in_notebook() -> bool:
+    """Whether rich can draw into a notebook's cell."""
+    if "ipykernel" not in sys.modules:
+        return False
+    from rich import get_console
+
+    return get_console().is_jupyter
 
 
 def _number(value: float) -> str:
