@@ -280,9 +280,9 @@ def read_a_checkpoint(rng: random.Random, folder: Path) -> Callable[[], None]:
 
 def read_a_config(rng: random.Random, folder: Path) -> Callable[[], None]:
     """`rlcore train --config`, up to where the agent would be made: the run folder that is asked for is taken."""
-    from rlcore import cli
     from rlcore.agents import AGENTS
     from rlcore.agents.config import make_config
+    from rlcore.cli import training
     from rlcore.runs.folder import FolderTaken
     from rlcore.runs.settings import read_settings
 
@@ -291,7 +291,7 @@ def read_a_config(rng: random.Random, folder: Path) -> Callable[[], None]:
 
     def read() -> None:
         with contextlib.suppress(FolderTaken):
-            cli.train(["--config", str(path), "--run-dir", str(folder)])
+            training.train(["--config", str(path), "--run-dir", str(folder)])
         config = read_settings(path)
         values = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
         make_config(AGENTS[config["algo"]].Config, values)

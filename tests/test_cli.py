@@ -138,6 +138,12 @@ def test_help_and_mistakes_do_not_wait_for_torch():
     assert result.stdout.splitlines()[-1] == "False", result
 
 
+def test_the_overview_waits_for_no_command():
+    code = "import sys; from rlcore.cli import main; main(['--help']); print([m for m in sys.modules if m[:6] == 'rlcore'])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert set(eval(out.splitlines()[-1])) == {"rlcore", "rlcore.version", "rlcore.errors", "rlcore.cli"}
+
+
 def test_importing_rlcore_imports_no_extras():
     """Nor anything else that a training loop does not need: TensorBoard, rich, plotting, video."""
     code = "import sys, rlcore; print(sorted(m for m in sys.modules if m.split('.')[0] in set(sys.argv[1:])))"

@@ -2,16 +2,13 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlcore.cli.listing import list_all
-from rlcore.cli.policies import compare, evaluate, export, video
-from rlcore.cli.studies import bench, plot, report, tune
-from rlcore.cli.training import pretrain, train
 from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
 from rlcore.version import __version__
 
@@ -32,6 +29,13 @@ On-policy reinforcement learning on one rollout buffer.
   list      list agents, presets and default hyperparameters
 
 rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
+# Where each command is, which is imported when it is asked for: help is there at once.
+COMMANDS = {
+    "train": ("training", "train"), "pretrain": ("training", "pretrain"),
+    "eval": ("policies", "evaluate"), "video": ("policies", "video"), "export": ("policies", "export"),
+    "compare": ("policies", "compare"), "bench": ("studies", "bench"), "report": ("studies", "report"),
+    "plot": ("studies", "plot"), "tune": ("studies", "tune"), "list": ("listing", "list_all"),
+}  # fmt: skip
 LONGEST_MESSAGE = 2000
 
 
@@ -118,9 +122,8 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    commands = {"train": train, "pretrain": pretrain, "eval": evaluate, "video": video, "export": export}
-    commands |= {"compare": compare, "bench": bench, "report": report, "plot": plot, "tune": tune, "list": list_all}
-    if command not in commands:
-        near = did_you_mean(command, commands)
-        raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(commands)}")
-    return commands[command](rest)
+    if command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS)
+        raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(COMMANDS)}")
+    module, function = COMMANDS[command]
+    return getattr(importlib.import_module(f"rlcore.cli.{module}"), function)(rest)
