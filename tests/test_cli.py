@@ -139,7 +139,7 @@ def test_help_and_mistakes_do_not_wait_for_torch():
 
 
 def test_the_overview_waits_for_no_command():
-    code = "import sys; from rlcore.cli import main; main(['--help']); print([m for m in sys.modules if m[:6] == 'rlcore'])"
+    code = "import sys, rlcore.cli as cli; cli.main(['--help']); print([m for m in sys.modules if m[:6] == 'rlcore'])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert set(eval(out.splitlines()[-1])) == {"rlcore", "rlcore.version", "rlcore.errors", "rlcore.cli"}
 
