@@ -79,8 +79,8 @@ class _Maker:
         if all(len(set(column)) == 1 for column in columns if _is_number(column[0])):
             return
         first = nodes[0]
-        like = first.meta["val"].dtype if first.op == "call_function" else torch.float32
-        dtype = like if like.is_floating_point else torch.float32
+        made = first.meta.get("val")
+        dtype = made.dtype if isinstance(made, Tensor) and made.is_floating_point() else torch.float32
         # All floats of it, since an operation takes these or tensors.
         leaves = [self._input(torch.tensor(x, dtype=dtype)) if _is_float(x) else x[0] for x in columns]
         first.args, first.kwargs = pytree.tree_unflatten(leaves, form)
