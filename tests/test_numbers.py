@@ -81,6 +81,7 @@ def test_equal_numbers_stay_constants():
         (lambda x: x.exp() * x.sin(), lambda x: x.exp() * x.exp()),
         (lambda x: x.view(3, 2), lambda x: x.view(6)),
         (lambda x: x * 2, lambda x: x * True),
+        (lambda x: x * torch.tensor([1.0, 2.0, 3.0]), lambda x: x * torch.tensor([1.0])),
         (lambda x: loop(lambda c, r: (c + r, c), x[0], x)[1], lambda x: loop(lambda c, r: (c * r, c), x[0], x)[1]),
         (lambda x: loop(lambda c, r: (c + r, c), x[0], x)[1], lambda x: loop(lambda c, r: (c + r, r), x[0], x)[1]),
     ],

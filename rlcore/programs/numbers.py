@@ -62,6 +62,8 @@ class _Maker:
         things = [getattr(graph, node.target) for graph, node in zip(self.graphs, nodes, strict=True)]
         if isinstance(things[0], Loop) or all(torch.equal(x, things[0]) for x in things):
             return
+        if len({(x.shape, x.dtype) for x in things}) > 1:
+            raise NotAlike
         mine = self._input(torch.stack(things))
         self.order[0][mine] = self.order[0][nodes[0]]
         nodes[0].replace_all_uses_with(mine)
