@@ -286,7 +286,7 @@ def test_vector_environments_of_ones_own():
         PPO(envs, num_envs=4)
     with pytest.raises(UsageError, match="env_kwargs"):
         PPO(envs, env_kwargs={"a": 1})
-    with pytest.raises(UsageError, match="env is a single environment .*; pass its id"):
+    with pytest.raises(UsageError, match=r"env is a single environment .*; pass its id"):
         PPO(Echo())
     agent = PPO(envs, seed=0, num_steps=8).learn(24)
     with pytest.raises(UsageError, match=r"evaluate\(env=\.\.\.\)"):
