@@ -133,12 +133,12 @@ def work(count: int, total: int, compiled: bool, variants: list[str]) -> dict[st
 def run_variant(name: str, count: int, total: int, compiled: bool, path: Path) -> dict[str, Any]:
     """Wall and processor seconds of one training, and those beside the agent's phases."""
     import rlcore
-    from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run
+    from rlcore.runs.train import Run, checkpoint_interval
 
     agent = rlcore.PPO(ENV_ID, num_envs=count, **WORK, seed=1, device="cpu", compile=compiled)
     agent.engine.prepare(total)
     settings = {"algo": "ppo", "env_id": ENV_ID, "preset": "none", "total_steps": total, "env_kwargs": {}}
-    settings["checkpoint_every"] = 2 * total if name == "without checkpoints" else -(-total // CHECKPOINTS_PER_RUN)
+    settings["checkpoint_every"] = 2 * total if name == "without checkpoints" else checkpoint_interval(total)
 
     def train() -> None:
         if name == "bare":

@@ -146,15 +146,11 @@ def word(value):
     """A value as it is written on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(word, value))
-    return (
-        "none"
-        if value is None
-        else choice_word(value)
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(choice_word(value))
 
 
 def allowed(config, name):

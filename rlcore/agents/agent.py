@@ -18,7 +18,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rlcore.agents import rewards, setup, stored
-from rlcore.agents.callbacks import Callback, ShowProgress, checked
+from rlcore.agents.callbacks import Callback, ShowProgress, checked, one_stops
 from rlcore.agents.config import Config
 from rlcore.agents.engine import Engine
 from rlcore.agents.evaluation import Actor, Evaluation, evaluate
@@ -299,8 +299,7 @@ class Agent:
         callbacks += [shown] if shown else []
         try:
             for metrics, episodes in self.iterations(total_steps):
-                stops = [callback(self, metrics, episodes) for callback in callbacks]
-                if callbacks and self.share.any(any(stops)):
+                if one_stops(callbacks, self, metrics, episodes):
                     break
         finally:
             if shown:

@@ -125,6 +125,12 @@ class ShowProgress:
         self.progress.close()
 
 
+def one_stops(callbacks: Sequence[Callback], agent: Agent, metrics: dict[str, float], episodes: Episodes) -> bool:
+    """Call all of them; whether one ends the training, in this process or in another that learns together with it."""
+    stops = [callback(agent, metrics, episodes) for callback in callbacks]
+    return bool(callbacks) and agent.share.any(any(stops))
+
+
 def checked(callbacks: Callback | Sequence[Callback]) -> list[Callback]:
     """As a list; a UsageError where one cannot be called."""
     if not callable(callbacks) and not isinstance(callbacks, Sequence):

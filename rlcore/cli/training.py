@@ -147,11 +147,11 @@ def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any],
     """Make the agent and the run, train, evaluate, and tell the result."""
     from rlcore.runs.folder import RunFolder
     from rlcore.runs.follower import Follower
-    from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run, describe_environment, set_threads
+    from rlcore.runs.train import Run, checkpoint_interval, describe_environment, set_threads
     from rlcore.tracing import share
 
     counts = counts_of({"eval_episodes": EVAL_EPISODES, **settings, **values})
-    settings |= {"checkpoint_every": -(-counts["total_steps"] // CHECKPOINTS_PER_RUN), **counts}
+    settings |= {"checkpoint_every": checkpoint_interval(counts["total_steps"]), **counts}
     threads, trackers = _threads(values), _trackers(values)
     if "run_dir" in values and share().rank == 0:
         RunFolder.refuse_existing(values["run_dir"])

@@ -10,7 +10,7 @@ from rlcore.agents import Agent
 from rlcore.agents.callbacks import Callback, checked
 from rlcore.errors import UsageError
 from rlcore.runs.settings import EVAL_EPISODES
-from rlcore.runs.train import CHECKPOINTS_PER_RUN, Run
+from rlcore.runs.train import Run, checkpoint_interval
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
         raise UsageError("run_dir is for an agent that was given an environment id; this one was given a VectorEnv")
     settings = {
         "algo": type(agent).__name__.lower(), "env_id": agent.env_id, "env_kwargs": agent.env_kwargs, "preset": "none",
-        "total_steps": total_steps, "checkpoint_every": -(-total_steps // CHECKPOINTS_PER_RUN),
+        "total_steps": total_steps, "checkpoint_every": checkpoint_interval(total_steps),
         "eval_episodes": eval_episodes,
     }  # fmt: skip
     with contextlib.closing(Run.start(run_dir, agent, settings)) as run:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from rlcore.agents import Agent, load
-from rlcore.agents.callbacks import Callback
+from rlcore.agents.callbacks import Callback, one_stops
 from rlcore.agents.setup import restart_seed
 from rlcore.collect import Episodes
 from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError, one_line
@@ -45,6 +45,11 @@ GROUPS = {
     "learning_rate": "optimizer", "grad_norm": "optimizer", "param_norm": "optimizer",
     "loss": "loss", "policy_loss": "loss", "value_loss": "loss", "steps_per_second": "time",
 }  # fmt: skip
+
+
+def checkpoint_interval(total_steps: int) -> int:
+    """Steps between checkpoints where nothing else is asked for."""
+    return -(-total_steps // CHECKPOINTS_PER_RUN)
 
 
 class Interrupted(RlcoreError):
@@ -175,7 +180,7 @@ class Run(Course):
             file, payload, damaged = folder.read_latest_checkpoint()
             stored, problem = _stored_settings(folder, payload)
             settings = {**stored, **{name: count for name, count in asked.items() if count is not None}}
-            settings.setdefault("checkpoint_every", -(-settings["total_steps"] // CHECKPOINTS_PER_RUN))
+            settings.setdefault("checkpoint_every", checkpoint_interval(settings["total_steps"]))
             if env_kwargs:
                 settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
                 overrides["env_kwargs"] = env_kwargs
@@ -246,8 +251,7 @@ class Run(Course):
                 for metrics, episodes in self.agent.iterations(self.total_steps):
                     step = self._record(step, metrics, episodes)
                     progress.update(step, self._mean_return)
-                    stops = [callback(self.agent, metrics, episodes) for callback in self.callbacks]
-                    if self.callbacks and self.agent.share.any(any(stops)):
+                    if one_stops(self.callbacks, self.agent, metrics, episodes):
                         break
                     if self.must_stop(stop):
                         self.checkpoint()
