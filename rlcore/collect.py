@@ -423,6 +423,11 @@ class HostCollector(Collector):
         """How often an environment that failed was begun anew."""
         return int(self.envs.restarts.counts.sum())
 
+    def begin(self, network: ActorCritic) -> None:
+        if self.standing.was_reset:  # by the user, between two rollouts
+            self.reset()
+        super().begin(network)
+
     def _begin(self, seed: int | list[int] | None) -> None:
         # One number counts on from environment to environment.
         own = seed + self.share.rank * self.buffer.num_envs if isinstance(seed, int) else seed
@@ -461,6 +466,7 @@ class HostCollector(Collector):
             rows.truncated[t], rows.done[t] = rows.truncated[t] | playing, rows.done[t] | playing
             self._tell_cuts(int(playing.sum()))
         self.next_obs, self.next_first = obs, first
+        self.standing.left()
         if restarted:
             self.faults.end(rows.mask)
         self._check_finite(finals, t + 1)

@@ -28,6 +28,7 @@ def test_a_preset_gives_hyperparameters_and_steps():
     assert agent.preset_steps == tuned["total_steps"]
     assert rlcore.PPO("CartPole-v1", preset="Acrobot-v1", seed=1).config.norm_obs
     assert rlcore.PPO("CartPole-v1", seed=1).config.num_steps == 128
+    assert rlcore.PPO("CartPole-v1", preset="none", seed=1).preset == rlcore.PPO("CartPole-v1", seed=1).preset == "none"
     plain = rlcore.PPO("Taxi-v4", preset="auto", num_steps=8, num_envs=2, num_minibatches=1, seed=1)
     assert plain.preset_steps == (find_preset("ppo", "Taxi-v4") or {}).get("total_steps")
 
@@ -35,8 +36,9 @@ def test_a_preset_gives_hyperparameters_and_steps():
 def test_learn_takes_the_steps_of_the_preset(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('[ppo."CartPole-v1"]\ntotal_steps = 64\nnum_envs = 2\nnum_steps = 16\nnum_minibatches = 1\n')
-    agent = rlcore.PPO("CartPole-v1", preset=str(file), compile=False, seed=1).learn()
+    agent = rlcore.PPO("CartPole-v1", preset=str(file), compile=False, seed=1).learn(run_dir=tmp_path / "run")
     assert 64 <= agent.global_step < 100
+    assert f'preset = "{file}"' in (tmp_path / "run" / "config.toml").read_text()
     with pytest.warns(UserWarning, match="learning rate"):
         assert agent.learn(1e2).global_step >= 100
 
@@ -77,6 +79,26 @@ def test_progress_is_shown_where_it_is_asked_for(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     small().learn(640, progress=True)
     assert "640" in sys.stdout.getvalue()
+
+
+@pytest.mark.parametrize("backend", ["sync", "async", "vector", "native", "own"])
+def test_environments_reset_between_two_calls_of_learn_leave_no_false_transition(backend, tmp_path):
+    """A transition that is stored leads where the environment goes: its pole moves by its velocity."""
+    env = gymnasium.make_vec("CartPole-v1", num_envs=2) if backend == "own" else "CartPole-v1"
+    options = {} if backend == "own" else {"backend": backend, "num_envs": 2}
+    agent = rlcore.A2C(env, num_steps=5, compile=False, seed=1, anneal_lr=False, **options).learn(10)
+    agent.envs.reset()
+    agent.save(tmp_path / "after")
+    for one in (agent, rlcore.load(tmp_path / "after", **({"env": env} if backend == "own" else {}))):
+        one.learn(20)
+        start, following = one.buffer.obs[:-1].double(), one.buffer.obs[1:].double()
+        moved = start[..., [0, 2]] + 0.02 * start[..., [1, 3]]  # Euler's step of position and angle
+        done = (one.buffer.terminated | one.buffer.truncated)[:-1]
+        assert (following[..., [0, 2]] - moved).abs().amax(-1)[~done].max() < 1e-6
+        begins = one.buffer.obs[0].abs().max() <= 0.05  # where all episodes begin; ten steps lead further
+        assert begins == (backend != "native")  # whose environments are numbers of the rollout, not those that are shown
+        assert one.collector.counter.lengths.max() <= 5 + 5 * (backend == "native")
+    agent.close()
 
 
 def test_an_agent_says_what_it_is():

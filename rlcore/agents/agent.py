@@ -52,7 +52,7 @@ class Agent:
         reward_model: a `RewardModel`, or where one is stored (the hyperparameter): its rewards, and not those of the
             environment, are learned from; episodes are reported with the latter.
         preset: "auto", the tuned values for this environment where there are any; those for another id or of a TOML
-            file; None, none. Hyperparameters that are given go before, and `learn()` trains for the preset's steps.
+            file; None or "none", none. Hyperparameters that are given go before, and `learn()` trains for the preset's steps.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:
@@ -102,9 +102,11 @@ class Agent:
         preset: str | None = None,
         **hyperparameters: Any,
     ):
-        self.preset_steps: int | None = None  # of a run with the preset
+        self.preset, self.preset_steps = "none", None
         if preset is not None:
-            self.preset_steps, hyperparameters = setup.with_preset(type(self), env, preset, hyperparameters)
+            self.preset, self.preset_steps, hyperparameters = setup.with_preset(
+                type(self), env, preset, hyperparameters
+            )
         self.pairs = preferences if isinstance(preferences, Preferences) else None
         self.demonstrations: Segments | None = None
         if preferences is not None and (self.pairs is None or self.learns_from != "pairs"):

@@ -28,7 +28,7 @@ from rlcore.networks.torsos import is_image
 from rlcore.preferences.collector import PREFERENCE, PairCollector, SegmentCollector
 from rlcore.preferences.data import Preferences, Segments, read_demonstrations, read_preferences
 from rlcore.preferences.demonstrations import ExpertCollector, expert_of
-from rlcore.presets import find_preset, load_preset
+from rlcore.presets import load_preset
 from rlcore.spaces import Field, Part
 from rlcore.storage.checkpoint import newest_checkpoint
 from rlcore.tracing import Share, share
@@ -110,14 +110,13 @@ def completed(agent: Agent, torso: Torso | str | None) -> Config:
 
 def with_preset(
     kind: type[Agent], env: Any, preset: str, hyperparameters: dict[str, Any]
-) -> tuple[int | None, dict[str, Any]]:
-    """The steps of a preset, and hyperparameters with its values where none are given."""
+) -> tuple[str, int | None, dict[str, Any]]:
+    """The name and steps of a preset, and hyperparameters with its values where none are given."""
     if not isinstance(env, str):
         raise UsageError(f"preset is {preset!r}, which is for an environment id; this agent was given a VectorEnv")
-    algo, names = kind.__name__.lower(), [field.name for field in dataclasses.fields(kind.Config)]
-    values = find_preset(algo, env) or {} if preset == "auto" else load_preset(algo, preset, env, names)
-    steps = values.pop("total_steps", None)
-    return steps, {**values, **kind.Config.implied(hyperparameters), **hyperparameters}
+    names = [field.name for field in dataclasses.fields(kind.Config)]
+    used, values = load_preset(kind.__name__.lower(), preset, env, names)
+    return used, values.pop("total_steps", None), {**values, **kind.Config.implied(hyperparameters), **hyperparameters}
 
 
 def steps_of(total_steps: Any, of_preset: int | None = None) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rlcore.errors import UsageError, did_you_mean
-from rlcore.presets import find_preset, load_preset
+from rlcore.presets import load_preset
 from rlcore.runs.settings import COUNTS, HIGHEST_COUNT
 from rlcore.storage.toml import refuse_odd_value
 
@@ -20,8 +20,8 @@ DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
 IMPORT_HELP = "module to import first, such as one that has agents or registers environments; may be repeated"
 ENV_ARG_HELP = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
 PRESET_HELP = (
-    "tuned values of that environment id, a .toml file of presets such as rlcore tune writes, or none for the "
-    "algorithm's own defaults (default: those of ENV_ID where there are any)"
+    "tuned values of that environment id, a .toml file of presets such as rlcore tune writes, none for the "
+    "algorithm's own defaults, or auto: those of ENV_ID where there are any (default: auto)"
 )
 RUN_HELP = "run folder (its newest checkpoint) or checkpoint file"
 
@@ -157,12 +157,9 @@ def whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_C
     return int(number)
 
 
-def preset_of(agent: type, algo: str, env_id: str, name: str | None) -> dict[str, Any] | None:
-    """That of --preset, or of the environment where it is not given; None without any."""
-    if name is None:
-        return find_preset(algo, env_id)
-    names = [field.name for field in dataclasses.fields(agent.Config)]
-    return None if name == "none" else load_preset(algo, name, env_id, names)
+def preset_of(agent: type, env_id: str, name: str) -> tuple[str, dict[str, Any]]:
+    """The preset that --preset names for an agent's class, and its values."""
+    return load_preset(agent.__name__.lower(), name, env_id, [field.name for field in dataclasses.fields(agent.Config)])
 
 
 def counts_of(values: dict[str, Any]) -> dict[str, int]:

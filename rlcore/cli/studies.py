@@ -269,7 +269,7 @@ def _problem(values: dict[str, Any]) -> Any:
     import_modules(values)
     agent, env_id = agent_class(values["algo"]), values["env_id"]
     algo, imports = agent.__name__.lower(), [*values.get("import", []), *values["algo"].split(":")[:-1]]
-    preset = preset_of(agent, algo, env_id, values.get("preset")) or {}
+    _, preset = preset_of(agent, env_id, values.get("preset", "auto"))
     total_steps = whole_number("--total-steps", values.get("total_steps", preset.get("total_steps", 100_000)))
     episodes = whole_number("--eval-episodes", values.get("eval_episodes", 50))
 

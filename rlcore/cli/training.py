@@ -102,16 +102,15 @@ def _print_train_overview() -> int:
 
 
 def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
-    env_id, name = values["env_id"], values.get("preset")
+    env_id = values["env_id"]
     import_modules(values)
-    preset = preset_of(agent, algo, env_id, name)
-    used = "none" if preset is None else name or env_id.rpartition(":")[2]
+    used, preset = preset_of(agent, env_id, values.get("preset", "auto"))
     # Flags before presets, and what a flag implies (a variant's switches) between them.
-    merged = {"total_steps": 1_000_000, **(preset or {}), **agent.Config.implied(values), **values}
+    merged = {"total_steps": 1_000_000, **preset, **agent.Config.implied(values), **values}
     settings = {"algo": algo, "env_id": env_id, "preset": used, "total_steps": merged["total_steps"]}
     settings["env_kwargs"] = env_kwargs_of(values)
     settings["hyperparameters"] = hyperparameters_of(agent.Config, merged)
-    overridden = sorted(set(settings["hyperparameters"]) & set(values) & set(preset or {}))
+    overridden = sorted(set(settings["hyperparameters"]) & set(values) & set(preset))
     note = f"preset {used}" if preset else "no preset, the algorithm's defaults"
     note += f" (overridden: {', '.join(overridden)})" if overridden else ""
     return _launch(agent, settings, values, note)

@@ -1,5 +1,6 @@
 """Where the environments of a run stand, for its checkpoints."""
 
+import contextlib
 import pickle
 from collections.abc import Callable
 from contextlib import closing
@@ -8,7 +9,15 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 
 from rlcore.envs.async_vector import GuardedAsyncVectorEnv
-from rlcore.envs.state import MOST_VALUES, Misfit, NotCapturable, capture_state, check_fits, restore_state
+from rlcore.envs.state import (
+    MOST_VALUES,
+    CountedReset,
+    Misfit,
+    NotCapturable,
+    capture_state,
+    check_fits,
+    restore_state,
+)
 from rlcore.errors import EnvironmentFault
 
 
@@ -26,16 +35,30 @@ class Standing:
         self._in_processes = isinstance(envs, GuardedAsyncVectorEnv)
         self._seeded = False  # whether the environments began with a seed
         self._fresh: bytes | None = None  # state of environments that have just begun, packed
+        if not isinstance(envs.reset, CountedReset):
+            with contextlib.suppress(AttributeError):  # an environment with slots
+                envs.reset = CountedReset(envs.reset)
+        self.left()
+
+    def left(self) -> None:
+        """The environments were left as they are now, for a later rollout to go on with."""
+        self._resets = getattr(self.envs.reset, "calls", 0)
+
+    @property
+    def was_reset(self) -> bool:
+        """Whether somebody reset the environments since they were left: what was seen last leads nowhere."""
+        return getattr(self.envs.reset, "calls", 0) != self._resets
 
     def begun(self, seeded: bool) -> None:
         """All environments were just reset."""
         self._seeded = seeded
+        self.left()
         if self.again is None and self._fresh is None:
             self._fresh = pickle.dumps(self._capture())
 
     def capture(self) -> dict[str, Any] | None:
-        """The state, or None where it cannot be stored."""
-        state = self._capture()
+        """The state, or None where it cannot be stored, or is not that of the episodes under way."""
+        state = None if self.was_reset else self._capture()
         if state is None:
             return None
         if self._fresh is None:

@@ -17,6 +17,7 @@ import math
 import re
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -42,6 +43,17 @@ class NotCapturable(Exception):
 
 class Misfit(ValueError):
     """Names the part of a state that does not belong into this environment."""
+
+
+class CountedReset:
+    """An environment's `reset` that also counts its calls, put into its place; no part of the environment's state."""
+
+    def __init__(self, reset: Callable[..., Any]):
+        self.reset, self.calls = reset, 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        return self.reset(*arguments, **options)
 
 
 def capture_state(env: Any, most: int | None = MOST_VALUES) -> dict[str, Any]:
@@ -224,7 +236,8 @@ class _Capture:
         self.most, self.taken = most, 0
 
     def attributes(self, env: Any, path: str) -> dict[str, Any]:
-        return {name: self.value(value, f"{path}.{name}") for name, value in vars(env).items()}
+        own = {name: value for name, value in vars(env).items() if not isinstance(value, CountedReset)}
+        return {name: self.value(value, f"{path}.{name}") for name, value in own.items()}
 
     def value(self, value: Any, path: str) -> Any:
         self.taken += 1

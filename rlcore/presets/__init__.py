@@ -29,12 +29,14 @@ def find_preset(algo: str, env_id: str) -> dict[str, Any] | None:
     return _find(all_presets().get(algo, {}), env_id)
 
 
-def load_preset(algo: str, name: str, env_id: str, hyperparameters: Iterable[str]) -> dict[str, Any]:
-    """A preset that is asked for: those of rlcore by the environment id they are for, or those of a file.
+def load_preset(algo: str, name: str, env_id: str, hyperparameters: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """A preset that is asked for: those of rlcore by the environment id they are for, or those of a file; the name by
+    which it is known ("none" where there is none), and its values.
 
     Args:
         algo: the algorithm.
-        name: an environment id, or the path of a TOML file such as those of this folder.
+        name: an environment id, the path of a TOML file such as those of this folder, "auto" for those of `env_id`
+            where there are any, or "none".
         env_id: the environment to train on; it is the table that is taken from a file.
         hyperparameters: those that the algorithm has; a file may name no other.
 
@@ -42,13 +44,15 @@ def load_preset(algo: str, name: str, env_id: str, hyperparameters: Iterable[str
         UsageError: where there is no such preset, with the nearest name; where the file cannot be read, has none for
             this pair, or has entries that no preset has.
     """
-    preset = find_preset(algo, name)
+    preset = find_preset(algo, env_id if name == "auto" else name)
     if preset is not None:
-        return preset
+        return env_id.rpartition(":")[2] if name == "auto" else name, preset
+    if name in ("auto", "none"):
+        return "none", {}
     if name.endswith(".toml") or Path(name).is_file():
-        return _of_file(Path(name), algo, env_id, hyperparameters)
+        return name, _of_file(Path(name), algo, env_id, hyperparameters)
     known = all_presets().get(algo, {})
-    names = ", ".join([*known, "a .toml file", "none"])
+    names = ", ".join([*known, "a .toml file", "auto", "none"])
     raise UsageError(f"preset '{name}' does not exist for {algo}{did_you_mean(name, known)}; there are {names}")
 
 

@@ -38,8 +38,8 @@ def train(
     if agent.env_id is None:
         raise UsageError("run_dir is for an agent that was given an environment id; this one was given a VectorEnv")
     settings = {
-        "algo": type(agent).__name__.lower(), "env_id": agent.env_id, "env_kwargs": agent.env_kwargs, "preset": "none",
-        "total_steps": total_steps, "checkpoint_every": checkpoint_interval(total_steps),
+        "algo": type(agent).__name__.lower(), "env_id": agent.env_id, "env_kwargs": agent.env_kwargs,
+        "preset": agent.preset, "total_steps": total_steps, "checkpoint_every": checkpoint_interval(total_steps),
         "eval_episodes": eval_episodes,
     }  # fmt: skip
     with contextlib.closing(Run.start(run_dir, agent, settings)) as run:

@@ -561,8 +561,10 @@ def test_a_file_may_have_any_name_but_does_not_hide_a_preset(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "CartPole-v1"):
         (tmp_path / name).write_text('[ppo."my/*"]\ngamma = 0.5\n[ppo.Name-v0]\ngamma = 0.25')
-    assert load_preset("ppo", "mine", "my/Env-v0", ["gamma"]) == {"gamma": 0.5}
-    assert load_preset("ppo", "mine", "module:Name-v0", ["gamma"]) == {"gamma": 0.25}
-    assert load_preset("ppo", "CartPole-v1", "Name-v0", []) == find_preset("ppo", "CartPole-v1")
-    with pytest.raises(UsageError, match=r"preset 'other' does not exist for ppo.*a \.toml file, none"):
+    assert load_preset("ppo", "mine", "my/Env-v0", ["gamma"]) == ("mine", {"gamma": 0.5})
+    assert load_preset("ppo", "mine", "module:Name-v0", ["gamma"]) == ("mine", {"gamma": 0.25})
+    assert load_preset("ppo", "CartPole-v1", "Name-v0", []) == ("CartPole-v1", find_preset("ppo", "CartPole-v1"))
+    assert load_preset("ppo", "auto", "CartPole-v1", []) == load_preset("ppo", "CartPole-v1", "CartPole-v1", [])
+    assert load_preset("ppo", "auto", "Name-v0", []) == load_preset("ppo", "none", "CartPole-v1", []) == ("none", {})
+    with pytest.raises(UsageError, match=r"preset 'other' does not exist for ppo.*a \.toml file, auto, none"):
         load_preset("ppo", "other", "Name-v0", [])
