@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def stored(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["runs"] if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
 
 
 def write(name: str, runs: list[dict[str, Any]]) -> None:

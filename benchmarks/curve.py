@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--trained-at", help="commit of the code that trained, where it is not the present one")
     options = parser.parse_args()
     config = tomllib.loads((options.run / "config.toml").read_text())
-    with open(options.run / "episodes.csv", newline="") as file:
+    with open(options.run / "episodes.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     file = options.run / "evaluation.json"
     evaluation = json.loads(file.read_text()) if file.exists() else None

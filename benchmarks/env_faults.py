@@ -162,12 +162,12 @@ def checkpoints(folder: Path) -> list[int]:
 
 
 def children(process: subprocess.Popen) -> list[int]:
-    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()))
 
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -79,7 +79,7 @@ def honest_run() -> dict[str, bytes]:
             "--total-steps 300 --num-envs 2 --num-steps 8 --num-minibatches 1 --seed 1 --hidden-sizes 4 --preset none"
         )
         flags = [*flags.split(), "--eval-episodes", "2", "--compile", "false", "--no-progress"]
-        with open(os.devnull, "w") as silence:
+        with open(os.devnull, "w", encoding="utf-8") as silence:
             stdout, sys.stdout = sys.stdout, silence
             try:
                 assert main(["train", "ppo", "CartPole-v1", *flags, "--run-dir", str(run)]) == 0
@@ -380,7 +380,7 @@ def attempt(reader: str, index: int) -> dict[str, Any]:
 def run(action: Callable[[], None]) -> dict[str, Any]:
     programs.clear()
     before, start = memory("VmRSS"), time.perf_counter()
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     signal.alarm(SECONDS)
     result, failure = "taken", None
     try:
@@ -400,7 +400,7 @@ def run(action: Callable[[], None]) -> dict[str, Any]:
 
 
 def memory(name: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    line = next(x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if x.startswith(name))
     return int(line.split()[1]) * 1024
 
 

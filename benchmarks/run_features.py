@@ -173,7 +173,7 @@ def shown_on(make: Any) -> Iterator[None]:
     outer, inner = make()
     reader = threading.Thread(target=drain, args=(outer,), daemon=True)
     reader.start()
-    with open(inner, "w") as file, contextlib.redirect_stdout(file):
+    with open(inner, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         yield
     reader.join()
     os.close(outer)

@@ -185,7 +185,7 @@ def work(technique: str, text: str, seconds: float, core: int) -> dict[str, Any]
 
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {core})
-    known = json.loads(Path(text).read_text())
+    known = json.loads(Path(text).read_text(encoding="utf-8"))
     if technique.endswith("losses"):
         return trl_losses(known) if technique.startswith("trl") else rlcore_losses()
     if technique in PEERS:

@@ -2,9 +2,12 @@ import errno
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +42,8 @@ def test_cuda_where_there_is_none(capsys, monkeypatch, tmp_path):
 def test_a_run_folder_that_exists_is_never_touched(capsys, tmp_path):
     (tmp_path / "precious.txt").write_text("x")
     message = refused(capsys, *TRAIN, "--run-dir", str(tmp_path))
-    assert "exists already" in message and f"--resume {tmp_path}" in message
+    assert f"{tmp_path} exists already and is a folder with other things in it, not a run" in message
+    assert "is a file, not a run" in refused(capsys, *TRAIN, "--run-dir", str(tmp_path / "precious.txt"))
     assert os.listdir(tmp_path) == ["precious.txt"]
     assert "is not a run folder" in refused(capsys, "train", "--resume", str(tmp_path))
 
@@ -221,6 +225,65 @@ def test_without_standard_output_at_all(tmp_path, monkeypatch):
         patch.setattr(sys, "stderr", None)
         assert main([*TRAIN, *SMALL, "--run-dir", str(tmp_path / "r")]) == 0
         assert main(["trian"]) == 2
+
+
+NO_ROOM = "rlcore: standard output could not be written: No space left on device\n"
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "r"
+    assert main([*TRAIN, *SMALL, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command, code, said",
+    [
+        ("eval RUN --episodes 1 >&-", 0, ""),
+        ("eval RUN --episodes 1 >/dev/full", 2, NO_ROOM),
+        ("eval RUN --episodes 1 2>&-", 0, ""),
+        ("eval nowhere 2>&-", 2, ""),
+        ("eval nowhere 2>/dev/full", 2, ""),
+        ("eval RUN --episodes 1 <&-", 0, ""),
+        ("train ppo --help >/dev/full", 2, NO_ROOM),
+    ],
+)
+def test_streams_as_a_shell_gives_them(trained, tmp_path, command, code, said):
+    words = f'"{sys.executable}" -m rlcore {command.replace("RUN", shlex.quote(str(trained)))}'
+    result = subprocess.run(["sh", "-c", words], capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, C_LOCALE], ids=str)
+def test_no_file_is_read_or_written_in_the_terminals_encoding(tmp_path, encoding):
+    """Presets, templates and kernels have letters that few encodings have, and so may names of runs."""
+    folder, accented = os.fsencode(tmp_path) + b"/run", os.fsencode(tmp_path) + b"/run-\xc3\xa9"
+    begin = [sys.executable, "-m", "rlcore"]
+    env = {**os.environ, **encoding}
+    for command in (["train", "ppo", "CartPole-v1", *SMALL, "--run-dir", folder], ["eval", folder], ["report", folder]):
+        result = subprocess.run([*begin, *command], capture_output=True, env=env)
+        assert result.returncode == 0 and not result.stderr, result.stderr
+    assert os.path.isfile(folder + b"/report.html")
+    result = subprocess.run(
+        [*begin, "train", "ppo", "CartPole-v1", *SMALL, "--run-dir", accented], capture_output=True, env=env
+    )
+    assert result.returncode == (2 if encoding is C_LOCALE else 0), result.stderr
+    assert (b"has letters that this locale has not" in result.stderr) == (encoding is C_LOCALE)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_torch_is_imported_is_one_line(trained, times):
+    process = subprocess.Popen([sys.executable, "-m", "rlcore", "eval", trained], stderr=subprocess.PIPE, text=True)
+    while b"libtorch" not in Path(f"/proc/{process.pid}/maps").read_bytes():
+        assert process.poll() is None
+        time.sleep(0.005)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and errors == "rlcore: interrupted\n"
 
 
 def test_letters_that_the_terminal_has_not(tmp_path, monkeypatch):
@@ -408,7 +471,7 @@ def test_ids_with_modules_that_do_not_work(capsys, module):
 
     assert "did you mean 'RlcoreMine-v0'?" in train(f"{module}:RlcoreMin-v0")
     assert "the module 'rlcore_no_such' cannot be imported: ModuleNotFoundError" in train("rlcore_no_such:X-v0")
-    with open("rlcore_bad.py", "w") as file:
+    with open("rlcore_bad.py", "w", encoding="utf-8") as file:
         file.write("import sys; sys.exit('no\\nmore')")
     assert "the module 'rlcore_bad' cannot be imported: SystemExit: no more" in train("rlcore_bad:X-v0")
     assert "cannot be imported: SystemExit" in train("CartPole-v1", "--import", "rlcore_bad")

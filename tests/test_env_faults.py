@@ -595,7 +595,7 @@ def test_processes_die_with_the_run_even_if_it_is_killed():
 
 def is_running(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -750,7 +750,7 @@ def finish(process, seconds=60):
 
 
 def workers_of(process):
-    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()))
 
 
 def checkpoints(folder):
@@ -838,7 +838,7 @@ def test_sync_and_async_runs_are_the_same_to_the_last_bit(tmp_path):
 
 
 def episodes(folder):
-    with open(folder / "episodes.csv", newline="") as file:
+    with open(folder / "episodes.csv", encoding="utf-8", newline="") as file:
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
     assert len(rows) > 100
     return rows

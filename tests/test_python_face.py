@@ -12,7 +12,6 @@ import pytest
 import rlcore
 from rlcore.errors import UsageError
 from rlcore.presets import find_preset
-from rlcore.storage.checkpoint import newest_checkpoint
 
 SMALL = {"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "compile": False, "seed": 1}
 
@@ -63,7 +62,7 @@ def test_a_run_folder_is_one_that_the_command_line_goes_on_with(tmp_path, capsys
 def test_a_callback_ends_a_run_in_a_folder(tmp_path):
     agent = small().learn(10_000, run_dir=tmp_path / "run", callbacks=lambda *_: True)
     assert agent.iteration == 1
-    assert rlcore.load(newest_checkpoint(tmp_path / "run")).global_step == agent.global_step
+    assert rlcore.load(tmp_path / "run").global_step == agent.global_step
 
 
 def test_progress_is_shown_where_it_is_asked_for(capsys, monkeypatch):
@@ -96,7 +95,7 @@ def test_environments_reset_between_two_calls_of_learn_leave_no_false_transition
         done = (one.buffer.terminated | one.buffer.truncated)[:-1]
         assert (following[..., [0, 2]] - moved).abs().amax(-1)[~done].max() < 1e-6
         begins = one.buffer.obs[0].abs().max() <= 0.05  # where all episodes begin; ten steps lead further
-        assert begins == (backend != "native")  # whose environments are numbers of the rollout, not those that are shown
+        assert begins == (backend != "native")  # which are numbers of the rollout, not those shown
         assert one.collector.counter.lengths.max() <= 5 + 5 * (backend == "native")
     agent.close()
 

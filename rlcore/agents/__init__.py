@@ -144,7 +144,8 @@ def load(
     """The agent that `agent.save(path)` stored, ready to act, to be evaluated or to learn on.
 
     Args:
-        path: a file written by `save`, or a checkpoint of a run folder. Reading it executes nothing it brings along.
+        path: a file written by `save`, a run folder, whose newest checkpoint is taken that can be read, or one of its
+            checkpoints. Reading it executes nothing it brings along.
         env: needed where the agent was trained on a VectorEnv instance; may replace the environment otherwise. With it
             new episodes begin; without it they go on where they were.
         torso: needed where the agent was made with a torso of your own: code is not stored.

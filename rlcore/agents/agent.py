@@ -52,7 +52,8 @@ class Agent:
         reward_model: a `RewardModel`, or where one is stored (the hyperparameter): its rewards, and not those of the
             environment, are learned from; episodes are reported with the latter.
         preset: "auto", the tuned values for this environment where there are any; those for another id or of a TOML
-            file; None or "none", none. Hyperparameters that are given go before, and `learn()` trains for the preset's steps.
+            file; None or "none", none. Hyperparameters that are given go before, and `learn()` trains for the
+            preset's steps.
         hyperparameters: fields of the agent's `Config`.
 
     Attributes:

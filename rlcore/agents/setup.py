@@ -30,7 +30,6 @@ from rlcore.preferences.data import Preferences, Segments, read_demonstrations, 
 from rlcore.preferences.demonstrations import ExpertCollector, expert_of
 from rlcore.presets import load_preset
 from rlcore.spaces import Field, Part
-from rlcore.storage.checkpoint import newest_checkpoint
 from rlcore.tracing import Share, share
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ def _reward_model(agent: Agent, given: Agent | str | None) -> RewardModel:
     from rlcore.agents import RewardModel, load  # noqa: PLC0415  they are made with what is here
 
     if given is not None:
-        model = load(newest_checkpoint(given), device=str(agent.device)) if isinstance(given, str) else given
+        model = load(given, device=str(agent.device)) if isinstance(given, str) else given
         if not isinstance(model, RewardModel):
             raise UsageError(f"reward_model is a {type(model).__name__}, but must be a RewardModel")
         return model

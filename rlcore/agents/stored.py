@@ -21,7 +21,7 @@ from rlcore.errors import CheckpointError, RlcoreError, UsageError, one_line
 from rlcore.networks import ActorCritic, Torso
 from rlcore.networks.normalize import RewardScaler
 from rlcore.networks.reward import RewardNetwork
-from rlcore.storage.checkpoint import check_like, newest_checkpoint, read_agent, write_checkpoint
+from rlcore.storage.checkpoint import check_like, read_newest, write_checkpoint
 from rlcore.tracing import Share
 
 if TYPE_CHECKING:
@@ -204,12 +204,21 @@ def _check_kinds(state: dict[str, Any]) -> None:
         raise ValueError("its part 'generator' or 'iteration' is none")
 
 
+def read_told(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint of a run folder that can be read, or the file itself, and what it holds; of newer ones that
+    cannot be read it is said."""
+    file, payload, damaged = read_newest(path)
+    for error in damaged.values():
+        warnings.warn(f"{error}; {file} before it is taken", stacklevel=3)
+    return file, payload
+
+
 def with_weights_of(network: ActorCritic, path: str | Path) -> ActorCritic:
     """The network with the weights that a checkpoint or the newest of a run folder holds, or a CheckpointError where
     they do not fit; a reward network may begin with the torso of a policy."""
-    path = newest_checkpoint(path)
+    path, payload = read_told(path)
     try:
-        state = read_agent(path)["agent"].get("network")
+        state = payload["agent"].get("network")
         if isinstance(network, RewardNetwork) and isinstance(state, dict):
             state = network.begun_from(state)
         check_like(state, dict(network.state_dict()), "network")
@@ -228,7 +237,7 @@ def load_agent(
     **overrides: Any,
 ) -> Agent:
     """The agent stored in `path`, made anew by one of `agents`."""
-    payload = read_agent(path)
+    path, payload = read_told(path)
     algo, stored = payload["algo"], {**BEFORE, **payload["config"]}
     config = {**stored, **overrides}
     if algo not in agents:

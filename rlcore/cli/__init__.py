@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_: f"rlcore: {_printable(message)}\n"
     # There are no streams where they were closed before we began.
-    out, err = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    out, err = (Output(stream or open(os.devnull, "w", encoding="utf-8")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = _run(arguments)
@@ -89,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
+    except SystemExit as shown:  # argparse has printed help
+        return int(shown.code or 0)
     except RlcoreError as error:
         code = getattr(error, "code", 2)
         return code if getattr(error, "told", False) else _fail(error, code)  # by another rank
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
     except (ConnectionError, EOFError) as error:
         what = f"{type(error).__name__}: {error}".removesuffix(": ")
         return _fail(f"the connection to another process, such as one that steps environments, broke ({what})", 2)

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import tomli_w
 
-from rlcore.errors import CheckpointError, UsageError
+from rlcore.errors import UsageError
 from rlcore.runs.settings import to_toml
-from rlcore.storage.checkpoint import checkpoint_files, read_agent
+from rlcore.storage.checkpoint import checkpoint_files
 from rlcore.storage.files import FolderLock, InUse, atomic_file, keep_aside, set_aside, write_atomically
 
 KEEP_CHECKPOINTS = 5
@@ -51,14 +51,19 @@ class RunFolder:
         """Refuse a folder that has something in it, so that nothing saved is ever overwritten."""
         if not str(path):
             raise UsageError("the run folder has no name")
+        if not str(path).isascii() and os.fsencode(path) != str(path).encode(errors="replace"):
+            raise UsageError(f"the run folder {path} has letters that this locale has not; LC_ALL=C.UTF-8 has them")
         try:
             taken = os.path.lexists(path) and (not os.path.isdir(path) or set(os.listdir(path)) - {LOCK})
         except OSError as error:
             raise UsageError(f"the run folder {path} cannot be read: {error.strerror}") from error
-        if taken:
+        if taken and os.path.lexists(Path(path, "config.toml")):
             raise FolderTaken(
                 f"the run folder {path} exists already; choose another --run-dir, or continue it with --resume {path}"
             )
+        if taken:
+            what = "a folder with other things in it" if os.path.isdir(path) else "a file"
+            raise FolderTaken(f"{path} exists already and is {what}, not a run; choose another --run-dir")
 
     @classmethod
     def create(cls, path: str | Path) -> Self:
@@ -134,17 +139,6 @@ class RunFolder:
         if not files:
             raise UsageError(f"the run folder {self.path} has no checkpoint")
         return files[-1]
-
-    def read_latest_checkpoint(self) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:
-        """The newest checkpoint that can be read, what it holds, and what is wrong with each newer one, which is
-        raised of the newest where none can be read."""
-        damaged: dict[Path, CheckpointError] = {}
-        for file in reversed(self._checkpoint_files()):
-            try:
-                return file, read_agent(file), damaged
-            except CheckpointError as error:
-                damaged[file] = error
-        raise damaged[self.latest_checkpoint()]
 
     def drop_old_checkpoints(self) -> None:
         """Keep the newest ones; called only after a newer one is safely in place."""

@@ -29,12 +29,12 @@ class Follower(Course):
     @classmethod
     def resume(cls, env_kwargs: dict[str, Any] | None = None, **overrides: Any) -> Self:
         """As `Run.resume`, from what rank 0 found in its folder, which need not be there on this machine."""
-        settings, checkpoint = share().broadcast(None)
+        settings, edited, checkpoint = share().broadcast(None)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "checkpoint.pt")
             file.write_bytes(checkpoint)
             overrides |= {"env_kwargs": env_kwargs} if env_kwargs else {}
-            return cls(load(file, **overrides), settings, resumed=True)
+            return cls(load(file, **{**edited, **overrides}), settings, resumed=True)
 
     def checkpoint(self) -> None:
         """Hand over what this rank has of the state."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import tomli_w
 
-from rlcore.errors import UsageError
+from rlcore.errors import UsageError, did_you_mean, shown
 from rlcore.storage.toml import HIGHEST_COUNT, check_values, read_toml
 
 CONFIG = "the config of a run"
@@ -62,3 +62,31 @@ def settings_of_checkpoint(payload: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, AttributeError, RecursionError) as error:  # a UsageError is a ValueError
         why = error if isinstance(error, UsageError) else "it holds what no config.toml could say"
         raise UsageError(f"the checkpoint does not make up for it: {why}") from error
+
+
+def edited_since(file: Path, settings: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that a run's config.toml, read as `settings`, has otherwise than its checkpoint. A UsageError
+    names what cannot change in a run that goes on."""
+    from rlcore.agents.config import NETWORK  # not on top: the command line's help needs no torch
+
+    made_with = (*NETWORK, "num_envs", "seed", "init", "reference", "reward_model", "comparisons", "preferences")
+    stored = {**payload["config"], **{name: payload[name] for name in ("algo", "env_id", "env_kwargs")}}
+    now = {**settings["hyperparameters"], **{name: settings[name] for name in ("algo", "env_id", "env_kwargs")}}
+    edited = {name: value for name, value in now.items() if _plain(value) != _plain(stored.get(name))}
+    for name, value in edited.items():
+        if name not in stored:
+            raise UsageError(f"'{name}' in {file} is not a hyperparameter of the run{did_you_mean(name, stored)}")
+        if name in made_with or name not in payload["config"]:
+            other = "--env-arg NAME=VALUE changes it, or " if name == "env_kwargs" else ""
+            raise UsageError(
+                f"{name} in {file} is {shown(value)}, but the run goes on with {shown(_plain(stored[name]))}; {other}"
+                f"rlcore train --config {file} makes a new run"
+            )
+    return {name: None if value == "none" else value for name, value in edited.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as it comes out of a TOML file, where there is neither None nor a tuple."""
+    if isinstance(value, dict):
+        return {name: _plain(x) for name, x in value.items()}
+    return list(value) if isinstance(value, tuple) else to_toml(value)

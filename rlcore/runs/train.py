@@ -22,15 +22,22 @@ import torch
 from rlcore.agents import Agent, load
 from rlcore.agents.callbacks import Callback, one_stops
 from rlcore.agents.setup import restart_seed
+from rlcore.agents.stored import read_told
 from rlcore.collect import Episodes
-from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError, one_line
+from rlcore.errors import CheckpointError, DivergenceError, EnvironmentFault, RlcoreError, UsageError, one_line, shown
 from rlcore.networks.torsos import is_image
 from rlcore.progress import Progress
 from rlcore.runs.atari_scores import human_normalized
 from rlcore.runs.folder import EpisodeLog, RunFolder
-from rlcore.runs.settings import EVAL_EPISODES, KEPT_WITH_CHECKPOINTS, read_settings, settings_of_checkpoint
+from rlcore.runs.settings import (
+    EVAL_EPISODES,
+    KEPT_WITH_CHECKPOINTS,
+    edited_since,
+    read_settings,
+    settings_of_checkpoint,
+)
 from rlcore.runs.tracking import Maker, TensorBoard, Tracker
-from rlcore.storage.checkpoint import write_checkpoint
+from rlcore.storage.checkpoint import read_newest, write_checkpoint
 from rlcore.storage.files import set_aside, write_atomically
 from rlcore.tracing import share
 
@@ -167,7 +174,8 @@ class Run(Course):
         cls, path: str | Path, total_steps: int | None, *, checkpoint_every: int | None = None,
         eval_episodes: int | None = None, env_kwargs: dict[str, Any] | None = None, **overrides: Any,
     ) -> Self:  # fmt: skip
-        """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone.
+        """Continue from the newest checkpoint of a folder that can be read, until `close` for this process alone, with
+        hyperparameters that were edited in its config.toml, where a run can go on with others.
 
         The three counts are as before where they are None; `env_kwargs` take the place of stored arguments of the
         environment's constructor, `overrides` of hyperparameters, such as `device`. A UsageError tells that there is
@@ -177,16 +185,17 @@ class Run(Course):
         with contextlib.ExitStack() as on_failure:
             folder = RunFolder.open_to_write(path)
             on_failure.callback(folder.close)
-            file, payload, damaged = folder.read_latest_checkpoint()
+            file, payload, damaged = read_newest(path)
             stored, problem = _stored_settings(folder, payload)
             settings = {**stored, **{name: count for name, count in asked.items() if count is not None}}
             settings.setdefault("checkpoint_every", checkpoint_interval(settings["total_steps"]))
+            edited = {} if problem else edited_since(folder.config_file, stored, payload)
             if env_kwargs:
                 settings["env_kwargs"] = {**settings["env_kwargs"], **env_kwargs}
                 overrides["env_kwargs"] = env_kwargs
             if share().count > 1:
-                share().broadcast((settings, file.read_bytes()))
-            agent = load(file, **overrides)
+                share().broadcast((settings, edited, file.read_bytes()))
+            agent = load(file, **{**edited, **overrides})
             on_failure.callback(agent.close)
             run = cls(folder, agent, settings, payload["extra"])
             if run.is_complete and (run.eval_episodes == 0 or folder.has_evaluation(agent.global_step)):
@@ -194,6 +203,8 @@ class Run(Course):
                 raise UsageError(f"{where}; to go on, give --total-steps more than that")
             with run._guard():
                 run._repair(file, damaged, problem)
+                run._tell_of(edited, payload["config"])
+                settings["hyperparameters"] = dataclasses.asdict(agent.config)
                 folder.write_config(settings)
             on_failure.pop_all()
         return run
@@ -208,6 +219,11 @@ class Run(Course):
             if os.path.lexists(config):
                 where = f", and the damaged one is now {set_aside(config, 'damaged').name}"
             _tell(f"{problem}; it is made again from what {file} holds{where}")
+
+    def _tell_of(self, edited: dict[str, Any], before: dict[str, Any]) -> None:
+        for name in edited:
+            now, was = shown(getattr(self.agent.config, name)), shown(before.get(name))
+            _tell(f"{name} is {now} from here on, as {self.folder.config_file} says, and was {was}")
 
     def close(self) -> None:
         """Let other processes write to the folder."""
@@ -432,11 +448,9 @@ def versions() -> dict[str, str]:
 
 def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
     """The agent of a run folder's newest checkpoint that can be read, or of a checkpoint file."""
-    if os.path.lexists(path) and not os.path.isdir(path):
-        return load(path, **overrides), Path(path)
-    file, _, damaged = RunFolder.open(path).read_latest_checkpoint()
-    for error in damaged.values():
-        _tell(f"{error}; {file} before it is taken")
+    if os.path.isdir(path) or not os.path.lexists(path):
+        RunFolder.open(path)  # or a sentence that it is none
+    file, _ = read_told(path)
     return load(file, **overrides), file
 
 

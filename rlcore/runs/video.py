@@ -53,18 +53,27 @@ def _locked(path: Path) -> FolderLock:
 def _write(writer: Any, path: Path, frames: list[np.ndarray], fps: float) -> None:
     """Under a name of its own, which a dead process may have left, and from there to where nothing must be."""
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
-    options = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
     try:
+        film = _encoded(writer, path.suffix, frames, fps)
         unfinished.unlink(missing_ok=True)
-        writer.mimwrite(unfinished, frames, **options)
+        unfinished.write_bytes(film)
         move_without_overwriting(unfinished, path)
     except FileExistsError:
         raise UsageError(f"the video file {path} exists already; choose another --out") from None
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # the last three of frames that are no pictures
-        why = getattr(error, "strerror", None) or one_line(error)[:200]
+        why = getattr(error, "strerror", None) or one_line(error).partition(" FFMPEG COMMAND")[0][:200]
         raise UsageError(f"the video file {path} cannot be written: {why}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that has become read-only, of which is told already
+            unfinished.unlink(missing_ok=True)
+
+
+def _encoded(writer: Any, suffix: str, frames: list[np.ndarray], fps: float) -> bytes:
+    """The film as it stands in a file: what encoders do where a disk is full is print, and leave half a file behind."""
+    if suffix == ".gif":
+        return writer.mimwrite(writer.RETURN_BYTES, frames, format=suffix, duration=1000 / fps, loop=0)
+    options = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "quiet"}
+    return writer.mimwrite(writer.RETURN_BYTES, frames, format=suffix, **options)
 
 
 def _writer_module(path: Path) -> Any:

@@ -31,15 +31,6 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
     return [file for match in matches if (file := Path(folder, match[0])).is_file()]
 
 
-def newest_checkpoint(path: str | Path) -> Path:
-    """The checkpoint of the highest step in a run folder, or the file itself where `path` is none; a CheckpointError
-    where there is none."""
-    files = checkpoint_files(Path(path, "checkpoints")) if os.path.isdir(path) else [Path(path)]
-    if not files:
-        raise CheckpointError(f"the folder {path} has no checkpoint")
-    return files[-1]
-
-
 def write_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:
     """Store tensors and built-in types in one file, which takes its name, and the place of an older one, only when all
     of it is on the disk.
@@ -104,6 +95,22 @@ def read_agent(path: str | Path) -> dict[str, Any]:
         compiled = payload["agent"].pop("compiled", None)
         payload["agent"]["how"] = "compiled" if compiled is True else "python" if compiled is False else None
     return payload
+
+
+def read_newest(path: str | Path) -> tuple[Path, dict[str, Any], dict[Path, CheckpointError]]:
+    """Of a run folder, the newest checkpoint of an agent that can be read, what it holds, and what is wrong with each
+    newer one; of a file, the file. A CheckpointError where there is none, or where none can be read, that of the
+    newest."""
+    files = checkpoint_files(Path(path, "checkpoints")) if os.path.isdir(path) else [Path(path)]
+    if not files:
+        raise CheckpointError(f"the folder {path} has no checkpoint")
+    damaged: dict[Path, CheckpointError] = {}
+    for file in reversed(files):
+        try:
+            return file, read_agent(file), damaged
+        except CheckpointError as error:
+            damaged[file] = error
+    raise damaged[files[-1]]
 
 
 def check_like(state: Any, fresh: Any, name: str) -> None:

@@ -124,6 +124,8 @@ class FolderLock(contextlib.AbstractContextManager):
         try:
             self._lock.acquire(timeout=-1 if wait else SECONDS_TO_TRY)
         except Timeout:
+            if not os.path.lexists(self.file):  # the library goes on trying where no file can be
+                os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY))
             raise InUse(f"is in use by {self._holder()}") from None
         except (OSError, NotImplementedError) as error:
             if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:

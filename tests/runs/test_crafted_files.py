@@ -335,10 +335,10 @@ def test_what_diverged_is_no_agent(tmp_path):
 
 def peak(action):
     """Most memory beyond what is taken now, in bytes, while `action` runs."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def now(name):
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+        line = next(x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if x.startswith(name))
         return int(line.split()[1]) * 1024
 
     before = now("VmRSS")

@@ -12,6 +12,7 @@ import tomllib
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlcore import load
@@ -72,7 +73,7 @@ def same_weights(a, b):
 
 
 def rows(path):
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return [row[:4] for row in csv.reader(file)]
 
 
@@ -555,3 +556,34 @@ def test_a_film_overwrites_nothing_and_leaves_nothing_half(finished, tmp_path, m
     assert os.listdir(tmp_path) == ["film.gif"] and out.read_bytes().startswith(b"GIF")
     _, (line,) = call(capsys, "video", finished, "--out", tmp_path / "no" / "film.gif", code=2)
     assert "cannot be written: No such file or directory" in line
+    _, (line,) = call(capsys, "video", finished, "--out", "/proc/film.gif", "--max-steps", "3", code=2)
+    assert "/proc/film.gif cannot be written" in line  # and not that somebody else had locked it
+
+
+@pytest.mark.parametrize("name", ["film.gif", "film.mp4"])
+def test_a_film_for_which_there_is_no_room_is_one_sentence_and_no_file(finished, tmp_path, monkeypatch, capfd, name):
+    pytest.importorskip("imageio")
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:48])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["video", str(finished), "--out", str(tmp_path / name), "--max-steps", "3"]) == 2
+    assert (
+        capfd.readouterr().err
+        == f"rlcore: the video file {tmp_path / name} cannot be written: No space left on device\n"
+    )
+    assert not os.listdir(tmp_path)
+
+
+def test_what_an_encoder_says_is_not_printed_beside_the_sentence(finished, tmp_path, capfd, monkeypatch):
+    """ffmpeg prints where it fails, here over a picture that has no area."""
+    pytest.importorskip("imageio_ffmpeg")
+    from rlcore.runs import video
+
+    monkeypatch.setattr(video, "_frame", lambda envs: np.zeros((0, 0, 3), np.uint8))
+    assert main(["video", str(finished), "--out", str(tmp_path / "a.mp4"), "--max-steps", "3"]) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "a.mp4 cannot be written" in said and "FFMPEG" not in said, said

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from rlcore import load
+from rlcore.cli import main
 from rlcore.storage.checkpoint import read_checkpoint
 
 SMALL = [
@@ -77,7 +79,7 @@ def test_a_run_leaves_everything_the_readme_names(finished):
 
 
 def read_csv(path):
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
 
 
@@ -220,6 +222,68 @@ def test_a_finished_run_goes_on_with_more_steps(finished, tmp_path):
     rlcore("train", "--resume", folder, "--total-steps", 2000, "--eval-episodes", 3)
     assert json.loads((folder / "evaluation.json").read_text())["global_step"] >= 2000
     assert tomllib.loads((folder / "config.toml").read_text())["total_steps"] == 2000
+
+
+def short_run(folder, *more):
+    flags = [*SMALL, "--compile", "false", "--total-steps", "512", "--eval-episodes", "0", "--no-progress", *more]
+    assert main(["train", "ppo", "CartPole-v1", *flags, "--run-dir", str(folder)]) == 0
+
+
+def edit(folder, before, after):
+    text = (folder / "config.toml").read_text()
+    assert before in text
+    (folder / "config.toml").write_text(text.replace(before, after))
+
+
+def test_an_edited_config_is_what_the_run_goes_on_with(tmp_path, capsys, recwarn):
+    folder = tmp_path / "run"
+    short_run(folder)
+    newest = max((folder / "checkpoints").glob("*.pt"))
+    edit(folder, "learning_rate = 0.00025", "learning_rate = 0.01")
+    edit(folder, "gamma = 0.99", "gamma = 0.9")
+    edit(folder, "total_steps = 512", "total_steps = 1024")
+    by_hand = load(newest, learning_rate=0.01, gamma=0.9).learn(1024)
+    assert main(["train", "--resume", str(folder), "--no-progress"]) == 0
+    told = [str(warning.message) for warning in recwarn]
+    assert f"learning_rate is 0.01 from here on, as {folder / 'config.toml'} says, and was 0.00025" in told
+    assert sum("from here on" in line for line in told) == 2
+    agent = load(folder)
+    assert agent.global_step == by_hand.global_step and agent.config.gamma == 0.9
+    assert torch.equal(agent.parameters.vector, by_hand.parameters.vector)
+    # Nothing is edited any more: neither by the file, nor by what is asked for on the command line.
+    assert main(["train", "--resume", str(folder), "--no-progress", "--total-steps", "1400", "--device", "cpu"]) == 0
+    assert len([warning for warning in recwarn if "from here on" in str(warning.message)]) == 2
+    assert tomllib.loads((folder / "config.toml").read_text())["hyperparameters"]["gamma"] == 0.9
+
+
+@pytest.mark.parametrize(
+    "before, after, words",
+    [
+        (
+            "hidden_sizes = [\n    16,\n]",
+            "hidden_sizes = [32]",
+            "hidden_sizes in .* is [32], .* goes on with [16]",
+        ),
+        ("num_envs = 4", "num_envs = 8", "num_envs in .* is 8, but the run goes on with 4"),
+        ("\nseed = 5", "\nseed = 6", "seed in .* is 6, but the run goes on with 5; rlcore train --config"),
+        ('algo = "ppo"', 'algo = "a2c"', "algo in .* is 'a2c', but the run goes on with 'ppo'"),
+        ('env_id = "CartPole-v1"', 'env_id = "Acrobot-v1"', "env_id in .* is 'Acrobot-v1'"),
+        ("[env_kwargs]", "[env_kwargs]\nsutton_barto_reward = true", "env_kwargs in .* --env-arg NAME=VALUE"),
+        ("gamma = 0.99", "gama = 0.9", "'gama' in .* is not a hyperparameter of the run, did you mean 'gamma'"),
+        ("gamma = 0.99", "gamma = 9", "gamma is 9.0, but must be at least 0 and at most 1"),
+        ("clip_coef = 0.2", "clip_coef = true", "clip_coef is True, but must be a number"),
+        ("num_minibatches = 4", "num_minibatches = 3", "num_minibatches is 3, but must divide"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_by_name(tmp_path, capsys, before, after, words):
+    folder = tmp_path / "run"
+    short_run(folder)
+    edit(folder, before, after)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["train", "--resume", str(folder), "--total-steps", "1024"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(".*".join(map(re.escape, words.split(".*"))), said), said
+    assert said.count("\n") == 1 and files == {path: path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -397,7 +397,7 @@ def test_a_preset_whose_process_was_killed_is_still_the_first(tmp_path, trained,
 
 def test_processes_at_a_time_lose_and_double_nothing(tmp_path, monkeypatch):
     def train(problem, values, seed, report):
-        with open(tmp_path / ".log", "a") as log:
+        with open(tmp_path / ".log", "a", encoding="utf-8") as log:
             log.write(json.dumps([values, seed]) + "\n")
         time.sleep(0.02)
         return 1.0
