@@ -1,6 +1,7 @@
 """How a run shows itself: a live line on a terminal, plain lines in a pipe, nothing where it is switched off."""
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ class Progress:
     """Steps, speed, return and time left of a run that ends at `total_steps`, since this process began at `start`."""
 
     REFRESHES_PER_SECOND = 2  # drawing takes most of a millisecond
+    COLUMNS = 110  # that all of the line takes; on a narrower terminal steps are a share, and time elapsed is left out
     LINES = 20  # plain lines per run, unless it is so slow that one every half minute is more
 
     def __init__(self, total_steps: int, start: int = 0, show: bool = True):
@@ -23,12 +25,13 @@ class Progress:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (
-            TextColumn("{task.completed:,}/{task.total:,} steps"), BarColumn(),
-            TextColumn("{task.fields[speed]} steps/s   return {task.fields[ret]}"),
-            TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
-        )  # fmt: skip
-        bar = RichProgress(*columns, refresh_per_second=self.REFRESHES_PER_SECOND)
+        rest = (TextColumn("{task.fields[speed]} steps/s"), TextColumn("return {task.fields[ret]}"))
+        rest += (TimeRemainingColumn(), TextColumn("left"))
+        columns = (TextColumn("{task.percentage:.0f}%"), BarColumn(bar_width=None), *rest)
+        if shutil.get_terminal_size().columns >= self.COLUMNS:
+            steps = TextColumn("{task.completed:,}/{task.total:,} steps")
+            columns = (steps, BarColumn(), *rest[:2], TimeElapsedColumn(), TextColumn("elapsed,"), *rest[2:])
+        bar = RichProgress(*columns, refresh_per_second=self.REFRESHES_PER_SECOND, expand=True)
         self.task = bar.add_task("train", total=self.total, completed=self.start, speed="-", ret="-")
         bar.start()
         return bar
