@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,9 +27,10 @@ On-policy reinforcement learning on one rollout buffer.
   report    a page about benches and runs: curves, scores with intervals
   plot      their learning curves as a picture for a paper
   tune      search for the hyperparameters of a preset
-  list      list agents, presets and default hyperparameters
+  list      algorithms, presets, environments, default hyperparameters
 
-rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
+rlcore COMMAND --help explains a command, rlcore train ALGO --help what one sets
+first, rlcore list what there is."""
 # Where each command is, which is imported when it is asked for: help is there at once.
 COMMANDS = {
     "train": ("training", "train"), "pretrain": ("training", "pretrain"),
@@ -49,8 +51,8 @@ class Meanwhile:
     def tell(self, text: str) -> None:
         if self.is_seen:
             self.end()
-            self.text = text
-            self._write(text)
+            self.text = text[: shutil.get_terminal_size().columns - 1]  # what goes over two lines could not be undone
+            self._write(self.text)
 
     def end(self) -> None:
         text, self.text = self.text, ""

@@ -220,7 +220,7 @@ def _prepare(agent: Any, total_steps: int) -> None:
     """Choose how iterations run, and make the programs that it takes, which may take most of a minute."""
     agent.engine.choose(total_steps)
     if agent.engine.how == "compiled" and agent.share.rank == 0:
-        meanwhile("rlcore: getting compiled programs; new ones take a minute ...")
+        meanwhile("rlcore: preparing programs, a minute the first time ...")
     agent.engine.prepare(total_steps)
 
 
