@@ -1,7 +1,6 @@
 """How a run shows itself: a live line on a terminal, plain lines in a pipe, nothing where it is switched off."""
 
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ class Progress:
     """Steps, speed, return and time left of a run that ends at `total_steps`, since this process began at `start`."""
 
     REFRESHES_PER_SECOND = 2  # drawing takes most of a millisecond
-    COLUMNS = 110  # that all of the line takes; on a narrower terminal steps are a share, and time elapsed is left out
+    FOR_STEPS, FOR_ELAPSED = 80, 110  # columns of a terminal that has room for these
     LINES = 20  # plain lines per run, unless it is so slow that one every half minute is more
 
     def __init__(self, total_steps: int, start: int = 0, show: bool = True):
@@ -22,15 +21,17 @@ class Progress:
         self.plain = show and self.bar is None
 
     def _bar(self):
+        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        rest = (TextColumn("{task.fields[speed]} steps/s"), TextColumn("return {task.fields[ret]}"))
-        rest += (TimeRemainingColumn(), TextColumn("left"))
-        columns = (TextColumn("{task.percentage:.0f}%"), BarColumn(bar_width=None), *rest)
-        if shutil.get_terminal_size().columns >= self.COLUMNS:
-            steps = TextColumn("{task.completed:,}/{task.total:,} steps")
-            columns = (steps, BarColumn(), *rest[:2], TimeElapsedColumn(), TextColumn("elapsed,"), *rest[2:])
+        width = Console().width
+        done = "{task.completed:,}/{task.total:,} steps" if width >= self.FOR_STEPS else "{task.percentage:.0f}%"
+        elapsed = (TimeElapsedColumn(), TextColumn("elapsed,")) if width >= self.FOR_ELAPSED else ()
+        columns = (
+            TextColumn(done), BarColumn(bar_width=None), TextColumn("{task.fields[speed]} steps/s"),
+            TextColumn("return {task.fields[ret]}"), *elapsed, TimeRemainingColumn(), TextColumn("left"),
+        )  # fmt: skip
         bar = RichProgress(*columns, refresh_per_second=self.REFRESHES_PER_SECOND, expand=True)
         self.task = bar.add_task("train", total=self.total, completed=self.start, speed="-", ret="-")
         bar.start()

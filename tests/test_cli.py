@@ -395,9 +395,10 @@ def test_progress_fits_a_terminal_of_58_columns(monkeypatch):
         progress.close()
         return console.file.getvalue().rstrip("\n")
 
-    narrow, wide = line(58), line(120)
+    narrow, common, wide = line(58), line(80), line(120)
     assert "\n" not in narrow and len(narrow) <= 58 and narrow.startswith("100%")
     assert "return -1234.5" in narrow and narrow.endswith("left")
+    assert common.startswith("10,000,000/10,000,000 steps") and "\n" not in common and len(common) <= 80
     assert wide.startswith("10,000,000/10,000,000 steps") and "elapsed" in wide and "\n" not in wide
 
 
@@ -801,3 +802,66 @@ def test_numbers_that_python_will_not_print(name, value):
 
     with pytest.raises(UsageError, match=rf"^{name} is "):
         PPO.Config(**{name: value})
+
+
+# What a run says of itself.
+
+
+def told(env_id="CartPole-v1", backend="sync", how="python", asked="auto", on_env_error="stop", groups=False, count=1):
+    """What a run says of its environments."""
+    from types import SimpleNamespace
+
+    from rlcore.runs.train import describe_environment
+
+    return describe_environment(
+        SimpleNamespace(
+            env_id=env_id, backend=backend, engine=SimpleNamespace(how=how), group_starts=groups,
+            config=SimpleNamespace(backend=asked, on_env_error=on_env_error), share=SimpleNamespace(count=count),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (dict(), "one after another in this process (--backend sync); it has no vector implementation"),
+        (dict(asked="sync"), "one after another in this process (--backend sync); asked for"),
+        (dict(groups=True), "(--backend sync); groups need a seed for each environment"),
+        (dict(on_env_error="restart"), "(--backend sync); environments that fail are begun anew one by one"),
+        (dict(count=2), "(--backend sync); each process has the seeds of its own environments"),
+        (dict(backend="async", asked="async"), "each in a process of its own (--backend async); asked for"),
+        (dict(backend="envpool", asked="envpool"), "all at once, by EnvPool's threads (--backend envpool); asked for"),
+        (dict(backend="vector"), "by the vector implementation of CartPole-v1 (--backend vector); that is faster than"),
+        (
+            dict(backend="native", how="compiled", env_id="gymnasium:CartPole-v1"),
+            "rlcore's own CartPole-v1, in tensors and so part of the compiled programs (--backend native); the same "
+            "task as gymnasium's",
+        ),
+        (
+            dict(backend="native", how="recorded", env_id="rlcore/Copy-v0"),
+            "environments: rlcore's own rlcore/Copy-v0, in tensors (--backend native); it is made of tensors",
+        ),
+    ],
+)
+def test_a_run_says_in_words_how_its_environments_are_stepped(asked, words):
+    assert told(**asked).startswith("environments: ") and words in told(**asked)
+
+
+@pytest.mark.parametrize(
+    ("how", "count", "seconds", "words"),
+    [
+        ("python", 1, 0, "iterations: plain Python (--compile false); why"),
+        ("recorded", 1, 0, "run one by one, faster than plain Python (--compile record); why"),
+        ("compiled", 1, 0, "iterations: compiled programs, the fastest way (--compile true); why"),
+        ("compiled", 1, 41.3, "(--compile true); why; built in 41 s, cached for next time"),
+        ("compiled", 2, 0, "rollout, learning by recorded operations (--compile true); why; over 2 processes, 8 "
+         "environments each"),
+    ],
+)  # fmt: skip
+def test_a_run_says_in_words_how_its_iterations_run(how, count, seconds, words):
+    from types import SimpleNamespace
+
+    from rlcore.agents.engine import Engine
+
+    agent = SimpleNamespace(share=SimpleNamespace(count=count), buffer=SimpleNamespace(num_envs=8))
+    assert Engine.describe(SimpleNamespace(agent=agent, how=how, reason="why", seconds=seconds)).endswith(words)

@@ -141,7 +141,8 @@ def say(line: str) -> None:
 
 def meanwhile(text: str) -> None:
     """Say on a terminal what one waits for, until anything else is printed."""
-    sys.stdout.meanwhile.tell(text)
+    if hasattr(sys.stdout, "meanwhile"):  # which an environment's code may have replaced
+        sys.stdout.meanwhile.tell(text)
 
 
 def default_values(config: type) -> dict[str, Any]:
