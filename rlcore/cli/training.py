@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcore.cli.flags import (
     DEVICE_HELP,
@@ -40,6 +40,9 @@ from rlcore.cli.flags import (
 )
 from rlcore.errors import RlcoreError, UsageError, printable
 from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings
+
+if TYPE_CHECKING:
+    from rlcore.agents import Agent
 
 MOST_THREADS = 1024
 OUT_OF_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed|array is too big|Unable to allocate")
@@ -216,7 +219,7 @@ def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any],
             return _finish(run, values)
 
 
-def _prepare(agent: Any, total_steps: int) -> None:
+def _prepare(agent: "Agent", total_steps: int) -> None:
     """Choose how iterations run, and make the programs that it takes, which may take most of a minute."""
     agent.engine.choose(total_steps)
     if agent.engine.how == "compiled" and agent.share.rank == 0:
