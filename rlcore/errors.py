@@ -21,7 +21,7 @@ def fitted(text: str, stream: Any, indent: int = 2) -> str:
     before = " " * (len(text) - len(text.lstrip()))
     options = {"initial_indent": before, "subsequent_indent": " " * indent}
     columns = max(shutil.get_terminal_size().columns, 20)
-    lines = textwrap.wrap(text, columns, break_long_words=False, break_on_hyphens=False, **options)
+    lines = textwrap.wrap(text.strip(), columns, break_long_words=False, break_on_hyphens=False, **options)
     return "\n".join(lines)
 
 

@@ -373,6 +373,14 @@ def test_a_run_fits_a_terminal_of_58_columns_and_says_what_comes_next(terminal, 
         assert main(shlex.split(command)[1:]) == 0
 
 
+@pytest.mark.parametrize("command", ["", "train", "list", "list envs", "list presets", "list agents ppo", "list grpo"])
+def test_overviews_and_lists_fit_a_terminal_of_58_columns(terminal, command):
+    terminal = terminal()
+    assert main(command.split()) == 0
+    assert max(map(len, terminal.lines())) <= 58 and len(terminal.lines()) > 8
+    assert not any(line.startswith("    ppo") for line in terminal.lines())
+
+
 def test_what_comes_next_takes_the_modules_that_a_run_took(terminal, module):
     terminal = terminal()
     assert main(["train", "ppo", f"{module}:RlcoreMine-v0", *SMALL, "--run-dir", "r", "--no-progress"]) == 0

@@ -150,7 +150,7 @@ def _printable(message: Any) -> str:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(OVERVIEW)
+        print(*(fitted(line, sys.stdout, 12) for line in OVERVIEW.splitlines()), sep="\n")
         return 0
     command, rest = arguments[0], arguments[1:]
     if command == "--version":

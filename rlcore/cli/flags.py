@@ -135,8 +135,9 @@ def _choices(kind: Any, about: str) -> str:
     return f"one of {', '.join([*words, 'none'] if is_optional(kind) else words)}; "
 
 
-def say(line: str) -> None:
-    print(fitted(line, sys.stdout), flush=True)
+def say(line: str, indent: int = 2) -> None:
+    """Print a line; where a terminal breaks it, what follows is indented."""
+    print(fitted(line, sys.stdout, indent), flush=True)
 
 
 def meanwhile(text: str) -> None:

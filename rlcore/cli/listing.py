@@ -3,13 +3,12 @@
 import dataclasses
 import importlib.util
 import json
-import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from rlcore.cli.flags import Parser, add_switch, agent_class, default_values, shown, summaries, summary
-from rlcore.errors import UsageError, did_you_mean, fitted
+from rlcore.cli.flags import Parser, add_switch, agent_class, default_values, say, shown, summaries, summary
+from rlcore.errors import UsageError, did_you_mean
 from rlcore.presets import all_presets, find_preset
 from rlcore.suites import shipped_suites
 
@@ -39,22 +38,17 @@ def _tell_overview() -> None:
     told, count = summaries(), sum(map(len, all_presets().values()))
     print("algorithms, for rlcore train ALGO ENV_ID:")
     for name, text in told.items():
-        _say(f"  {name:<12}{text}", 14)
-    print(
-        "",
-        "more of them:",
+        say(f"  {name:<12}{text}", 14)
+    print("\nmore of them:")
+    for line in (
         "  rlcore list ALGO            its presets and defaults",
         "  rlcore list agents [WORD]   what each has of its own",
         f"  rlcore list presets [WORD]  {count} sets of tuned hyperparameters",
-        "  rlcore list envs [WORD]     environments that are installed here",
-        "",
-        sep="\n",
-    )
-    _say(f"suites of rlcore bench: {', '.join(shipped_suites())}")
-
-
-def _say(line: str, indent: int = 2) -> None:
-    print(fitted(line, sys.stdout, indent))
+        "  rlcore list envs [WORD]     environments installed here",
+    ):
+        say(line, 30)
+    print()
+    say(f"suites of rlcore bench: {', '.join(shipped_suites())}")
 
 
 def _has(word: str | None, *texts: str) -> bool:
@@ -91,10 +85,10 @@ def _tell_agents(agents: dict[str, type], listed: dict[str, Any]) -> None:
 
     common = default_values(Config)
     for name, agent in agents.items():
-        print(f"{name}: {listed[name]['summary']}")
+        say(f"{name}: {listed[name]['summary']}")
         own = [f"{field} {shown(x)}" for field, x in default_values(agent.Config).items() if field not in common]
-        _say(f"  of its own: {', '.join(own)}", 4)
-        _say(f"  presets: {', '.join(listed[name]['presets']) or 'none'}", 4)
+        say(f"  of its own: {', '.join(own)}", 4)
+        say(f"  presets: {', '.join(listed[name]['presets']) or 'none'}", 4)
 
 
 def _algorithm(name: str, word: str | None) -> tuple[dict[str, Any], Any]:
@@ -119,16 +113,17 @@ def _tell_algorithm(agent: type, listed: dict[str, Any]) -> None:
 
     ((name, entry),) = listed.items()
     helps, defaults = field_help(agent.Config), entry["defaults"]
-    print(f"{name}: {entry['summary']}")
+    say(f"{name}: {entry['summary']}")
     if entry["presets"]:
-        print("\nenvironments with presets (any other gymnasium id trains with the defaults):")
+        print()
+        say("environments with presets (any other gymnasium id trains with the defaults):", 0)
         _tell_presets(entry["presets"])
     for group, names in grouped(agent.Config).items():
         kept = [field for field in names if field in defaults]
         if kept:
             print(f"\ndefaults, {group}:")
         for field in kept:
-            _say(f"  {field:<20} {shown(defaults[field]):<10} {helps.get(field, '')}", 34)
+            say(f"  {field:<20} {shown(defaults[field]):<10} {helps.get(field, '')}", 34)
 
 
 # Presets.
@@ -158,7 +153,7 @@ def _tell_all_presets(listed: dict[str, Any]) -> None:
 def _tell_presets(by_env: dict[str, Any]) -> None:
     for env_id, preset in by_env.items():
         rest = ", ".join(f"{k} {shown(v)}" for k, v in preset.items() if k != "total_steps")
-        _say(f"  {env_id}: {preset['total_steps']:,} steps; {rest}", 4)
+        say(f"  {env_id}: {preset['total_steps']:,} steps; {rest}", 4)
 
 
 # Environments.
@@ -216,16 +211,17 @@ def _tell_envs(listed: dict[str, Any], whole: bool) -> None:
     families: dict[str, list[str]] = {}
     for env_id, env in listed.items():
         families.setdefault(env["family"], []).append(env_id)
-    print("native: rlcore has it in tensors, which is compiled with the agent; presets: for these algorithms\n")
+    say("native: rlcore has it in tensors, which is compiled with the agent; presets: for these algorithms", 0)
+    print()
     for family, ids in families.items():
         if len(ids) > MOST_OF_A_FAMILY and not whole:
             env = listed[ids[0]]
-            _say(f"{family}: {len(ids)}, such as {ids[0]}{_told(env)}; rlcore list envs {family} names all")
+            say(f"{family}: {len(ids)}, such as {ids[0]}{_told(env)}; rlcore list envs {family} names all")
             continue
         print(f"{family}:")
         width = max(map(len, ids)) + 2
         for env_id in ids:
-            _say(f"  {env_id:<{width}}{_told(listed[env_id]).removeprefix(', ')}".rstrip(), 4)
+            say(f"  {env_id:<{width}}{_told(listed[env_id]).removeprefix(', ')}".rstrip(), 4)
 
 
 def _told(env: dict[str, Any]) -> str:

@@ -132,7 +132,7 @@ def pretrain(arguments: list[str]) -> int:
 
 
 def _print_train_overview() -> int:
-    print(
+    for line in (
         "usage: rlcore train ALGO ENV_ID [flags]      train an agent on a gymnasium environment",
         "       rlcore train --resume DIR [flags]     continue a run after a crash, or further with --total-steps",
         "       rlcore train --config FILE [flags]    make the run that a config.toml describes",
@@ -140,11 +140,10 @@ def _print_train_overview() -> int:
         *(f"  {name:<12}{text}" for name, text in summaries().items()),
         "  module:Class of your own, installed or in the current folder",
         "",
-        "rlcore train ALGO --help explains the flags that one needs first, --help-all",
-        "every hyperparameter, rlcore train --resume --help what may change in a run",
-        "that goes on.",
-        sep="\n",
-    )
+    ):
+        say(line, 14)
+    say("rlcore train ALGO --help explains the flags that one needs first, --help-all every hyperparameter,", 0)
+    say("rlcore train --resume --help what may change in a run that goes on.", 0)
     return 0
 
 
