@@ -111,7 +111,7 @@ def run_case(case: str, options: argparse.Namespace, seed: int, folder: Path) ->
         row = timed([sys.executable, "-m", "rlcore", *train_command(options, seed, where, *flags)], cache)
         evaluation = json.loads((where / "evaluation.json").read_text())
         row |= {key: evaluation[key] for key in ("mean", "training_seconds")}
-    if row["engine"].startswith("iterations are compiled programs") != compiles:
+    if row["engine"].startswith("iterations: compiled programs") != compiles:
         raise SystemExit(f"the case {case} is not what it should be: '{row['engine']}'")
     return row
 
@@ -127,7 +127,7 @@ def timed(command: list[str], cache: Path) -> dict[str, Any]:
     lines = harness.run(command, threads=None, cache=cache).splitlines()
     found: dict[str, Any] = {"seconds": time.perf_counter() - start}
     for line in lines:
-        if line.startswith("iterations "):
+        if line.startswith("iterations: "):
             found["engine"] = line
         elif line.startswith("["):
             found["means"] = json.loads(line)

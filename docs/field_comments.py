@@ -29,7 +29,7 @@ class Plain(ast.NodeTransformer):
 
 
 class FieldComments(griffe.Extension):
-    """Takes the comment of a config's field for its docstring, as `rlcore train ALGO --help` does."""
+    """Takes the comment of a config's field for its docstring, as `rlcore train ALGO --help-all` does."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
         config = attr.parent

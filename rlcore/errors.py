@@ -1,6 +1,8 @@
 """What a user can act on: each message is one sentence that names what is wrong, its value, and what it may be."""
 
 import difflib
+import shutil
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +12,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def fitted(text: str, stream: Any, indent: int = 2) -> str:
+    """A line as it is read best from a stream: on a terminal broken between words where that has no more columns."""
+    if not stream.isatty():
+        return text
+    before = " " * (len(text) - len(text.lstrip()))
+    options = {"initial_indent": before, "subsequent_indent": " " * indent}
+    columns = max(shutil.get_terminal_size().columns, 20)
+    lines = textwrap.wrap(text.strip(), columns, break_long_words=False, break_on_hyphens=False, **options)
+    return "\n".join(lines)
 
 
 def one_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ class Progress:
     """Steps, speed, return and time left of a run that ends at `total_steps`, since this process began at `start`."""
 
     REFRESHES_PER_SECOND = 2  # drawing takes most of a millisecond
+    FOR_STEPS, FOR_ELAPSED = 80, 110  # columns of a terminal that has room for these
     LINES = 20  # plain lines per run, unless it is so slow that one every half minute is more
 
     def __init__(self, total_steps: int, start: int = 0, show: bool = True):
@@ -20,15 +21,18 @@ class Progress:
         self.plain = show and self.bar is None
 
     def _bar(self):
+        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
+        width = Console().width
+        done = "{task.completed:,}/{task.total:,} steps" if width >= self.FOR_STEPS else "{task.percentage:.0f}%"
+        elapsed = (TimeElapsedColumn(), TextColumn("elapsed,")) if width >= self.FOR_ELAPSED else ()
         columns = (
-            TextColumn("{task.completed:,}/{task.total:,} steps"), BarColumn(),
-            TextColumn("{task.fields[speed]} steps/s   return {task.fields[ret]}"),
-            TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
+            TextColumn(done), BarColumn(bar_width=None), TextColumn("{task.fields[speed]} steps/s"),
+            TextColumn("return {task.fields[ret]}"), *elapsed, TimeRemainingColumn(), TextColumn("left"),
         )  # fmt: skip
-        bar = RichProgress(*columns, refresh_per_second=self.REFRESHES_PER_SECOND)
+        bar = RichProgress(*columns, refresh_per_second=self.REFRESHES_PER_SECOND, expand=True)
         self.task = bar.add_task("train", total=self.total, completed=self.start, speed="-", ret="-")
         bar.start()
         return bar

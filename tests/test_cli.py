@@ -1,12 +1,15 @@
 import errno
 import io
 import json
+import linecache
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -92,7 +95,7 @@ def test_preset_is_used_named_and_overridden(capsys, tmp_path):
     code, out, _ = run(
         capsys, "train", "ppo", "MountainCar-v0", *settings, "--run-dir", str(tmp_path / "c"), "--preset", "CartPole-v1"
     )
-    assert code == 0 and "preset CartPole-v1" in out and "backend sync" in out
+    assert code == 0 and "preset CartPole-v1" in out and "(--backend sync); it has no vector" in out
     import tomllib
 
     a, b = (tomllib.loads((tmp_path / x / "config.toml").read_text())["hyperparameters"] for x in "ab")
@@ -106,13 +109,94 @@ def test_help_explains_every_hyperparameter(capsys):
     from rlcore.agents.config import field_help
 
     for name, agent in AGENTS.items():
-        with pytest.raises(SystemExit) as left:
-            main(["train", name, "--help"])
-        assert left.value.code == 0
-        text = " ".join(capsys.readouterr().out.split())
+        text = " ".join(help_of(capsys, "train", name, "--help-all").split())
         for field in dataclasses.fields(agent.Config):
-            assert "--" + field.name.replace("_", "-") in text
+            flag = field.name.replace("_", "-")
+            assert f"--{flag} " in text or f"--[no-]{flag} " in text
             assert len(field_help(agent.Config)[field.name]) > 10, field.name
+
+
+def help_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as left:
+        main([*arguments])
+    out, err = capsys.readouterr()
+    assert left.value.code == 0 and not err
+    return out
+
+
+@pytest.fixture
+def own_agent(monkeypatch):
+    """The name of an agent of a module that is none of rlcore's, with hyperparameters of its own."""
+    module = types.ModuleType("rlcore_test_agents")
+    base = "from dataclasses import dataclass; from rlcore.agents import PPO, PPOConfig"
+    fields = "\n".join(f"    own_{n}: float = 1.0  # what it is of the {n}th, and no more" for n in range(4))
+    source = f"{base}\n@dataclass(frozen=True)\nclass OwnConfig(PPOConfig):\n{fields}\n    vf_coef: float = 0.1\n"
+    source += "class Own(PPO):\n    'Mine.'\n    Config = OwnConfig\n"
+    lines = source.splitlines(keepends=True)
+    monkeypatch.setitem(linecache.cache, "own.py", (len(source), None, lines, "own.py"))
+    module.__file__ = "own.py"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, "own.py", "exec"), vars(module))
+    return f"{module.__name__}:Own"
+
+
+def test_help_fits_a_screen_and_tells_first_what_one_needs_first(capsys, monkeypatch, own_agent):
+    from rlcore.agents import AGENTS
+
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in (*AGENTS, own_agent, "ppo ALE/Pong-v5", "grpo CartPole-v1 --variant dr_grpo"):
+        text = help_of(capsys, "train", *name.split(), "--help")
+        lines = text.splitlines()
+        assert 30 <= len(lines) <= 45 and max(map(len, lines)) <= 80, (name, len(lines))
+        assert lines[-1].endswith(f"rlcore train {name.split()[0]} --help-all")
+        headings = [line for line in lines if re.fullmatch(r"[a-z]+:", line)]
+        assert headings == ["run:", "environment:", "algorithm:", "network:", "speed:"]
+        for flag in ("total-steps", "seed", "num-envs", "learning-rate", "gamma", "hidden-sizes", "device"):
+            assert f"  --{flag} " in text, (name, flag)
+        assert "--optimizer-eps" not in text and "--track" not in text
+    assert "--group-size" in text and "--max-kl" not in text
+    text = help_of(capsys, "train", own_agent, "--help")
+    assert all(f"--own-{n} X" in text for n in range(4)) and "--vf-coef X" in text
+
+
+def test_all_of_help_is_in_groups(capsys):
+    text = help_of(capsys, "train", "ppo", "--help-all")
+    groups = dict(re.findall(r"^([a-z ]+):\n((?: .+\n)+)", text, re.MULTILINE))
+    where = {"run": "--track", "environment": "--env-arg", "algorithm": "--optimizer-eps", "network": "--torso"}
+    where |= {"learned rewards": "--comparisons", "speed": "--threads"}
+    assert list(groups) == list(where)
+    assert all(f"  {flag} " in groups[group] for group, flag in where.items())
+
+
+def test_the_defaults_that_help_shows_are_those_of_the_run(capsys, tmp_path, monkeypatch):
+    def said(*arguments):
+        return " ".join(help_of(capsys, "train", *arguments).split())
+
+    text = said("ppo", "CartPole-v1", "--help")
+    assert "Defaults are those of preset CartPole-v1." in text
+    assert "(default: 80,000)" in text and "--learning-rate X step size of the optimiser (default: 0.001)" in text
+    text = said("ppo", "--help")
+    assert "name an ENV_ID" in text and "(default: the preset's, or 1,000,000)" in text
+    assert "--learning-rate X step size of the optimiser (default: 0.00025)" in text
+    text = said("ppo", "CartPole-v1", "--preset", "none", "--help")
+    assert "Defaults are the algorithm's own." in text and "(default: 1,000,000)" in text and "0.00025" in text
+    text = said("ppo", "--preset=Acrobot-v1", "-h", "CartPole-v1")
+    assert "those of preset Acrobot-v1." in text and "(default: 1,000,000)" in text and "(default: 0.94)" in text
+    assert "there is no preset for Blackjack-v1." in said("ppo", "Blackjack-v1", "--help")
+    assert "clip_coef_high" not in text
+    text = said("grpo", "--variant", "dr_grpo", "--help-all")
+    assert "standard deviation (default: false)" in text  # which the variant leaves out
+    assert "did you mean 'CartPole-v1'?" in refused(capsys, "train", "ppo", "--preset", "CartPole-v0", "--help")
+    (tmp_path / "my.toml").write_text('[ppo."CartPole-v1"]\ngamma = 0.123\n')
+    monkeypatch.chdir(tmp_path)
+    text = said("ppo", "CartPole-v1", "--preset", "my.toml", "--help")
+    assert "preset my.toml" in text and "(default: 0.123)" in text and "(default: 1,000,000)" in text
+    (tmp_path / "config.toml").write_text(
+        'algo = "ppo"\nenv_id = "CartPole-v1"\ntotal_steps = 12345\n[hyperparameters]\ngamma = 0.321\n'
+    )
+    text = said("--config", "config.toml", "--help")
+    assert "(default: 12,345)" in text and "γ, discount (default: 0.321)" in text and "--optimizer-eps" not in text
+    assert "--optimizer-eps" in said("--config", "config.toml", "--help-all")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("train", "--help"), ("train",), ("--version",), ("list",)])
@@ -134,6 +218,199 @@ def test_list_as_json(capsys):
     listed = json.loads(run(capsys, "list", "--json")[1])
     assert listed["ppo"]["defaults"]["clip_coef"] == 0.2
     assert listed["ppo"]["presets"]["CartPole-v1"]["total_steps"] <= 100_000
+
+
+def test_the_overview_of_what_there_is(capsys, monkeypatch):
+    from rlcore.agents import AGENTS
+    from rlcore.cli.flags import ALGORITHMS, summaries
+
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "list")
+    assert all(f"\n  {name} " in out for name in AGENTS) and "rlcore list presets [WORD]" in out and "classic" in out
+    assert sum(-(-len(line) // 66) for line in out.splitlines()) <= 25  # wrapped
+    assert tuple(AGENTS) == ALGORITHMS and list(summaries()) == list(AGENTS)
+    assert all(text and "arXiv" not in text for text in summaries().values())
+
+
+def test_lists_in_detail(capsys):
+    def listed(*words):
+        code, out, err = run(capsys, "list", *words)
+        assert code == 0 and not err
+        return out
+
+    assert "  CartPole-v1: 80,000 steps; num_envs 16" in listed("presets", "cartP")
+    assert "Acrobot" not in listed("presets", "cartpole") and "a2c:" in listed("presets", "cartpole")
+    assert "reinforce:" not in listed("presets", "A2C") and "  Acrobot-v1:" in listed("presets", "A2C")
+    assert "  ALE/*: 10,000,000" in listed("presets", "ALE/Pong-v5")
+    assert "ppo: Proximal" in listed("agents", "PROXIMAL") and "trpo" not in listed("agents", "proximal")
+    assert "clip_coef 0.2" in listed("agents", "ppo") and "clip_coef" not in listed("agents", "trpo")
+    text = listed("ppo")
+    assert "  CartPole-v1: 80,000 steps" in text and "\ndefaults, network:\n" in text and "\n  clip_coef  " in text
+    assert "gae_lambda" in listed("ppo", "gae") and "clip_coef" not in listed("ppo", "gae")
+    assert list(json.loads(listed("trpo", "--json"))) == ["trpo"]
+    assert json.loads(listed("presets", "Taxi", "--json"))["ppo"]["Taxi-v4"]
+
+
+def test_environments_that_are_listed(capsys):
+    from rlcore.envs.native import NATIVE_TASKS
+
+    envs = json.loads(run(capsys, "list", "envs", "--json")[1])
+    assert envs["CartPole-v1"]["native"] and "ppo" in envs["CartPole-v1"]["presets"]
+    assert envs["CartPole-v1"]["family"] == "classic_control" and envs["Blackjack-v1"]["presets"] == []
+    assert set(NATIVE_TASKS) <= set(envs) and "CartPole-v0" not in envs and "HalfCheetah-v2" not in envs
+    _, text, _ = run(capsys, "list", "envs")
+    assert text.count("\n") < 120 and re.search(r"^  Acrobot-v1 +native, presets: .*ppo", text, re.MULTILINE)
+    _, text, _ = run(capsys, "list", "envs", "cartpole-V")
+    assert "CartPole-v0" in text and "Acrobot" not in text
+    if "ALE/Pong-v5" in envs:
+        assert "\nALE: 1" in run(capsys, "list", "envs")[1]
+        assert "  ALE/Pong-v5 " in run(capsys, "list", "envs", "pong")[1]
+
+
+@pytest.mark.parametrize(("family", "module", "is_there"), [("mujoco", "mujoco", False), ("toy_text", "mujoco", True)])
+def test_an_environment_whose_module_is_missing_is_not_listed(monkeypatch, family, module, is_there):
+    from types import SimpleNamespace
+
+    from rlcore.cli import listing
+
+    monkeypatch.setattr(listing.importlib.util, "find_spec", lambda name: None if name == module else name)
+    spec = SimpleNamespace(namespace=None, entry_point=f"gymnasium.envs.{family}.x:X", vector_entry_point=None)
+    assert listing._is_installed(spec) == is_there
+
+
+def test_a_word_that_is_in_no_name_gets_the_nearest(capsys):
+    assert "did you mean 'ppo'?; there are presets, agents, envs, reinforce" in refused(capsys, "list", "pop")
+    assert "did you mean 'presets'?" in refused(capsys, "list", "preset")
+    assert "no preset has 'Cart-Pole-v1' in its name, did you mean 'CartPole-v1'?" in refused(
+        capsys, "list", "presets", "Cart-Pole-v1"
+    )
+    assert "no env has 'CartPol-v1' in its name, did you mean 'CartPole-v1'?" in refused(
+        capsys, "list", "envs", "CartPol-v1"
+    )
+    assert "did you mean 'trpo'?" in refused(capsys, "list", "agents", "trpoo")
+    assert "did you mean 'gamma'?" in refused(capsys, "list", "ppo", "gama")
+    assert "no module" in refused(capsys, "list", "nomodule:Agent").lower()
+
+
+def test_lists_that_need_no_torch_do_not_wait_for_it():
+    asked = [["list"], ["list", "presets", "cart"], ["list", "pop"], ["train"], ["train", "--help"]]
+    code = f"import sys; from rlcore.cli import main; [main(x) for x in {asked}]; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "False", result
+
+
+# A terminal.
+
+
+class Terminal(io.StringIO):
+    """A terminal, whose lines are what is left where a carriage return has others written over."""
+
+    def isatty(self):
+        return True
+
+    def lines(self):
+        return [self.screen(line) for line in self.getvalue().split("\n")]
+
+    @staticmethod
+    def screen(line):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        return shown.rstrip()
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Puts one of 58 columns in the place of the output, from then on: pytest has its own there between fixtures."""
+
+    def begin():
+        stream = Terminal()
+        monkeypatch.setenv("COLUMNS", "58")
+        monkeypatch.setattr(sys, "stdout", stream)
+        return stream
+
+    return begin
+
+
+def test_a_command_shows_life_before_torch_is_there():
+    code = (
+        "import io, sys; sys.modules['torch'] = None\n"
+        "class Terminal(io.StringIO):\n    def isatty(self): return True\n"
+        "sys.stdout = out = Terminal()\n"
+        "from rlcore.cli import main\n"
+        "try: main(['train', 'ppo', 'CartPole-v1'])\nexcept ImportError: pass\n"
+        "sys.__stdout__.write(repr(out.getvalue()))\n"
+    )
+    said = eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert said.startswith("rlcore: loading torch and gymnasium ...\r") and Terminal.screen(said) == ""
+
+
+def test_what_one_waited_for_is_gone_when_something_is_printed(terminal, monkeypatch):
+    terminal = terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["train", "pop", "CartPole-v1"]) == 2
+    assert terminal.getvalue().startswith("rlcore: loading")
+    assert terminal.lines()[0] == "rlcore: 'pop' is not an algorithm of rlcore, did you mean"
+    assert max(map(len, terminal.lines())) <= 58 and len(terminal.lines()) > 2
+
+
+def test_no_process_but_the_first_says_what_it_waits_for(terminal, monkeypatch):
+    terminal = terminal()
+    monkeypatch.setenv("RANK", "1")
+    assert main(["eval", "nowhere"]) == 2
+    assert not terminal.getvalue()
+
+
+def test_a_run_fits_a_terminal_of_58_columns_and_says_what_comes_next(terminal, tmp_path, monkeypatch):
+    terminal = terminal()
+    monkeypatch.chdir(tmp_path)
+    assert main([*TRAIN, *SMALL, "--run-dir", "a run", "--no-progress"]) == 0
+    lines = terminal.lines()
+    assert max(map(len, lines)) <= 58 and lines[0].startswith("ppo on 2 × CartPole-v1, on cpu")
+    text = " ".join(" ".join(lines).split())
+    assert "environments: all at once, by the vector implementation of CartPole-v1 (--backend vector);" in text
+    assert "iterations: plain Python (--compile false); asked for" in text
+    commands = ["rlcore eval 'a run'", "rlcore video 'a run'", "rlcore report 'a run'", "tensorboard --logdir 'a run'"]
+    assert lines[-6:-1] == ["next:", *commands]
+    for command in commands[:1] + commands[2:3]:
+        assert main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.parametrize("command", ["", "train", "list", "list envs", "list presets", "list agents ppo", "list grpo"])
+def test_overviews_and_lists_fit_a_terminal_of_58_columns(terminal, command):
+    terminal = terminal()
+    assert main(command.split()) == 0
+    assert max(map(len, terminal.lines())) <= 58 and len(terminal.lines()) > 8
+    assert not any(line.startswith("    ppo") for line in terminal.lines())
+
+
+def test_what_comes_next_takes_the_modules_that_a_run_took(terminal, module):
+    terminal = terminal()
+    assert main(["train", "ppo", f"{module}:RlcoreMine-v0", *SMALL, "--run-dir", "r", "--no-progress"]) == 0
+    assert f"rlcore eval r --import {module}" in terminal.lines()
+
+
+def test_progress_fits_a_terminal_of_58_columns(monkeypatch):
+    from rich.console import Console
+
+    from rlcore.progress import Progress
+
+    def line(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        stream = Terminal()
+        monkeypatch.setattr(sys, "stdout", stream)
+        progress = Progress(10_000_000)
+        progress.update(10_000_000, lambda: -1234.5)
+        console = Console(file=io.StringIO(), width=columns)
+        console.print(progress.bar.get_renderable())
+        progress.close()
+        return console.file.getvalue().rstrip("\n")
+
+    narrow, common, wide = line(58), line(80), line(120)
+    assert "\n" not in narrow and len(narrow) <= 58 and narrow.startswith("100%")
+    assert "return -1234.5" in narrow and narrow.endswith("left")
+    assert common.startswith("10,000,000/10,000,000 steps") and "\n" not in common and len(common) <= 80
+    assert wide.startswith("10,000,000/10,000,000 steps") and "elapsed" in wide and "\n" not in wide
 
 
 def test_help_and_mistakes_do_not_wait_for_torch():
@@ -163,7 +440,7 @@ def test_the_run_says_how_its_environments_are_really_stepped(capsys, tmp_path):
     """GRPO needs a seed for each environment, so it cannot take CartPole's own vector implementation."""
     settings = ("--total-steps", "50", "--eval-episodes", "0", "--no-progress", "--num-envs", "4", "--group-size", "2")
     code, out, _ = run(capsys, "train", "grpo", "CartPole-v1", *settings, "--run-dir", str(tmp_path / "g"))
-    assert code == 0 and "backend sync (groups need a seed for each environment)" in out
+    assert code == 0 and "(--backend sync); groups need a seed for each environment" in out
 
 
 SMALL = ("--num-steps", "16", "--num-envs", "2", "--hidden-sizes", "8", "--seed", "1", "--preset", "none")
@@ -247,7 +524,7 @@ def trained(tmp_path_factory):
         ("eval nowhere 2>&-", 2, ""),
         ("eval nowhere 2>/dev/full", 2, ""),
         ("eval RUN --episodes 1 <&-", 0, ""),
-        ("train ppo --help >/dev/full", 2, NO_ROOM),
+        ("eval --help >/dev/full", 2, NO_ROOM),
     ],
 )
 def test_streams_as_a_shell_gives_them(trained, tmp_path, command, code, said):
@@ -595,3 +872,66 @@ def test_numbers_that_python_will_not_print(name, value):
 
     with pytest.raises(UsageError, match=rf"^{name} is "):
         PPO.Config(**{name: value})
+
+
+# What a run says of itself.
+
+
+def told(env_id="CartPole-v1", backend="sync", how="python", asked="auto", on_env_error="stop", groups=False, count=1):
+    """What a run says of its environments."""
+    from types import SimpleNamespace
+
+    from rlcore.runs.train import describe_environment
+
+    return describe_environment(
+        SimpleNamespace(
+            env_id=env_id, backend=backend, engine=SimpleNamespace(how=how), group_starts=groups,
+            config=SimpleNamespace(backend=asked, on_env_error=on_env_error), share=SimpleNamespace(count=count),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (dict(), "one after another in this process (--backend sync); it has no vector implementation"),
+        (dict(asked="sync"), "one after another in this process (--backend sync); asked for"),
+        (dict(groups=True), "(--backend sync); groups need a seed for each environment"),
+        (dict(on_env_error="restart"), "(--backend sync); environments that fail are begun anew one by one"),
+        (dict(count=2), "(--backend sync); each process has the seeds of its own environments"),
+        (dict(backend="async", asked="async"), "each in a process of its own (--backend async); asked for"),
+        (dict(backend="envpool", asked="envpool"), "all at once, by EnvPool's threads (--backend envpool); asked for"),
+        (dict(backend="vector"), "by the vector implementation of CartPole-v1 (--backend vector); that is faster than"),
+        (
+            dict(backend="native", how="compiled", env_id="gymnasium:CartPole-v1"),
+            "rlcore's own CartPole-v1, in tensors and so part of the compiled programs (--backend native); the same "
+            "task as gymnasium's",
+        ),
+        (
+            dict(backend="native", how="recorded", env_id="rlcore/Copy-v0"),
+            "environments: rlcore's own rlcore/Copy-v0, in tensors (--backend native); it is made of tensors",
+        ),
+    ],
+)
+def test_a_run_says_in_words_how_its_environments_are_stepped(asked, words):
+    assert told(**asked).startswith("environments: ") and words in told(**asked)
+
+
+@pytest.mark.parametrize(
+    ("how", "count", "seconds", "words"),
+    [
+        ("python", 1, 0, "iterations: plain Python (--compile false); why"),
+        ("recorded", 1, 0, "run one by one, faster than plain Python (--compile record); why"),
+        ("compiled", 1, 0, "iterations: compiled programs, the fastest way (--compile true); why"),
+        ("compiled", 1, 41.3, "(--compile true); why; built in 41 s, cached for next time"),
+        ("compiled", 2, 0, "rollout, learning by recorded operations (--compile true); why; over 2 processes, 8 "
+         "environments each"),
+    ],
+)  # fmt: skip
+def test_a_run_says_in_words_how_its_iterations_run(how, count, seconds, words):
+    from types import SimpleNamespace
+
+    from rlcore.agents.engine import Engine
+
+    agent = SimpleNamespace(share=SimpleNamespace(count=count), buffer=SimpleNamespace(num_envs=8))
+    assert Engine.describe(SimpleNamespace(agent=agent, how=how, reason="why", seconds=seconds)).endswith(words)

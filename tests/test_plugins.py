@@ -65,7 +65,7 @@ def test_it_is_listed_and_its_hyperparameters_are_explained(site):
     assert agents["awr"]["summary"].startswith("Advantage-weighted regression (Peng et al. 2019")
     assert agents["awr"]["defaults"]["beta"] == 1.0
     assert "temperature: low imitates the best alone (default: 1.0)" in rlcore(site, "train", "awr", "--help")[0]
-    assert "  awr       Advantage-weighted" in rlcore(site, "train", "--help")[0]
+    assert "  awr         Advantage-weighted" in rlcore(site, "train", "--help")[0]
 
 
 def test_it_trains_evaluates_and_resumes_from_the_command_line(site):

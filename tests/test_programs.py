@@ -446,7 +446,9 @@ def test_auto_runs_as_python_what_cannot_be_prepared(monkeypatch, how):
     monkeypatch.setattr(Program, "prepare", breaks)
     agent.learn(100)
     assert agent.engine.how == "python" and agent.backend == "vector" and agent.global_step >= 100
-    assert agent.engine.describe() == (f"iterations run as Python: this agent could not be {how} (no such operation)")
+    assert agent.engine.describe() == (
+        f"iterations: plain Python (--compile false); this agent could not be {how} (no such operation)"
+    )
 
 
 def test_whole_episodes_of_next_to_no_transitions_are_learned_from_as_python():

@@ -54,6 +54,33 @@ NETWORK = (
     "hidden_sizes", "activation", "torso", "shared", "memory", "memory_size", "memory_context", "log_std_init",
     "state_dependent_std", "squash", "mask_actions", "norm_obs", "precision",
 )  # fmt: skip  # hyperparameters that say what network is made
+# In which group `rlcore train ALGO --help` tells of them; what no group names, such as what an agent adds, is of the
+# algorithm.
+GROUPS = {
+    "run": ("seed", "init"),
+    "environment": (
+        "num_envs", "num_steps", "whole_episodes", "mask_actions", "norm_obs", "norm_reward", "clip_reward",
+        "env_timeout", "on_env_error",
+    ),
+    "algorithm": (),
+    "network": (
+        "hidden_sizes", "activation", "torso", "shared", "memory", "memory_size", "memory_context", "sequence_length",
+        "log_std_init", "state_dependent_std", "squash", "noise_correlation",
+    ),
+    "learned rewards": (
+        "reward_model", "reward_std_coef", "comparisons", "reward_kl_coef", "reward_kl_target", "reward_kl_estimator",
+        "reference",
+    ),
+    "speed": ("backend", "compile", "device", "precision"),
+}  # fmt: skip
+# What --help tells of, while --help-all tells of all: as many as fit a screen, of which these come first; of an agent
+# that is not of rlcore, what it declares itself before them.
+FIRST = (
+    "seed", "num_envs", "num_steps", "learning_rate", "gamma", "device", "compile", "hidden_sizes", "variant",
+    "group_size", "max_kl", "psi", "demonstrations", "preferences", "beta", "ensemble", "gae_lambda", "clip_coef",
+    "ent_coef", "update_epochs", "num_minibatches", "norm_obs", "norm_reward", "memory", "backend",
+)  # fmt: skip
+MOST_FIRST = 17
 APART = "apart from programs"  # the mark of a field that does not enter them: a program is the same for all its values
 T = TypeVar("T")
 Apart = Annotated[T, APART]  # a T that does not enter programs: Apart[bool] is a bool so marked
@@ -89,7 +116,7 @@ class Config:
     )
     torso: TorsoName = "auto"  # mlp, nature or impala (convolutions); auto: nature for images, mlp for all else
     shared: bool | None = None  # one torso for actor and critic instead of one each; none: for images where possible
-    memory: Literal["gru", "lstm", "transformer"] | None = None  # what a policy remembers by; none: it does not
+    memory: Literal["gru", "lstm", "transformer"] | None = None  # a memory: gru, lstm, transformer; none: no memory
     memory_size: Count = 64  # units of the memory, the transformer's width
     memory_context: Count = 64  # observations that a transformer looks back upon
     sequence_length: Count | None = None  # L, steps through which a memory's gradients go; must divide T; none: T
@@ -102,9 +129,9 @@ class Config:
     state_dependent_std: bool = False  # log standard deviation from the network instead of free parameters
     squash: BoxSwitch = False  # map Box actions into their bounds by tanh instead of clipping them
     mask_actions: bool | None = None  # keep to actions that masks allow; none: where observation or method gives masks
-    norm_obs: Switch = False  # normalise observations by running mean and variance
+    norm_obs: Switch = False  # normalise observations; by running mean and variance
     clip_reward: bool = False  # learn from the sign of rewards; reported returns are of the rewards as they are
-    norm_reward: Switch = False  # divide rewards by the running standard deviation of the discounted return
+    norm_reward: Switch = False  # divide rewards by a running deviation; that of the discounted return
     reward_model: Apart[str | None] = None  # run folder or checkpoint of a reward model, whose rewards are learned from
     reward_std_coef: From0 = 0.0  # its rewards less so many standard deviations of what the members of its ensemble say
     comparisons: Apart[Count0] = 0  # pairs of segments that an oracle judges on the way, for the reward model to learn
@@ -112,14 +139,14 @@ class Config:
     reward_kl_target: Above0 | None = None  # KL per episode, in nats, that β is adapted to; none: β stays
     reward_kl_estimator: Literal["k1", "k2", "k3"] = "k1"  # of that KL at the actions taken
     reference: Apart[str] = "initial"  # the policy at the start of the run, or a run folder or checkpoint
-    backend: Apart[BackendName] = "auto"  # how the environments are stepped, see make_vec
+    backend: Apart[BackendName] = "auto"  # how the environments are stepped; see make_vec
     env_timeout: Timeout | None = 300.0  # seconds that a step or reset of async environments may take; none: no limit
     on_env_error: Apart[OnEnvError] = "stop"  # an environment raises, dies, hangs or gives NaN: begin it anew?
-    compile: Apart[CompileChoice] = "auto"  # true: programs, record: their operations, false: Python
+    compile: Apart[CompileChoice] = "auto"  # how iterations run: true (compiled), record, false (Python), auto
     precision: Literal["float32", "bfloat16"] = "float32"  # of the torsos' arithmetic; bfloat16 is for CUDA
-    device: Apart[str] = "auto"  # cpu, cuda, cuda:K, or auto: cuda where there is one
+    device: Apart[str] = "auto"  # cpu, cuda, cuda:K or auto; auto: cuda where there is one
     init: Apart[str | None] = None  # run folder or checkpoint whose network training begins with; none: a new one
-    seed: Seed | None = None  # of weights, actions, minibatches and environments; none: drawn, and stored with the run
+    seed: Seed | None = None  # of weights, actions and all else drawn; none: a new one, stored with the run
 
     def __post_init__(self) -> None:
         kinds, marks = field_types(type(self)), field_metadata(type(self))
@@ -184,6 +211,24 @@ def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
             searched |= {name: searches} if searches else {}
             declared |= {name: others} if others else {}
     return {name: declared.get(name, ()) + searched.get(name, ()) for name in field_types(config_class)}
+
+
+def grouped(config_class: type[Config]) -> dict[str, list[str]]:
+    """The fields by the groups that help has, each in the order in which they are declared."""
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for field in dataclasses.fields(config_class):
+        groups[group_of.get(field.name, "algorithm")].append(field.name)
+    return {group: names for group, names in groups.items() if names}
+
+
+def told_first(config_class: type[Config]) -> set[str]:
+    """The fields that help tells of where not all is asked for."""
+    names = [field.name for field in dataclasses.fields(config_class)]
+    foreign = [cls for cls in config_class.__mro__ if cls.__module__.partition(".")[0] not in ("rlcore", "builtins")]
+    own = [name for name in names if any(name in inspect.get_annotations(cls) for cls in foreign)]
+    by_rank = dict.fromkeys([*own, *(name for name in FIRST if name in names)])
+    return set(list(by_rank)[:MOST_FIRST])
 
 
 def search_space(config_class: type[Config]) -> dict[str, Search]:

@@ -41,6 +41,12 @@ SECONDS_PER_ROW, SECONDS_PER_STEP = 7e-5, 7e-4
 SECONDS_TO_RECORD, SECONDS_TO_COMPILE = 0.5, 25.0
 WITH_MEMORY = 2  # a row and a step take four times as long where a policy remembers, and preparation twice
 WORTH = 4  # times as long as the preparation is what the rest of a run must take as Python
+WAYS = {
+    "python": "plain Python",
+    "recorded": "torch operations recorded once and run one by one, faster than plain Python",
+    "compiled": "compiled programs, the fastest way",
+}
+FLAGS = {"python": "--compile false", "recorded": "--compile record", "compiled": "--compile true"}
 RUNS = "RLCORE_RUNS"  # environment variable: how many runs will use the same programs; a bench sets it for its cells
 
 
@@ -169,15 +175,16 @@ class Engine:
     def _choose_fastest(self, seconds: float) -> tuple[str, str]:
         """The choice for a run that would take so many `seconds` as Python."""
         if any(map(is_image, leaves_of(self.agent.adapter.parts))):
-            return "python", "convolutions take the time, and they gain nothing"
+            return "python", "convolutions take the time, which gain nothing by compiling"
         if self._obstacle_to_recording():
             return "python", self._obstacle_to_recording()
         obstacle, worth_recording = self._obstacle_to_compiling(), seconds > WORTH * SECONDS_TO_RECORD
         if not obstacle and seconds * self.runs > WORTH * SECONDS_TO_COMPILE:
-            return "compiled", "the run is long" if self.runs == 1 else f"{self.runs} runs share them"
+            long = "the run is long enough to wait for the compiler"
+            return "compiled", long if self.runs == 1 else f"{self.runs} runs share them"
         alone = self.agent.share.count == 1  # since not every process may have the same cache
         if alone and not obstacle and (worth_recording or not self._has_own_code()) and self._is_cached():
-            return "compiled", "built before"
+            return "compiled", "built by a run before this one"
         reason = obstacle or "the run is too short to wait for the compiler"
         if self.agent.device.type == "cpu" and worth_recording:
             return "recorded", reason
@@ -301,16 +308,14 @@ class Engine:
         return [ParametersPlace(parameters), *self.agent.state.places(skip=list(parameters))]
 
     def describe(self) -> str:
-        """One line for the run's first lines."""
-        ways = {"python": "run as Python", "recorded": "are recorded operations, run one by one"}
-        ways["compiled"] = "are compiled programs"
-        if self.agent.share.count > 1:
-            ways["compiled"] = f"are a compiled rollout and {ways['recorded'].removeprefix('are ')}"
-        told = f"iterations {ways[self.how or 'compiled']}: {self.reason}"
-        if self.agent.share.count > 1:
-            told += f"; {self.agent.share.count} processes, {self.agent.buffer.num_envs} environments each"
-        is_built = self.how == "compiled" and self.seconds
-        return f"{told}; built in {self.seconds:.0f} s, kept for the next run" if is_built else told
+        """One line for the run's first lines: the way, the flag that asks for it, and why."""
+        count, how = self.agent.share.count, self.how or "compiled"
+        way = "a compiled rollout, learning by recorded operations" if how == "compiled" and count > 1 else WAYS[how]
+        told = f"iterations: {way} ({FLAGS[how]}); {self.reason}"
+        if count > 1:
+            told += f"; over {count} processes, {self.agent.buffer.num_envs} environments each"
+        is_built = how == "compiled" and self.seconds
+        return f"{told}; built in {self.seconds:.0f} s, cached for next time" if is_built else told
 
 
 def _runs() -> int:

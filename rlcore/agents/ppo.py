@@ -31,8 +31,8 @@ class PPOConfig(Config):
     num_steps: Annotated[Count | None, Search((32, 64, 128, 256, 512))] = (
         128  # T, steps of each environment per rollout; none: the environment's time limit
     )
-    gae_lambda: Lambda = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
-    num_minibatches: Annotated[Count, Search((1, 4, 8, 16))] = 4  # minibatches per epoch, reshuffled each epoch
+    gae_lambda: Lambda = 0.95  # λ of GAE; 0 is the TD error, 1 the Monte Carlo advantage
+    num_minibatches: Annotated[Count, Search((1, 4, 8, 16))] = 4  # minibatches per epoch, shuffled anew
     update_epochs: Annotated[Count, Search((4, 10, 20))] = 4  # K, epochs over each rollout
     target_kl: Above0 | None = None  # KL(old ‖ new) per iteration, in nats; epochs stop at 1.5 times this; none: never
     norm_adv: bool = True  # standardise the advantages of each minibatch

@@ -30,7 +30,7 @@ class TRPOConfig(Config):
         128  # T, steps of each environment per rollout; none: the environment's time limit
     )
     learning_rate: Apart[From0] = 1e-3  # step size of the critic's optimiser
-    gae_lambda: Lambda = 0.95  # λ of GAE: 0 is the TD error, 1 the Monte Carlo advantage
+    gae_lambda: Lambda = 0.95  # λ of GAE; 0 is the TD error, 1 the Monte Carlo advantage
     norm_adv: bool = True  # standardise the advantages over the rollout
     max_kl: Annotated[Above0, Search((0.01, 0.02, 0.03, 0.05))] = 0.01  # δ, bound on the mean KL of a step, in nats
     cg_iterations: Count = 15  # of conjugate gradient

@@ -4,12 +4,13 @@ import contextlib
 import errno
 import importlib
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlcore.errors import RlcoreError, UsageError, did_you_mean, printable
+from rlcore.errors import RlcoreError, UsageError, did_you_mean, fitted, printable
 from rlcore.version import __version__
 
 OVERVIEW = """usage: rlcore COMMAND ...
@@ -26,9 +27,10 @@ On-policy reinforcement learning on one rollout buffer.
   report    a page about benches and runs: curves, scores with intervals
   plot      their learning curves as a picture for a paper
   tune      search for the hyperparameters of a preset
-  list      list agents, presets and default hyperparameters
+  list      algorithms, presets, environments, default hyperparameters
 
-rlcore COMMAND --help explains a command, rlcore train ALGO --help its hyperparameters."""
+rlcore COMMAND --help explains a command, rlcore train ALGO --help what one sets
+first, rlcore list what there is."""
 # Where each command is, which is imported when it is asked for: help is there at once.
 COMMANDS = {
     "train": ("training", "train"), "pretrain": ("training", "pretrain"),
@@ -39,16 +41,41 @@ COMMANDS = {
 LONGEST_MESSAGE = 2000
 
 
+class Meanwhile:
+    """A line on a terminal that says what one waits for; it is gone when anything else is printed."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.text = stream, ""
+        self.is_seen = stream.isatty() and os.environ.get("RANK", "0") == "0"
+
+    def tell(self, text: str) -> None:
+        if self.is_seen:
+            self.end()
+            self.text = text[: shutil.get_terminal_size().columns - 1]  # what goes over two lines could not be undone
+            self._write(self.text)
+
+    def end(self) -> None:
+        text, self.text = self.text, ""
+        if text:
+            self._write("\r" + " " * len(text) + "\r")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+            self.stream.flush()
+
+
 class Output:
     """A stream to print to. Where that fails, `problem` says why, the rest is printed to nowhere, and the work goes on:
     a reader that has seen enough (`| head`) or a terminal that was closed must not end a training run."""
 
-    def __init__(self, stream: Any):
-        self.stream, self.problem = stream, None
+    def __init__(self, stream: Any, meanwhile: Meanwhile):
+        self.stream, self.meanwhile, self.problem = stream, meanwhile, None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter
 
     def write(self, text: str) -> int:
+        self.meanwhile.end()
         self._attempt(lambda: self.stream.write(text))
         return len(text)
 
@@ -71,13 +98,16 @@ class Output:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.formatwarning = lambda message, *_: f"rlcore: {_printable(message)}\n"
+    warnings.formatwarning = lambda message, *_: f"{_sentence(message)}\n"
     # There are no streams where they were closed before we began.
-    out, err = (Output(stream or open(os.devnull, "w", encoding="utf-8")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    streams = [stream or open(os.devnull, "w", encoding="utf-8") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
+    meanwhile = Meanwhile(streams[0])
+    out, err = (Output(stream, meanwhile) for stream in streams)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = _run(arguments)
         finally:
+            meanwhile.end()
             out.flush()
             err.flush()
         if out.problem is None or out.problem.errno == errno.EPIPE:  # `rlcore list | head`
@@ -102,8 +132,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: Any, code: int) -> int:
-    print(f"rlcore: {_printable(message)}", file=sys.stderr)
+    print(_sentence(message), file=sys.stderr)
     return code
+
+
+def _sentence(message: Any) -> str:
+    return fitted(f"rlcore: {_printable(message)}", sys.stderr)
 
 
 def _printable(message: Any) -> str:
@@ -116,7 +150,7 @@ def _printable(message: Any) -> str:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(OVERVIEW)
+        print(*(fitted(line, sys.stdout, 12) for line in OVERVIEW.splitlines()), sep="\n")
         return 0
     command, rest = arguments[0], arguments[1:]
     if command == "--version":
@@ -125,5 +159,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = did_you_mean(command, COMMANDS)
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(COMMANDS)}")
+    if rest and command != "list":
+        sys.stdout.meanwhile.tell("rlcore: loading torch and gymnasium ...")
     module, function = COMMANDS[command]
     return getattr(importlib.import_module(f"rlcore.cli.{module}"), function)(rest)

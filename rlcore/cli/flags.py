@@ -9,9 +9,11 @@ import sys
 import tomllib
 import typing
 from collections.abc import Sequence
+from importlib import resources
+from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
-from rlcore.errors import UsageError, did_you_mean
+from rlcore.errors import UsageError, did_you_mean, fitted
 from rlcore.presets import load_preset
 from rlcore.runs.settings import COUNTS, HIGHEST_COUNT
 from rlcore.storage.toml import refuse_odd_value
@@ -19,11 +21,24 @@ from rlcore.storage.toml import refuse_odd_value
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
 IMPORT_HELP = "module to import first, such as one that has agents or registers environments; may be repeated"
 ENV_ARG_HELP = "argument of the environment's constructor, VALUE as in TOML; may be repeated"
-PRESET_HELP = (
-    "tuned values of that environment id, a .toml file of presets such as rlcore tune writes, none for the "
-    "algorithm's own defaults, or auto: those of ENV_ID where there are any (default: auto)"
-)
+PRESET_HELP = "whose tuned values to take: an environment id's, a .toml file's, auto or none (default: auto, ENV_ID's)"
 RUN_HELP = "run folder (its newest checkpoint) or checkpoint file"
+
+
+ALGORITHMS = ("reinforce", "a2c", "ppo", "trpo", "grpo", "bc", "dpo", "rewardmodel")  # files of rlcore/agents
+HELP = ("-h", "--help", "--help-all")
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """As argparse's, but `--norm-obs, --no-norm-obs` is one word, and a description keeps its lines."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return "--[no-]" + action.option_strings[0].removeprefix("--")
+        return super()._format_action_invocation(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(super(Formatter, self)._fill_text(line, width, indent) for line in text.splitlines())
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,8 +46,7 @@ class Parser(argparse.ArgumentParser):
     leaves no value, unless it has a default, so that presets and stored configs can tell."""
 
     def __init__(self, **options: Any):
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=formatter, argument_default=argparse.SUPPRESS, **options)
+        super().__init__(allow_abbrev=False, formatter_class=Formatter, argument_default=argparse.SUPPRESS, **options)
 
     def error(self, message: str) -> NoReturn:
         if "/--no-" in message and "ignored explicit argument" in message:  # argparse does not say what it may be
@@ -59,16 +73,81 @@ def add_switch(group: Any, name: str, text: str) -> None:
     group.add_argument(name, action="store_true", default=False, help=text)
 
 
-def add_run_flags(parser: Parser, config: type) -> None:
-    group = parser.add_argument_group("run")
-    add_flag(
-        group, "--total-steps", "K", "environment steps, over all environments (default: the preset's, or 1,000,000)"
-    )
-    add_flag(group, "--preset", "NAME", PRESET_HELP)
-    add_flag(group, "--run-dir", "DIR", "the run folder (default: runs/ENV_ID/ALGO-seedS-DATE-TIME)")
-    add_flag(group, "--env-arg", "NAME=VALUE", ENV_ARG_HELP, action="append")
-    add_common_flags(group)
-    _add_hyperparameters(parser, config)
+class RunFlags:
+    """Adds the flags of a new run to a parser, in the groups in which help tells of them.
+
+    Attributes:
+        values: hyperparameters and total_steps that the run has where no flag says otherwise, such as a preset's; help
+            shows them in the place of the algorithm's defaults.
+        everything: whether help tells of all flags, or of those alone that one needs first.
+    """
+
+    def __init__(self, parser: Parser, values: dict[str, Any], everything: bool):
+        self.parser, self.values, self.everything = parser, values, everything
+
+    def add(self, config: type, of_run: Any) -> None:
+        """To groups of their own, and to that `of_run`."""
+        from rlcore.agents.config import grouped, told_first
+
+        first = told_first(config)
+        self._add_of_run(of_run)
+        for name, names in grouped(config).items():
+            group = of_run if name == "run" else self.parser.add_argument_group(name)
+            if name == "environment":
+                self._add(group, "--env-arg", "NAME=VALUE", ENV_ARG_HELP, rarely=True, action="append")
+            self._add_hyperparameters(group, config, names, first)
+            if name == "speed":
+                threads = "torch's CPU threads, or auto: 1 for small networks and minibatches (default: auto)"
+                self._add(group, "--threads", "K", threads, rarely=True)
+
+    def _add(self, group: Any, name: str, metavar: str, text: str, rarely: bool = False, **options: Any) -> None:
+        add_flag(group, name, metavar, argparse.SUPPRESS if rarely and not self.everything else text, **options)
+
+    def _add_of_run(self, group: Any) -> None:
+        steps = f"{self.values['total_steps']:,}" if "total_steps" in self.values else "the preset's, or 1,000,000"
+        self._add(group, "--total-steps", "K", f"steps of all environments together (default: {steps})")
+        self._add(group, "--preset", "NAME", PRESET_HELP)
+        self._add(group, "--run-dir", "DIR", "the run folder (default: a new one in runs/ENV_ID)")
+        add_common_flags(group, everything=self.everything)
+
+    def _add_hyperparameters(self, group: Any, config: type, names: list[str], first: set[str]) -> None:
+        from rlcore.agents.config import field_help, field_types, inner_type
+
+        helps, kinds, defaults = field_help(config), field_types(config), default_values(config)
+        for name in names:
+            about = helps.get(name, "") if self.everything else helps.get(name, "").partition(";")[0]
+            choices = _choices(kinds[name], about)
+            default = f"({choices}default: {shown(self.values.get(name, defaults[name]))})"
+            text = f"{about} {default}".lstrip().replace("%", "%%")
+            form = {"action": argparse.BooleanOptionalAction} if inner_type(kinds[name]) is bool else {"metavar": "X"}
+            is_told = self.everything or name in first
+            group.add_argument("--" + name.replace("_", "-"), help=text if is_told else argparse.SUPPRESS, **form)
+
+
+def _choices(kind: Any, about: str) -> str:
+    """What a field may be one of, unless the sentence about it names each."""
+    from rlcore.agents.config import choice_word, inner_type, is_optional
+
+    base = inner_type(kind)
+    words = [choice_word(x) for x in typing.get_args(base)] if typing.get_origin(base) is typing.Literal else []
+    if set(words) <= set(re.findall(r"\w+", about)):
+        return ""
+    return f"one of {', '.join([*words, 'none'] if is_optional(kind) else words)}; "
+
+
+def say(line: str, indent: int = 2) -> None:
+    """Print a line; where a terminal breaks it, what follows is indented."""
+    print(fitted(line, sys.stdout, indent), flush=True)
+
+
+def meanwhile(text: str) -> None:
+    """Say on a terminal what one waits for, until anything else is printed."""
+    if hasattr(sys.stdout, "meanwhile"):  # which an environment's code may have replaced
+        sys.stdout.meanwhile.tell(text)
+
+
+def default_values(config: type) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(config)}
 
 
 def add_flags_for_stored(parser: Parser) -> None:
@@ -77,31 +156,18 @@ def add_flags_for_stored(parser: Parser) -> None:
     add_flag(parser, "--env-arg", "NAME=VALUE", f"{ENV_ARG_HELP} (default: as stored)", action="append")
 
 
-def add_common_flags(group: Any, before: str | None = None) -> None:
+def add_common_flags(group: Any, before: str | None = None, everything: bool = True) -> None:
+    def told(text: str) -> str:
+        return text if everything else argparse.SUPPRESS
+
     every = f"environment steps between checkpoints (default: {before or 'a tenth of the run'})"
-    add_flag(group, "--checkpoint-every", "STEPS", every)
+    add_flag(group, "--checkpoint-every", "STEPS", told(every))
     episodes = f"greedy episodes of the final evaluation, 0 for none (default: {before or '100'})"
-    add_flag(group, "--eval-episodes", "K", episodes)
-    add_flag(
-        group, "--threads", "K", "torch's CPU threads, or auto: 1 for small networks and minibatches (default: auto)"
-    )
+    add_flag(group, "--eval-episodes", "K", told(episodes))
     track = "log to wandb, mlflow, or a tracker of your own, module:function, beside TensorBoard; may be repeated"
-    add_flag(group, "--track", "NAME", track, action="append")
-    group.add_argument("--progress", action=argparse.BooleanOptionalAction, help="show progress (default: yes)")
-
-
-def _add_hyperparameters(parser: Parser, config: type) -> None:
-    from rlcore.agents.config import choice_word, field_help, field_types, inner_type
-
-    helps, kinds = field_help(config), field_types(config)
-    group = parser.add_argument_group("hyperparameters")
-    for field in dataclasses.fields(config):
-        kind = kinds[field.name]
-        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-        one_of = f"one of {', '.join(map(choice_word, choices))}; " if choices else ""
-        text = f"{helps.get(field.name, '')} ({one_of}default: {shown(field.default)})".lstrip().replace("%", "%%")
-        form = {"action": argparse.BooleanOptionalAction} if inner_type(kind) is bool else {"metavar": "X"}
-        group.add_argument("--" + field.name.replace("_", "-"), help=text, **form)
+    add_flag(group, "--track", "NAME", told(track), action="append")
+    progress = "show progress (default: yes)"
+    group.add_argument("--progress", action=argparse.BooleanOptionalAction, help=told(progress))
 
 
 def import_modules(values: dict[str, Any]) -> None:
@@ -137,9 +203,29 @@ def agent_class(name: str) -> type:
     return find_agent(name)
 
 
+def summaries() -> dict[str, str]:
+    """What each algorithm is, in a line; those of rlcore are read from their files, which is quicker than importing
+    them, and with them torch."""
+    if entry_points(group="rlcore.agents"):  # of other packages
+        from rlcore.agents import AGENTS
+
+        return {name: _without_numbers(summary(agent)) for name, agent in AGENTS.items()}
+    files = {name: resources.files("rlcore") / "agents" / f"{name}.py" for name in ALGORITHMS}
+    return {name: _without_numbers(_first_line(file.read_text("utf-8").strip('"'))) for name, file in files.items()}
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r",? arXiv:[\d.]+\d", "", text)
+
+
+def _first_line(text: str) -> str:
+    """As far as its first sentence goes, where another begins in it."""
+    return re.split(r"(?<=\.) (?=[A-Z])", text.strip().partition("\n")[0])[0]
+
+
 def summary(agent: type) -> str:
     text = agent.__doc__ or sys.modules[agent.__module__].__doc__ or "no description"
-    return text.strip().splitlines()[0]
+    return _first_line(text)
 
 
 def whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_COUNT) -> int:

@@ -1,37 +1,48 @@
 """rlcore train, and pretrain."""
 
+import argparse
 import contextlib
 import os
 import re
+import shlex
 import signal
+import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcore.cli.flags import (
     DEVICE_HELP,
+    HELP,
     IMPORT_HELP,
     Parser,
+    RunFlags,
     add_common_flags,
     add_flag,
     add_flags_for_stored,
-    add_run_flags,
     agent_class,
     changes_of_stored,
     counts_of,
+    default_values,
     env_kwargs_of,
     hyperparameters_of,
     import_modules,
+    meanwhile,
     normalized,
     number,
     preset_of,
+    say,
     shown,
+    summaries,
     summary,
     whole_number,
 )
 from rlcore.errors import RlcoreError, UsageError, printable
 from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings
+
+if TYPE_CHECKING:
+    from rlcore.agents import Agent
 
 MOST_THREADS = 1024
 OUT_OF_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed|array is too big|Unable to allocate")
@@ -69,13 +80,45 @@ def _train(arguments: list[str]) -> int:
         return _print_train_overview()
     if first.startswith("-"):
         raise UsageError(f"the algorithm comes first: rlcore train ALGO ENV_ID {first} ...; see rlcore train --help")
-    agent, prog = agent_class(first), f"rlcore train {first}"
-    parser = Parser(prog=prog, usage=f"{prog} ENV_ID [flags]", description=summary(agent))
-    env_help = "gymnasium environment, such as CartPole-v1, or module:Name-v0 of a module that registers it"
-    parser.add_argument("env_id", metavar="ENV_ID", help=env_help)
-    add_flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
-    add_run_flags(parser, agent.Config)
+    agent = agent_class(first)
+    if set(HELP) & set(arguments):
+        parser = _parser_with_defaults(first, agent, arguments[1:])
+    else:
+        parser = _new_run_parser(first, agent)
     return _train_new(agent.__name__.lower(), agent, vars(parser.parse(arguments[1:])))
+
+
+def _new_run_parser(
+    algo: str, agent: type, values: dict[str, Any] | None = None, note: str = "", everything: bool = True
+) -> Parser:
+    """The parser of `rlcore train ALGO`, whose help shows `values` as defaults, and says in a note whose they are."""
+    prog = f"rlcore train {algo}"
+    more = "" if everything else f"all {len(default_values(agent.Config))} hyperparameters: {prog} --help-all"
+    usage, about = f"{prog} ENV_ID [flags]", f"{summary(agent)}\n{note}"
+    parser = Parser(prog=prog, usage=usage, description=about, epilog=more, add_help=False)
+    of_run = parser.add_argument_group("run")
+    env_help = "gymnasium environment, or module:Name-v0 of your own"
+    of_run.add_argument("env_id", metavar="ENV_ID", nargs="?" if note else None, help=env_help)
+    of_run.add_argument(*HELP, action="help", help=argparse.SUPPRESS)
+    add_flag(of_run, "--import", "MODULE", IMPORT_HELP if everything else argparse.SUPPRESS, action="append")
+    RunFlags(parser, values or {}, everything).add(agent.Config, of_run)
+    return parser
+
+
+def _parser_with_defaults(algo: str, agent: type, arguments: list[str]) -> Parser:
+    """One whose help shows the defaults of the run that is asked about: of its environment's preset, or that of
+    --preset, and what a flag such as --variant implies."""
+    reader = _new_run_parser(algo, agent, note="read what there is")
+    given = vars(reader.parse_known_args([word for word in arguments if word not in HELP])[0])
+    env_id, name = given.get("env_id"), given.get("preset", "auto")
+    used, preset = preset_of(agent, env_id or name, name)
+    why = f": there is no preset for {env_id}." if env_id else "; name an ENV_ID to see those of its preset."
+    own = f"Defaults are the algorithm's own{why if name == 'auto' else '.'}"
+    note = f"Defaults are those of preset {used}." if used != "none" else own
+    steps = {"total_steps": 1_000_000} if env_id else {}
+    values = hyperparameters_of(agent.Config, {**preset, **agent.Config.implied(given)})
+    steps |= {"total_steps": preset["total_steps"]} if "total_steps" in preset else {}
+    return _new_run_parser(algo, agent, {**values, **steps}, note, "--help-all" in arguments)
 
 
 def pretrain(arguments: list[str]) -> int:
@@ -84,20 +127,18 @@ def pretrain(arguments: list[str]) -> int:
 
 
 def _print_train_overview() -> int:
-    from rlcore.agents import AGENTS
-
-    print(
+    for line in (
         "usage: rlcore train ALGO ENV_ID [flags]      train an agent on a gymnasium environment",
         "       rlcore train --resume DIR [flags]     continue a run after a crash, or further with --total-steps",
         "       rlcore train --config FILE [flags]    make the run that a config.toml describes",
         "",
-        *(f"  {name:<10}{summary(agent)}" for name, agent in AGENTS.items()),
+        *(f"  {name:<12}{text}" for name, text in summaries().items()),
         "  module:Class of your own, installed or in the current folder",
         "",
-        "rlcore train ALGO --help explains every flag and hyperparameter,",
-        "rlcore train --resume --help what may change in a run that goes on.",
-        sep="\n",
-    )
+    ):
+        say(line, 14)
+    say("rlcore train ALGO --help explains the flags that one needs first, --help-all every hyperparameter,", 0)
+    say("rlcore train --resume --help what may change in a run that goes on.", 0)
     return 0
 
 
@@ -117,21 +158,25 @@ def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
 
 
 def _train_from_config(arguments: list[str]) -> int:
-    parser = Parser(prog="rlcore train", description="Make the run that a config.toml describes, in a new folder.")
-    add_flag(parser, "--config", "FILE", "config.toml of a run folder", required=True)
-    add_flag(parser, "--import", "MODULE", IMPORT_HELP, action="append")
-    known, _ = parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
+    what = "Make the run that a config.toml describes, in a new folder."
+    parser = Parser(prog="rlcore train", description=what, add_help=False)
+    of_run = parser.add_argument_group("run")
+    of_run.add_argument(*HELP, action="help", help="the flags that one needs first, or all of them")
+    add_flag(of_run, "--config", "FILE", "config.toml of a run folder", required=True)
+    add_flag(of_run, "--import", "MODULE", IMPORT_HELP, action="append")
+    known, _ = parser.parse_known_args([a for a in arguments if a not in HELP])
     import_modules(vars(known))
     config = read_settings(Path(known.config))
     agent = agent_class(config["algo"])
-    add_run_flags(parser, agent.Config)
+    stored = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
+    defaults = {**stored, "total_steps": config["total_steps"]}
+    RunFlags(parser, defaults, "--help-all" in arguments).add(agent.Config, of_run)
     values = vars(parser.parse(arguments))
 
     from rlcore.agents.config import check_names
     from rlcore.envs.make import check_env_kwargs, check_imported
 
     check_names(agent.Config, config["hyperparameters"])
-    stored = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
     given = env_kwargs_of(values)
     settings = {name: config[name] for name in ("algo", "env_id", "preset", *COUNTS) if name in config}
     settings["env_kwargs"] = {**config["env_kwargs"], **given}
@@ -146,7 +191,7 @@ def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any],
     """Make the agent and the run, train, evaluate, and tell the result."""
     from rlcore.runs.folder import RunFolder
     from rlcore.runs.follower import Follower
-    from rlcore.runs.train import Run, checkpoint_interval, describe_environment, set_threads
+    from rlcore.runs.train import Run, checkpoint_interval, describe_task, describe_ways, set_threads
     from rlcore.tracing import share
 
     counts = counts_of({"eval_episodes": EVAL_EPISODES, **settings, **values})
@@ -156,14 +201,23 @@ def _launch(agent_class: type, settings: dict[str, Any], values: dict[str, Any],
         RunFolder.refuse_existing(values["run_dir"])
     with contextlib.closing(_new_agent(agent_class, settings)) as agent:
         set_threads(agent, threads)
-        agent.engine.prepare(settings["total_steps"])
+        _prepare(agent, settings["total_steps"])
         if agent.share.rank:
             return _follow(Follower.start(agent, settings))
         with contextlib.closing(Run.start(_new_folder(values, settings, agent.config.seed), agent, settings)) as run:
             run.tracked_by = trackers
-            print(f"{settings['algo']} on {describe_environment(agent)}, {note}, seed {agent.config.seed}", flush=True)
-            print(agent.engine.describe(), flush=True)
-            return _finish(run, values.get("progress", True))
+            say(f"{settings['algo']} on {describe_task(agent)}, {note}, seed {agent.config.seed}")
+            for line in describe_ways(agent):
+                say(line)
+            return _finish(run, values)
+
+
+def _prepare(agent: "Agent", total_steps: int) -> None:
+    """Choose how iterations run, and make the programs that it takes, which may take most of a minute."""
+    agent.engine.choose(total_steps)
+    if agent.engine.how == "compiled" and agent.share.rank == 0:
+        meanwhile("rlcore: preparing programs, a minute the first time ...")
+    agent.engine.prepare(total_steps)
 
 
 def _new_agent(agent_class: type, settings: dict[str, Any]) -> Any:
@@ -207,7 +261,7 @@ def _new_folder(values: dict[str, Any], settings: dict[str, Any], seed: int) -> 
 
 def _resume(arguments: list[str]) -> int:
     from rlcore.runs.follower import Follower
-    from rlcore.runs.train import Run, describe_environment, set_threads
+    from rlcore.runs.train import Run, describe_task, describe_ways, set_threads
     from rlcore.tracing import share
 
     parser = Parser(prog="rlcore train --resume", description="Continue a run from its newest checkpoint.")
@@ -230,10 +284,11 @@ def _resume(arguments: list[str]) -> int:
         run.tracked_by = trackers
         set_threads(agent, threads)
         if not run.is_complete:
-            agent.engine.prepare(run.total_steps)
-        print(f"resuming {run.settings['algo']} on {describe_environment(agent)} at step {agent.global_step:,}")
-        print("the final evaluation is missing" if run.is_complete else agent.engine.describe(), flush=True)
-        return _finish(run, values.get("progress", True))
+            _prepare(agent, run.total_steps)
+        say(f"resuming {run.settings['algo']} on {describe_task(agent)} at step {agent.global_step:,}")
+        for line in ["the final evaluation is missing"] if run.is_complete else describe_ways(agent):
+            say(line)
+        return _finish(run, values)
 
 
 def _follow(run: Any) -> int:
@@ -242,14 +297,31 @@ def _follow(run: Any) -> int:
     return 0
 
 
-def _finish(run: Any, progress: bool) -> int:
-    run.train(progress)
+def _finish(run: Any, values: dict[str, Any]) -> int:
+    run.train(values.get("progress", True))
     steps, seconds, episodes = run.agent.global_step, run.seconds, run.eval_episodes
     if episodes:
+        meanwhile(f"rlcore: evaluating over {episodes:,} episodes ...")
         report = run.evaluate(episodes)
         measure, what = run.agent.scored_by
         score = f"{measure} {number(report['mean'])} ± {number(report['std'])}{normalized(report)}"
-        print(f"evaluation: {score} over {len(report['returns'])} {'greedy ' * (what == 'episodes')}{what}")
+        say(f"evaluation: {score} over {len(report['returns'])} {'greedy ' * (what == 'episodes')}{what}")
     speed = f"{steps / max(seconds, 1e-9):,.0f} steps/s"
-    print(f"trained {steps:,} steps in {seconds:.1f} s ({speed}); run folder: {run.folder.path}")
+    say(f"trained {steps:,} steps in {seconds:.1f} s ({speed}); run folder: {run.folder.path}")
+    if sys.stdout.isatty():  # a line for each, which no column count breaks, to be pasted
+        print(*_next_commands(run, values), sep="\n")
     return 0
+
+
+def _next_commands(run: Any, values: dict[str, Any]) -> list[str]:
+    """What one does with a run, for its folder and the modules that it takes."""
+    from rlcore.envs.make import split_id
+
+    agent, folder = run.agent, shlex.quote(str(run.folder.path))
+    own = [] if type(agent).__module__.startswith("rlcore.") else [type(agent).__module__]
+    modules = dict.fromkeys([*values.get("import", []), *filter(None, [split_id(str(agent.env_id))[0]]), *own])
+    with_modules = "".join(f" --import {shlex.quote(module)}" for module in modules)
+    modes = agent.envs.metadata.get("render_modes", ["rgb_array"])
+    commands = [f"rlcore eval {folder}{with_modules}"]
+    commands += [f"rlcore video {folder}{with_modules}"] if "rgb_array" in modes else []
+    return ["next:", *commands, f"rlcore report {folder}", f"tensorboard --logdir {folder}"]

@@ -1,5 +1,6 @@
 """Vector environments by name."""
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -200,18 +201,31 @@ def _register(env_id: str) -> EnvSpec:
             import_module(module)
     except UsageError as error:
         raise UsageError(f"environment '{env_id}' is not registered with gymnasium: {error}") from error
-    if name.startswith(atari.PREFIX):
-        atari.register_games()
-    elif name.startswith(envpool.FOOTBALL):
-        envpool.register_football()
-    elif name.startswith(MINATAR):
-        envpool.needed("minatar.gym", "MinAtar", "MinAtar", extra="minatar").register_envs()
+    for prefix, register in FAMILIES.items():
+        if name.startswith(prefix):
+            register()
     try:
         return gymnasium.spec(name)
     except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
         of_module = f", also not by the module '{module}'" if module else ""
         near = did_you_mean(name, gymnasium.registry) or f": {one_line(error)}"
         raise UsageError(f"environment '{env_id}' is not registered with gymnasium{of_module}{near}") from error
+
+
+def _register_minatar() -> None:
+    envpool.needed("minatar.gym", "MinAtar", "MinAtar", extra="minatar").register_envs()
+
+
+# Environments that gymnasium knows when their package has been asked to, by how their ids begin.
+FAMILIES = {atari.PREFIX: atari.register_games, envpool.FOOTBALL: envpool.register_football, MINATAR: _register_minatar}
+
+
+def register_families() -> None:
+    """Have those of all families registered that are installed."""
+    for prefix, register in FAMILIES.items():
+        if not any(env_id.startswith(prefix) for env_id in gymnasium.registry):
+            with contextlib.suppress(UsageError):
+                register()
 
 
 def split_id(env_id: str) -> tuple[str, str]:

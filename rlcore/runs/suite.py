@@ -37,6 +37,7 @@ from rlcore.agents.config import check_names, check_type, choice_word, field_typ
 from rlcore.envs.make import find_spec, import_module
 from rlcore.errors import UsageError, did_you_mean, shown
 from rlcore.storage.toml import check_values, read_toml
+from rlcore.suites import shipped_suites
 
 MOST_SEEDS = 10_000
 OF_RUNS = {"total_steps": int, "preset": str}  # what a suite, an agent or an environment says of its runs
@@ -74,12 +75,6 @@ class Cell:
     def is_own(self) -> bool:
         """Whether rlcore runs it."""
         return self.command[1:3] == ("-m", "rlcore")
-
-
-def shipped_suites() -> list[str]:
-    """Names of the suites that come with rlcore."""
-    files = resources.files("rlcore.suites").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
 def read_suite(name: str | Path) -> dict[str, Any]:

@@ -454,20 +454,43 @@ def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
     return load(file, **overrides), file
 
 
-def describe_environment(agent: Agent) -> str:
-    """One line: how the environments are stepped and why."""
-    asked, backend = agent.config.backend, agent.backend
+STEPPED = {
+    "native": "rlcore's own {env_id}, in tensors and so part of the compiled programs",
+    "sync": "one after another in this process",
+    "async": "each in a process of its own",
+    "vector": "all at once, by the vector implementation of {env_id}",
+    "envpool": "all at once, by EnvPool's threads",
+}
+
+
+def describe_task(agent: Agent) -> str:
+    """What is learned from, of the first line that a run prints."""
+    count = agent.config.num_envs
     if agent.learns_from == "pairs":
-        return f"{agent.config.num_envs // 2} pairs of segments of {agent.env_id} a step, on {agent.device}"
+        return f"{count // 2} pairs of segments of {agent.env_id} a step, on {agent.device}"
+    return f"{count} × {agent.env_id}, on {agent.device}"
+
+
+def describe_ways(agent: Agent) -> list[str]:
+    """A line each: how the environments are stepped, where there are any, and how iterations run, and why."""
+    return [describe_environment(agent)] * (agent.learns_from != "pairs") + [agent.engine.describe()]
+
+
+def describe_environment(agent: Agent) -> str:
+    """How the environments are stepped, the flag that asks for it, and why."""
+    asked, backend, name = agent.config.backend, agent.backend, str(agent.env_id).rpartition(":")[2]
+    is_twin, compiled = not name.startswith("rlcore/"), agent.engine.how == "compiled"
     reasons = [
-        (asked != "auto", f"asked for with --backend {asked}"),
-        (backend == "native" and agent.engine.how == "compiled", "the twin in tensors, as the run is compiled"),
-        (backend == "native", "texts are functions of tensors"),
+        (asked != "auto", "asked for"),
+        (backend == "native" and is_twin, "the same task as gymnasium's"),
+        (backend == "native", "it is made of tensors"),
         (agent.config.on_env_error == "restart", "environments that fail are begun anew one by one"),
         (agent.group_starts, "groups need a seed for each environment"),
         (agent.share.count > 1 and backend == "sync", "each process has the seeds of its own environments"),
-        (backend == "vector", "the environment's own vector implementation"),
+        (backend == "vector", "that is faster than one by one"),
         (True, "it has no vector implementation"),
     ]
     why = next(reason for holds, reason in reasons if holds)
-    return f"{agent.config.num_envs} × {agent.env_id}, backend {backend} ({why}), on {agent.device}"
+    how = STEPPED[backend].format(env_id=name)
+    how = how if compiled else how.removesuffix(" and so part of the compiled programs")
+    return f"environments: {how} (--backend {backend}); {why}"

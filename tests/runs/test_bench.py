@@ -17,7 +17,7 @@ import pytest
 from rlcore import PPO
 from rlcore.agents.engine import RUNS, Engine
 from rlcore.cli import main
-from rlcore.cli.flags import Parser, add_run_flags, hyperparameters_of
+from rlcore.cli.flags import Parser, RunFlags, hyperparameters_of
 from rlcore.errors import UsageError
 from rlcore.runs.bench import Bench, expected_cells
 from rlcore.runs.bench_progress import BenchProgress
@@ -126,7 +126,7 @@ def test_flags_of_a_cell_say_what_the_suite_says():
     cell = next(cells_of(suite))
     assert cell.command[1:6] == ("-m", "rlcore", "train", "ppo", "CartPole-v1") and cell.is_own
     parser = Parser(prog="x")
-    add_run_flags(parser, PPO.Config)
+    RunFlags(parser, {}, everything=True).add(PPO.Config, parser.add_argument_group("run"))
     values = vars(parser.parse(cell.command[6:]))
     assert values["total_steps"] == "70" and values["preset"] == "none" and values["seed"] == "5"
     assert values["env_arg"] == ["sutton_barto_reward=true"]
