@@ -117,10 +117,8 @@ def test_help_explains_every_hyperparameter(capsys):
 
 
 def help_of(capsys, *arguments):
-    with pytest.raises(SystemExit) as left:
-        main([*arguments])
-    out, err = capsys.readouterr()
-    assert left.value.code == 0 and not err
+    code, out, err = run(capsys, *arguments)
+    assert code == 0 and not err
     return out
 
 
@@ -206,12 +204,11 @@ def test_help_at_every_level(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "command", [("eval",), ("video",), ("list",), ("train", "--resume"), ("train", "--resume", "x")]
+    "command",
+    [("eval",), ("video",), ("list",), ("train", "--resume"), ("train", "--resume", "x"), ("train", "--config")],
 )
 def test_help_of_commands(capsys, command):
-    with pytest.raises(SystemExit) as left:
-        main([*command, "--help"])
-    assert left.value.code == 0 and "usage: rlcore" in capsys.readouterr().out
+    assert "usage: rlcore" in help_of(capsys, *command, "--help")
 
 
 def test_list_as_json(capsys):

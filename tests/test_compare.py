@@ -453,10 +453,9 @@ def test_numbers_that_are_not_finite(capsys, tmp_path, monkeypatch, what):
 
 
 def test_help_and_overview(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["compare", "--help"])
+    assert main(["compare", "--help"]) == 0
     text = capsys.readouterr().out
-    assert left.value.code == 0 and "usage: rlcore compare" in text and "--indifference" in text
+    assert "usage: rlcore compare" in text and "--indifference" in text
     main([])
     assert "compare" in capsys.readouterr().out
     assert main(["compar"]) == 2 and "did you mean 'compare'?" in capsys.readouterr().err

@@ -5,6 +5,7 @@ none, since its program takes long to record. A block that needs what is not ins
 `<!-- not run: WHY -->`; lines of shell are read by the command line's own parsers, and a few are run.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import re
@@ -127,8 +128,8 @@ def test_a_line_of_shell_is_understood(name, words, only_read, capsys):
     words = [PLACEHOLDERS.get(word, word) for word in words if word != "..."]
     if words == ["list"] or "--help" in words:
         words = [*words[:2], "--help"]
-        with pytest.raises(SystemExit) if words[0] == "train" else pytest.raises((SystemExit, Read)):
-            main(words)
+        with contextlib.nullcontext() if words[0] == "train" else contextlib.suppress(Read):
+            assert main(words) == 0
     elif words[:2] == ["train", "--config"]:  # which is read first
         assert len(words) == 3 and words[2].endswith("config.toml")
     elif len(words) > 1:

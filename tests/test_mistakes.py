@@ -98,7 +98,7 @@ OF_COMMANDS = [
     (f"train --resume {RUN} --seed 3", "option '--seed' is not known"),
     (f"train --resume {RUN} --total-steps x", "--total-steps is 'x'"),
     ("train --config", "--config: expected one argument"),
-    ("train --config --help", "--config: expected one argument"),
+    ("train --config --foo", "--config: expected one argument"),
     ("train --config nowhere.toml", "nowhere.toml does not exist"),
     ("train --config empty", "empty cannot be read"),
     ("train --config text.txt", "text.txt"),

@@ -39,7 +39,7 @@ from rlcore.cli.flags import (
     whole_number,
 )
 from rlcore.errors import RlcoreError, UsageError, printable
-from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings
+from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings, refuse_unknown
 
 if TYPE_CHECKING:
     from rlcore.agents import Agent
@@ -164,9 +164,13 @@ def _train_from_config(arguments: list[str]) -> int:
     of_run.add_argument(*HELP, action="help", help="the flags that one needs first, or all of them")
     add_flag(of_run, "--config", "FILE", "config.toml of a run folder", required=True)
     add_flag(of_run, "--import", "MODULE", IMPORT_HELP, action="append")
+    if len(arguments) > 1 and arguments[1] in HELP:  # in the place of a file
+        parser.print_help()
+        return 0
     known, _ = parser.parse_known_args([a for a in arguments if a not in HELP])
     import_modules(vars(known))
     config = read_settings(Path(known.config))
+    refuse_unknown(config, known.config)
     agent = agent_class(config["algo"])
     stored = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
     defaults = {**stored, "total_steps": config["total_steps"]}

@@ -64,9 +64,18 @@ def settings_of_checkpoint(payload: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"the checkpoint does not make up for it: {why}") from error
 
 
+def refuse_unknown(settings: dict[str, Any], file: Path) -> None:
+    """Refuse an entry of a config.toml that no run has, as an unknown flag is."""
+    known = (*TEXTS, *TABLES, *COUNTS)
+    for name in settings:
+        if name not in known:
+            raise UsageError(f"'{name}' in {file} is not known{did_you_mean(name, known)}")
+
+
 def edited_since(file: Path, settings: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters that a run's config.toml, read as `settings`, has otherwise than its checkpoint. A UsageError
     names what cannot change in a run that goes on."""
+    refuse_unknown(settings, file)
     from rlcore.agents.config import NETWORK  # not on top: the command line's help needs no torch
 
     made_with = (*NETWORK, "num_envs", "seed", "init", "reference", "reward_model", "comparisons", "preferences")

@@ -55,6 +55,8 @@ def _write(writer: Any, path: Path, frames: list[np.ndarray], fps: float) -> Non
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     try:
         film = _encoded(writer, path.suffix, frames, fps)
+        if not film:
+            raise ValueError("the encoder made nothing of the frames")
         unfinished.unlink(missing_ok=True)
         unfinished.write_bytes(film)
         move_without_overwriting(unfinished, path)

@@ -269,6 +269,11 @@ def test_an_edited_config_is_what_the_run_goes_on_with(tmp_path, capsys, recwarn
         ('algo = "ppo"', 'algo = "a2c"', "algo in .* is 'a2c', but the run goes on with 'ppo'"),
         ('env_id = "CartPole-v1"', 'env_id = "Acrobot-v1"', "env_id in .* is 'Acrobot-v1'"),
         ("[env_kwargs]", "[env_kwargs]\nsutton_barto_reward = true", "env_kwargs in .* --env-arg NAME=VALUE"),
+        (
+            'algo = "ppo"',
+            'algo = "ppo"\ntotal_stepz = 9',
+            "'total_stepz' in .*toml is not known, did you mean 'total_st",
+        ),
         ("gamma = 0.99", "gama = 0.9", "'gama' in .* is not a hyperparameter of the run, did you mean 'gamma'"),
         ("gamma = 0.99", "gamma = 9", "gamma is 9.0, but must be at least 0 and at most 1"),
         ("clip_coef = 0.2", "clip_coef = true", "clip_coef is True, but must be a number"),
@@ -284,6 +289,9 @@ def test_what_cannot_be_edited_is_refused_by_name(tmp_path, capsys, before, afte
     said = capsys.readouterr().err
     assert re.search(".*".join(map(re.escape, words.split(".*"))), said), said
     assert said.count("\n") == 1 and files == {path: path.read_bytes() for path in files}
+    if "is not" in words:  # which --config refuses too
+        assert main(["train", "--config", str(folder / "config.toml"), "--run-dir", str(tmp_path / "new")]) == 2
+        assert words.split("'")[1] in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
