@@ -10,6 +10,7 @@
 import base64
 import copy
 import dataclasses
+import html
 import inspect
 import json
 import logging
@@ -102,20 +103,24 @@ def output_of(output, stem, pictures):
     """What a cell put out, as Markdown; its pictures are added to `pictures`."""
     data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
     if "image/png" in data:
-        return picture(data["image/png"], "png", stem, pictures)
+        alt = output["metadata"].get("image/png", {}).get("alt", "")
+        return picture(data["image/png"], "png", html.escape(alt), stem, pictures)
     if "text/html" in data:
-        found = re.search(r"data:image/gif;base64,([^\"]+)", data["text/html"])
-        return picture(found[1], "gif", stem, pictures) if found else f'<div class="shown">{data["text/html"]}</div>'
+        found = re.search(r'alt="([^"]*)" src="data:image/gif;base64,([^"]+)"', data["text/html"])
+        if found:
+            return picture(found[2], "gif", found[1], stem, pictures)
+        return f'<div class="shown">{data["text/html"]}</div>'
     if "text/markdown" in data:
         return data["text/markdown"]
     text = "".join(output.get("text", "")) or data.get("text/plain", "")
     return f'<div class="output" markdown="1">\n\n{fenced(text, "text")}\n\n</div>'
 
 
-def picture(data, kind, stem, pictures):
+def picture(data, kind, alt, stem, pictures):
+    """A picture with its text for those who do not see it; as HTML, since that text is no Markdown."""
     name = f"{stem}_{len(pictures) + 1}.{kind}"
     pictures[name] = base64.b64decode(data)
-    return f"![What the cell above draws]({name}){{.picture}}"
+    return f'<div class="picture"><img alt="{alt}" src="{name}"></div>'
 
 
 # Tables.

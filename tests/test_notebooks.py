@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import re
+import struct
 from pathlib import Path
 
 import matplotlib
@@ -68,6 +69,17 @@ def test_it_is_stored_as_one_execution_from_top_to_bottom(path):
     assert counts == list(range(1, len(counts) + 1))
     assert all(output["output_type"] != "error" for output in outputs(path))
     assert sum("image/png" in output.get("data", {}) for output in outputs(path)) >= 4
+
+
+@each_notebook
+def test_its_figures_are_told_in_words_and_sharp(path):
+    figures = [output for output in outputs(path) if "image/png" in output.get("data", {})]
+    alts = [figure["metadata"].get("image/png", {}).get("alt", "") for figure in figures]
+    assert all(len(alt.split()) >= 12 and alt.endswith(".") for alt in alts) and len(set(alts)) == len(alts)
+    for figure in figures:
+        png = base64.b64decode("".join(figure["data"]["image/png"]))
+        per_metre = struct.unpack(">II", png[png.index(b"pHYs") + 4 :][:8])
+        assert [round(0.0254 * x) for x in per_metre] == [120, 120]  # dpi
 
 
 @each_notebook
