@@ -44,7 +44,8 @@ class Output:
     a reader that has seen enough (`| head`) or a terminal that was closed must not end a training run."""
 
     def __init__(self, stream: Any):
-        self.stream, self.problem = stream, None
+        self.stream = stream
+        self.problem: OSError | None = None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_: f"rlcore: {_printable(message)}\n"
     # There are no streams where they were closed before we began.
-    out, err = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    out, err = (Output(stream or open(os.devnull, "w", encoding="utf-8")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = _run(arguments)

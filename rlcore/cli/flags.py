@@ -9,12 +9,15 @@ import sys
 import tomllib
 import typing
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlcore.errors import UsageError, did_you_mean
 from rlcore.presets import find_preset, load_preset
 from rlcore.runs.settings import COUNTS, HIGHEST_COUNT
 from rlcore.storage.toml import refuse_odd_value
+
+if TYPE_CHECKING:
+    from rlcore.agents import Agent
 
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
 IMPORT_HELP = "module to import first, such as one that has agents or registers environments; may be repeated"
@@ -128,7 +131,7 @@ def changes_of_stored(values: dict[str, Any]) -> dict[str, Any]:
     return {**changes, "env_kwargs": env_kwargs_of(values)} if "env_arg" in values else changes
 
 
-def agent_class(name: str) -> type:
+def agent_class(name: str) -> Any:
     """The agent of that name, or `module:Class` of an installed module or one in the current folder."""
     from rlcore.agents import find_agent
 
@@ -137,7 +140,7 @@ def agent_class(name: str) -> type:
     return find_agent(name)
 
 
-def summary(agent: type) -> str:
+def summary(agent: "type[Agent]") -> str:
     text = agent.__doc__ or sys.modules[agent.__module__].__doc__ or "no description"
     return text.strip().splitlines()[0]
 
@@ -157,7 +160,7 @@ def whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_C
     return int(number)
 
 
-def preset_of(agent: type, algo: str, env_id: str, name: str | None) -> dict[str, Any] | None:
+def preset_of(agent: "type[Agent]", algo: str, env_id: str, name: str | None) -> dict[str, Any] | None:
     """That of --preset, or of the environment where it is not given; None without any."""
     if name is None:
         return find_preset(algo, env_id)
@@ -165,7 +168,7 @@ def preset_of(agent: type, algo: str, env_id: str, name: str | None) -> dict[str
     return None if name == "none" else load_preset(algo, name, env_id, names)
 
 
-def counts_of(values: dict[str, Any]) -> dict[str, int]:
+def counts_of(values: dict[str, Any]) -> dict[str, Any]:
     """The counts of a run among flags and settings."""
     names = [name for name in COUNTS if name in values]
     return {name: whole_number("--" + name.replace("_", "-"), values[name], COUNTS[name]) for name in names}

@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcore.cli.flags import (
     DEVICE_HELP,
@@ -32,6 +32,9 @@ from rlcore.cli.flags import (
 )
 from rlcore.errors import RlcoreError, UsageError, printable
 from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings
+
+if TYPE_CHECKING:
+    from rlcore.agents import Agent
 
 MOST_THREADS = 1024
 OUT_OF_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed|array is too big|Unable to allocate")
@@ -101,7 +104,7 @@ def _print_train_overview() -> int:
     return 0
 
 
-def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
+def _train_new(algo: str, agent: "type[Agent]", values: dict[str, Any]) -> int:
     env_id, name = values["env_id"], values.get("preset")
     import_modules(values)
     preset = preset_of(agent, algo, env_id, name)
@@ -220,12 +223,12 @@ def _resume(arguments: list[str]) -> int:
     values = vars(parser.parse(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
     counts, threads, trackers = counts_of(values), _threads(values), _trackers(values)
     if share().rank:
-        run = Follower.resume(**changes_of_stored(values))
-        with contextlib.closing(run.agent) as agent:
+        follower = Follower.resume(**changes_of_stored(values))
+        with contextlib.closing(follower.agent) as agent:
             set_threads(agent, threads)
-            if not run.is_complete:
-                agent.engine.prepare(run.total_steps)
-            return _follow(run)
+            if not follower.is_complete:
+                agent.engine.prepare(follower.total_steps)
+            return _follow(follower)
     run = Run.resume(values["resume"], counts.pop("total_steps", None), **counts, **changes_of_stored(values))
     with contextlib.closing(run), contextlib.closing(run.agent) as agent:
         run.tracked_by = trackers

@@ -22,7 +22,8 @@ class Standing:
     """
 
     def __init__(self, envs: VectorEnv, again: Callable[[], VectorEnv] | None = None):
-        self.envs, self.again = envs, again
+        self.envs: Any = envs
+        self.again = again
         self._in_processes = isinstance(envs, GuardedAsyncVectorEnv)
         self._seeded = False  # whether the environments began with a seed
         self._fresh: bytes | None = None  # state of environments that have just begun, packed

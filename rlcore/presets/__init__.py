@@ -18,7 +18,7 @@ def all_presets() -> dict[str, dict[str, dict[str, Any]]]:
     presets: dict[str, dict[str, dict[str, Any]]] = {}
     for file in sorted(resources.files(__package__).iterdir(), key=lambda f: f.name):
         if file.name.endswith(".toml"):
-            for algo, by_env in tomllib.loads(file.read_text()).items():
+            for algo, by_env in tomllib.loads(file.read_text("utf-8")).items():
                 presets.setdefault(algo, {}).update(by_env)
     return presets
 

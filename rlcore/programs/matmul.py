@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-SOURCE = "".join(Path(__file__).with_name(name).read_text() for name in ("tile.h", "matmul.h"))
+SOURCE = "".join(Path(__file__).with_name(name).read_text("utf-8") for name in ("tile.h", "matmul.h"))
 _SHIM = """
 AOTITorchError aoti_torch_cpu_matmul_small(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle *);
 

@@ -151,7 +151,7 @@ class Program:
         return False
 
     def _load(self, folder: Path) -> None:
-        self._structure, self.run = json.loads((folder / "structure.json").read_text()), load(folder)
+        self._structure, self.run = json.loads((folder / "structure.json").read_text("utf-8")), load(folder)
 
     def _folder(self, key: Any) -> Path:
         key, shapes = digest(self.recorded) if key is None else key, []
@@ -252,7 +252,7 @@ def _sources() -> str:
 def _is_whole(folder: Path) -> bool:
     """Whether all files of a built program are there as they were written; loading a damaged library may crash."""
     try:
-        return (folder / "checksum").read_text() == _checksum(folder)
+        return (folder / "checksum").read_text("utf-8") == _checksum(folder)
     except (OSError, ValueError):
         return False
 
@@ -296,8 +296,8 @@ def build(program: Program, folder: Path) -> None:
         )
     recorded, arguments = program.recorded, leaves_of(program.arguments)
     graph = for_compiler_whole(recorded.graph)
-    inputs = [place.tensor(program.device) for place in program.places(recorded.inputs)]
-    inputs = tuple(x.clone() for x in [*inputs, *arguments])  # no two of them parts of one
+    there = [place.tensor(program.device) for place in program.places(recorded.inputs)]
+    inputs = tuple(x.clone() for x in [*there, *arguments])  # no two of them parts of one
     names = [*recorded.inputs, *("" for _ in arguments)]
     free = [{i: torch.export.Dim(re.sub(r"\W", "_", x)) for i in program.free.get(x, ())} or None for x in names]
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))
@@ -310,8 +310,8 @@ def build(program: Program, folder: Path) -> None:
             shapes = tuple(free) if any(free) else None
             exported = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=True)
             inductor.aoti_compile_and_package(exported, package_path=str(scratch / "program.pt2"))
-        (scratch / "structure.json").write_text(json.dumps(recorded.describe()))
-        (scratch / "checksum").write_text(_checksum(scratch))
+        (scratch / "structure.json").write_text(json.dumps(recorded.describe()), "utf-8")
+        (scratch / "checksum").write_text(_checksum(scratch), "utf-8")
         with suppress(OSError):  # another process was quicker, where there are no locks
             scratch.rename(folder)
     finally:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlcore.storage.files import cache_folder
 
-SOURCE = "".join(Path(__file__).with_name(name).read_text() for name in ("tile.h", "recurrent.h"))
+SOURCE = "".join(Path(__file__).with_name(name).read_text("utf-8") for name in ("tile.h", "recurrent.h"))
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-x", "c++")
 ROWS, ROW = {"L": ("first", 0), "S": ("first", 1), "H": ("w", 1)}, {"S": ("x", 0), "F": ("x", 1), "H": ("h", 1)}
 CELL = ("first", "w_x", "w_h", "b_x", "b_h")
@@ -64,7 +64,7 @@ def library() -> Any:
 def _processor() -> str:
     """What `-march=native` depends on, as far as torch tells it."""
     with suppress(OSError):
-        return next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags")), "")
+        return next((x for x in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if x.startswith("flags")), "")
     return torch.backends.cpu.get_cpu_capability()
 
 

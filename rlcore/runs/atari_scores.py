@@ -10,7 +10,7 @@ from rlcore.envs.atari import PREFIX
 @cache
 def table() -> dict[str, dict[str, float]]:
     """`{game: {"random": score, "human": score}}` of 57 games; the file names its source."""
-    return json.loads((resources.files(__package__) / "atari_scores.json").read_text())["scores"]
+    return json.loads((resources.files(__package__) / "atari_scores.json").read_text("utf-8"))["scores"]
 
 
 def human_normalized(env_id: str | None, score: float) -> float | None:

@@ -79,7 +79,7 @@ def _run(words: list[str], log: Path, env: dict[str, str]) -> int:
     try:
         process = start_process(words, log, env)
     except OSError as error:
-        log.write_text(f"{words[0]} cannot be started on {platform.node()}: {error.strerror or error}")
+        log.write_text(f"{words[0]} cannot be started on {platform.node()}: {error.strerror or error}", "utf-8")
         return 127
     try:
         while process.poll() is None:  # and not wait(), which Ray could not interrupt
