@@ -72,6 +72,17 @@ class RolloutBuffer:
         UsageError: where a size is below 1, a name is taken, a space has no tensor form, or memory does not suffice.
     """
 
+    dones: Tensor
+    actions: Tensor
+    dist_params: Tensor
+    logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    next_values: Tensor
+    mask: Tensor
+
     def __init__(
         self,
         num_steps: int,
@@ -220,6 +231,12 @@ class Batch:
         readable: `[B]`, see `_readable`, for a batch of which many are taken.
         totals: sums over all processes that are known already, see `RowSampler.totals`.
     """
+
+    obs: Any
+    mask: Tensor
+    advantages: Tensor
+    returns: Tensor
+    _rows: Tensor
 
     def __init__(
         self, fields: dict[str, Any], weight: Tensor | None = None, readable: Tensor | None = None,

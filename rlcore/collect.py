@@ -155,6 +155,7 @@ class Collector:
     """
 
     plays = True  # whether it plays with the policy at all
+    next_obs: Any
 
     def __init__(
         self, envs: VectorAdapter, buffer: RolloutBuffer, generator: torch.Generator, whole_episodes: bool = False,
@@ -324,6 +325,13 @@ class HostRows:
         noise, policy: rows of the action noise `[T, N, A]`, and of what the policy fills, as tensors.
     """
 
+    dones: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    mask: np.ndarray
+
     def __init__(self, buffer: RolloutBuffer, noise: Tensor):
         self.buffer = buffer
         names = [*buffer.filled_by("environment"), "actions"]
@@ -437,7 +445,8 @@ class HostCollector(Collector):
         self.next_first = np.full(self.buffer.num_envs, self.whole_episodes and self.rows_collected > 0)
 
     def _play(self, network: ActorCritic) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        envs, rows, finals = self.envs, self.rows, []
+        envs, rows = self.envs, self.rows
+        finals: list[Final] = []
         envs.steps, obs, first, begun = self.rows_collected, self.next_obs, self.next_first, self.next_first
         act = functools.partial(self._act, network) if self.program is None else self._bound_actor()
         restarted = envs.restarts.latest is not None
@@ -513,16 +522,16 @@ class HostCollector(Collector):
         """Where episodes ended out of sight, for `_complete`."""
         times, envs, obs, memories = zip(*finals, strict=True)
         rows = np.concatenate([np.full(len(n), t) for t, n in zip(times, envs, strict=True)])
-        envs = np.concatenate(envs)
+        who = np.concatenate(envs)
         obs = map_parts(lambda *parts: np.concatenate(parts), *obs)
         memory = map_parts(lambda *parts: torch.cat(parts), *memories)
-        cut = ~self.rows.terminated[rows, envs]  # what follows a termination is worth nothing
+        cut = ~self.rows.terminated[rows, who]  # what follows a termination is worth nothing
         if not cut.any():
             return None
         device, obs = self.buffer.device, map_parts(lambda x: x[cut], obs)
-        rows, envs, cut = (torch.from_numpy(x).to(device) for x in (rows[cut], envs[cut], cut))
-        memory, really = map_parts(lambda x: x[cut], memory), torch.ones_like(rows, dtype=torch.bool)
-        return rows, envs, self._recalled(self._to_device(obs), memory, ~really), really
+        t, n, there = (torch.from_numpy(x).to(device) for x in (rows[cut], who[cut], cut))
+        memory, really = map_parts(lambda x: x[there], memory), torch.ones_like(t, dtype=torch.bool)
+        return t, n, self._recalled(self._to_device(obs), memory, ~really), really
 
     def _to_device(self, obs: Any) -> Any:
         return map_parts(
@@ -534,7 +543,7 @@ class HostCollector(Collector):
         seen = [Seen(f"its {_named(name)}", x[:length], 0) for name, x in _parts(self.rows.obs)]
         seen.append(Seen("its reward", self.rows.raw_rewards[: length - failed], 1))
         if not failed:
-            ends = [(length - 1, None, "observation", self.next_obs)]
+            ends: list[tuple[int, Any, str, Any]] = [(length - 1, None, "observation", self.next_obs)]
             ends += [(t, envs, "final observation", obs) for t, envs, obs, _ in finals]
             seen += [Seen(f"its {what}", x[None], t + 1, n) for t, n, what, obs in ends for _, x in _parts(obs)]
         if failed or not all(x.is_finite() for x in seen):
@@ -619,7 +628,7 @@ class NativeCollector(Collector):
         self.network: ActorCritic | None = None
 
     @property
-    def next_obs(self) -> Tensor | None:
+    def next_obs(self) -> Tensor | dict[str, Tensor] | None:
         """Observations to act on next, [N, ...]."""
         return self.task.observe(self.standing["state"]) if self.standing else None
 
@@ -802,7 +811,8 @@ class NativeCollector(Collector):
 
     def _check_masks(self) -> None:
         """Refuse a rollout with a row in which nothing was allowed."""
-        dimensions = self.buffer.obs[ACTION_MASK].bool().split(self.envs.action_spec.nvec, -1)
+        obs: Any = self.buffer.obs
+        dimensions = obs[ACTION_MASK].bool().split(self.envs.action_spec.nvec, -1)
         stuck = ~torch.stack([x.any(-1) for x in dimensions]).all(0)
         if stuck.any():
             t, n = stuck.nonzero()[0].tolist()

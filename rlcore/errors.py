@@ -19,7 +19,7 @@ def fitted(text: str, stream: Any, indent: int = 2) -> str:
     if not stream.isatty():
         return text
     before = " " * (len(text) - len(text.lstrip()))
-    options = {"initial_indent": before, "subsequent_indent": " " * indent}
+    options: dict[str, Any] = {"initial_indent": before, "subsequent_indent": " " * indent}
     columns = max(shutil.get_terminal_size().columns, 20)
     lines = textwrap.wrap(text.strip(), columns, break_long_words=False, break_on_hyphens=False, **options)
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -116,7 +116,11 @@ class Optimizer:
     numbers: ClassVar[tuple[str, ...]] = ()  # further state, which `begin` sets
 
     def __init__(
-        self, parameters: Parameters, learning_rate: float, eps: float, which: Callable[[], list[Tensor]] | None = None
+        self,
+        parameters: Parameters,
+        learning_rate: float,
+        eps: float,
+        which: Callable[[], Sequence[Tensor]] | None = None,
     ):
         self.parameters, self.which = parameters, which
         self.learning_rate, self.eps = learning_rate, eps
@@ -185,6 +189,8 @@ class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1). Its corrections 1 − βᵗ go on from step to step, which costs a program less
     than their formula, and begin each iteration from that, so that no rounding piles up."""
 
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
     moments = ("exp_avg", "exp_avg_sq")
     numbers = ("first_correction", "second_correction")
 
@@ -207,6 +213,7 @@ class Adam(Optimizer):
 class RMSprop(Optimizer):
     """RMSprop (Tieleman & Hinton 2012); `alpha` is the decay of the mean square."""
 
+    square_avg: Tensor
     moments = ("square_avg",)
     alpha = 0.99
 

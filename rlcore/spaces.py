@@ -8,7 +8,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Sequences:
         steps = torch.arange(self.length, device=which.device) * self.width
         return (begin + steps.unsqueeze(1)).flatten()
 
-    def part(self, which: Tensor, rows: Tensor, first: Tensor) -> Self:
+    def part(self, which: Tensor, rows: Tensor, first: Tensor) -> "Sequences":
         """The sequences `which [M]`, whose observations are read from `rows [L · M]`, and their `first [L · M]`."""
         obs, carry = (map_parts(lambda x, i=i: x[i], y) for y, i in ((self.obs, rows), (self.carry, which)))
         return Sequences(obs, first, carry, self.length, len(which))
@@ -182,7 +182,7 @@ class ActionSpec:
     dtype: torch.dtype
     num_params: int
     nvec: tuple[int, ...]
-    space: spaces.Space
+    space: Any
     masked: bool = False
 
     @property
@@ -209,7 +209,7 @@ class ActionSpec:
 
     @functools.cached_property
     def _bounds(self) -> tuple[Constant, Constant]:
-        return tuple(Constant(torch.from_numpy(bound.ravel())) for bound in (self.space.low, self.space.high))
+        return Constant(torch.from_numpy(self.space.low.ravel())), Constant(torch.from_numpy(self.space.high.ravel()))
 
     def to_env_tensor(self, actions: Tensor) -> Tensor:
         """`to_env` of `actions [N, ...]` for tensor environments; choices are handed over as counted here, from 0."""

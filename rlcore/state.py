@@ -79,7 +79,8 @@ class State:
     """
 
     def __init__(self, owner: Any):
-        self.owner, self.names = owner, []
+        self.owner = owner
+        self.names: list[str] = []
 
     def register(self, name: str, thing: Any) -> None:
         """Declare `owner.name`.

@@ -150,7 +150,7 @@ class Constant:
             # Outside of inference mode, since gradients may pass it later.
             with torch.inference_mode(False), thread.recorder.paused() if thread.recorder else nullcontext():
                 copy = self.value.to(x.device, x.dtype, copy=True)
-            copy.is_constant = True
+            copy.is_constant = True  # type: ignore[attr-defined]  # a mark of ours
             self._copies[key] = copy
         return self._copies[key]
 
@@ -234,6 +234,6 @@ def sharing(own: Share) -> Iterator[Share]:
 def reducing(function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Sums are taken by `function` inside."""
     own = Share()
-    own.sum = function
+    own.sum = function  # type: ignore[method-assign, assignment]  # of this one alone
     with sharing(own):
         yield

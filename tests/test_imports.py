@@ -150,3 +150,12 @@ def test_an_agent_is_known_by_its_type(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.arg) and node.arg == "agent" and node.annotation is not None:
             assert "Any" not in ast.unparse(node.annotation), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_files_are_read_in_the_same_letters_whatever_the_locale(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            named = any(k.arg == "encoding" for k in node.keywords)
+            least = {"read_text": 1, "write_text": 2}.get(node.func.attr, 0)
+            assert named or len(node.args) >= least, f"line {node.lineno}: no encoding"

@@ -81,7 +81,7 @@ class AgentTable(Mapping[str, type[Agent]]):
 
 def _subclasses(agent: type[Agent]) -> dict[str, type[Agent]]:
     """All below a class by their lower-case names, the newest of each name."""
-    found = {}
+    found: dict[str, type[Agent]] = {}
     for below in agent.__subclasses__():
         found |= {below.__name__.lower(): below, **_subclasses(below)}
     return found

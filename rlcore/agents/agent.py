@@ -74,6 +74,10 @@ class Agent:
         UsageError: for a hyperparameter, space or device that cannot be used.
     """
 
+    network: ActorCritic
+    optimizer: Optimizer
+    collector: Any  # a Collector, of which some have more than others
+    coefs: dict[str, Any]
     Config: ClassVar[type[Config]] = Config
     learns_from: ClassVar[Literal["rollouts", "expert", "pairs"]] = "rollouts"  # what fills the buffer
     needs_values: ClassVar[bool] = True  # whether anything of this algorithm asks the critic
@@ -82,7 +86,7 @@ class Agent:
     scored_by: ClassVar[tuple[str, str]] = ("return", "episodes")  # what an evaluation gives, and of how many what
     reference: ActorCritic | None = None  # a frozen policy that the loss compares with, for agents that have one
     reward_model: RewardNetwork | None = None  # whose rewards are learned from
-    reward_model_config: Config | None = None  # of the agent that it comes from
+    reward_model_config: Any = None  # of the agent that it comes from
     queries: Queries | None = None  # what asks about the rollouts, for the reward model to learn from
 
     def __new__(cls, *arguments: Any, **_: Any) -> Self:
@@ -195,7 +199,7 @@ class Agent:
         if isinstance(thing, nn.Module):
             self.refresh()
 
-    def _take_reward_model(self, model: "Agent") -> None:
+    def _take_reward_model(self, model: Any) -> None:
         self.register("reward_model", copy.deepcopy(model.network).requires_grad_(False))
         self.reward_model_config = dataclasses.replace(model.config, preferences=None, init=None)
         if self.config.comparisons:
@@ -297,7 +301,8 @@ class Agent:
         if run_dir is not None:
             import rlcore  # whose runs stand above its agents
 
-            return rlcore.train(self, total_steps, run_dir, callbacks, progress)
+            rlcore.train(self, total_steps, run_dir, callbacks, progress)
+            return self
         callbacks, shown = checked(callbacks), ShowProgress(total_steps, self.global_step) if progress else None
         callbacks += [shown] if shown else []
         try:

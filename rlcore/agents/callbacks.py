@@ -112,7 +112,8 @@ class ShowProgress:
     """
 
     def __init__(self, total_steps: int, start: int = 0):
-        self.progress, self.returns = Progress(total_steps, start), deque(maxlen=100)
+        self.progress = Progress(total_steps, start)
+        self.returns: deque[float] = deque(maxlen=100)
 
     def __call__(self, agent: Agent, metrics: dict[str, float], episodes: Episodes) -> None:
         self.returns.extend(episodes.returns)

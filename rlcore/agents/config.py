@@ -7,6 +7,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -41,6 +42,9 @@ class Search:
     log: bool = False
     box_only: bool = False
 
+
+T = TypeVar("T")
+_cached: Callable[[T], T] = functools.cache  # type: ignore[assignment]  # a class is no Hashable to mypy
 
 MOST = 2**31 - 1  # of what is counted; sizes made from two such counts are still whole numbers to torch
 Count = Annotated[int, Range(1, MOST)]  # 1, 2, 3, ...
@@ -82,7 +86,6 @@ FIRST = (
 )  # fmt: skip
 MOST_FIRST = 17
 APART = "apart from programs"  # the mark of a field that does not enter them: a program is the same for all its values
-T = TypeVar("T")
 Apart = Annotated[T, APART]  # a T that does not enter programs: Apart[bool] is a bool so marked
 Seed = Annotated[int, Range(0, 2**63 - 1), APART]  # what generators can be seeded with
 Timeout = Annotated[float, Range(0, closed=False), APART]  # seconds
@@ -97,6 +100,10 @@ class Config:
 
     critic_updates: ClassVar[int] = 0  # steps of the critic apart from the policy's
     target_kl: ClassVar[float | None] = None  # for agents whose epochs can stop early
+    group_size: ClassVar[int]  # of agents whose environments start alike
+    demonstrations: ClassVar[str | None]  # of agents that imitate
+    preferences: ClassVar[str | None]  # of agents that learn from pairs
+    held_out: ClassVar[float]  # of these too
 
     num_envs: Count = 4  # N, environments stepped in parallel
     num_steps: Count | None = 128  # T, steps of each environment per rollout; none: the environment's time limit
@@ -188,14 +195,14 @@ def check_names(config_class: type[Config], names: typing.Iterable[str]) -> None
             raise UsageError(f"'{name}' is not a hyperparameter of {algorithm}{did_you_mean(name, known)}")
 
 
-@functools.cache
+@_cached
 def field_types(config_class: type[Config]) -> dict[str, Any]:
     """The resolved type of each field, without its range and marks."""
     kinds = typing.get_type_hints(config_class)
     return {field.name: kinds[field.name] for field in dataclasses.fields(config_class)}
 
 
-@functools.cache
+@_cached
 def field_metadata(config_class: type[Config]) -> dict[str, tuple[Any, ...]]:
     """What is declared of each field beside its type: its range, that it stands apart from programs, and what a search
     tries of it. Where a class declares a field anew, its `Search` takes the place of the one before, and its other

@@ -174,7 +174,8 @@ class Engine:
 
     def _choose_fastest(self, seconds: float) -> tuple[str, str]:
         """The choice for a run that would take so many `seconds` as Python."""
-        if any(map(is_image, leaves_of(self.agent.adapter.parts))):
+        parts: Any = leaves_of(self.agent.adapter.parts)
+        if any(map(is_image, parts)):
             return "python", "convolutions take the time, which gain nothing by compiling"
         if self._obstacle_to_recording():
             return "python", self._obstacle_to_recording()

@@ -85,7 +85,7 @@ class Policy(nn.Module):
         """As `VectorAdapter.given`, for tensors, in the types that the network takes."""
         adapter = self.adapter
         if isinstance(adapter.stepped, MaskedVectorEnv):
-            told = _side_by_side(obs[ACTION_MASK]) if action_mask is None else action_mask
+            told: Any = _side_by_side(obs[ACTION_MASK]) if action_mask is None else action_mask
             obs = adapter.stepped.join(obs, told != 0)
         obs = split_observation(adapter.observation_space, obs)
         return map_parts(lambda x, part: _shifted(x.to(part.dtype), -np.asarray(part.start)), obs, adapter.parts)

@@ -99,8 +99,9 @@ class GRPO(Agent):
     def estimate(self, buffer: RolloutBuffer) -> tuple[Tensor, Tensor, Tensor]:
         cfg, b, G = self.config, buffer, self.config.group_size
         if cfg.supervision == "outcome":
-            switches = cfg.gamma, cfg.scale_std, cfg.leave_one_out
-            advantages = estimators.group_outcome_advantages(b.rewards, b.mask, G, *switches)
+            advantages = estimators.group_outcome_advantages(
+                b.rewards, b.mask, G, cfg.gamma, cfg.scale_std, cfg.leave_one_out
+            )
         else:
             step_ends = getattr(b, "step_ends", None)  # of environments that tell where a step of reasoning ends
             step_ends = None if step_ends is None else step_ends | b.terminated | b.truncated  # the outcome is one too

@@ -10,9 +10,10 @@ over real transitions; padding has no weight.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,7 +52,7 @@ class PPO(Agent):
     Config = PPOConfig
     config: PPOConfig
 
-    def __init__(self, env, **hyperparameters):
+    def __init__(self, env: str | VectorEnv, **hyperparameters: Any):
         super().__init__(env, **hyperparameters)
         self.coefs |= {"clip_coef": self.config.clip_coef, "kl_coef": self.config.kl_coef}
 

@@ -13,9 +13,10 @@ All three have the same expectation for γ = 1. For γ < 1 the last two follow t
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlcore import estimators
@@ -56,7 +57,7 @@ class REINFORCE(Agent):
     Config = REINFORCEConfig
     config: REINFORCEConfig
 
-    def __init__(self, env, **hyperparameters):
+    def __init__(self, env: str | VectorEnv, **hyperparameters: Any):
         super().__init__(env, **hyperparameters)
         self.coefs = {"baseline": 0.0}
 

@@ -51,6 +51,7 @@ class RewardModelConfig(Config):
 class RewardModel(Agent):
     Config = RewardModelConfig
     config: RewardModelConfig
+    network: Any  # a RewardNetwork
     learns_from = "pairs"
     scored_by = ("accuracy", "pairs held out")
     needs_values = False

@@ -89,7 +89,7 @@ def environments(agent: Agent, env: str | VectorEnv) -> tuple[VectorEnv, str | N
 def maker(agent: Agent, backend: str) -> Callable[[], VectorEnv]:
     """What makes the environments of an agent that was given an id."""
     config = agent.config
-    faults = {"env_timeout": config.env_timeout, "on_env_error": config.on_env_error}
+    faults: dict[str, Any] = {"env_timeout": config.env_timeout, "on_env_error": config.on_env_error}
     count = 1 if agent.learns_from == "pairs" else config.num_envs // agent.share.count  # 1 for its spaces alone
     return partial(make_vec, agent.env_id, count, backend, **faults, **agent.env_kwargs)
 
@@ -185,7 +185,7 @@ def make_network(agent: Agent, torso: Torso | None, memory: Callable[[int], Memo
 
 def _context(agent: Agent) -> int:
     """What a transformer looks back upon: the whole of a text, else as configured."""
-    parts = agent.adapter.parts
+    parts: Any = agent.adapter.parts
     return parts["mask"].shape[0] if is_text(parts) else agent.config.memory_context
 
 

@@ -7,6 +7,7 @@ met only in products F v (appendix C). Its length is the longest for which ½ x�
 keeps the bound and L has improved. The critic is fitted apart, by gradient steps on (V − R)².
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -96,7 +97,7 @@ class TRPO(Agent):
         return lambda v: reduce(flat(torch.autograd.grad(slope @ v, parameters, retain_graph=True)))
 
     @torch.no_grad()
-    def _line_search(self, batch: Batch, parameters: list[Tensor], full: Tensor, before: Tensor):
+    def _line_search(self, batch: Batch, parameters: Sequence[Tensor], full: Tensor, before: Tensor):
         """Shorten the step until KL ≤ δ and L has grown; gives KL, gain in L and scale, zeros if it never does."""
         start, old, cfg = flat(parameters).clone(), self.network.distribution(batch.dist_params), self.config
         scales = (cfg.line_search_decay ** torch.arange(cfg.line_search_steps, device=start.device).double()).float()

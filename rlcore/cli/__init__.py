@@ -70,7 +70,8 @@ class Output:
     a reader that has seen enough (`| head`) or a terminal that was closed must not end a training run."""
 
     def __init__(self, stream: Any, meanwhile: Meanwhile):
-        self.stream, self.meanwhile, self.problem = stream, meanwhile, None
+        self.stream, self.meanwhile = stream, meanwhile
+        self.problem: OSError | None = None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter
 

@@ -11,12 +11,15 @@ import typing
 from collections.abc import Sequence
 from importlib import resources
 from importlib.metadata import entry_points
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlcore.errors import UsageError, did_you_mean, fitted
 from rlcore.presets import load_preset
 from rlcore.runs.settings import COUNTS, HIGHEST_COUNT
 from rlcore.storage.toml import refuse_odd_value
+
+if TYPE_CHECKING:
+    from rlcore.agents import Agent
 
 DEVICE_HELP = "cpu, cuda, cuda:K, or auto: cuda where there is one"
 IMPORT_HELP = "module to import first, such as one that has agents or registers environments; may be repeated"
@@ -194,7 +197,7 @@ def changes_of_stored(values: dict[str, Any]) -> dict[str, Any]:
     return {**changes, "env_kwargs": env_kwargs_of(values)} if "env_arg" in values else changes
 
 
-def agent_class(name: str) -> type:
+def agent_class(name: str) -> Any:
     """The agent of that name, or `module:Class` of an installed module or one in the current folder."""
     from rlcore.agents import find_agent
 
@@ -223,7 +226,7 @@ def _first_line(text: str) -> str:
     return re.split(r"(?<=\.) (?=[A-Z])", text.strip().partition("\n")[0])[0]
 
 
-def summary(agent: type) -> str:
+def summary(agent: "type[Agent]") -> str:
     text = agent.__doc__ or sys.modules[agent.__module__].__doc__ or "no description"
     return _first_line(text)
 
@@ -243,12 +246,12 @@ def whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_C
     return int(number)
 
 
-def preset_of(agent: type, env_id: str, name: str) -> tuple[str, dict[str, Any]]:
+def preset_of(agent: "type[Agent]", env_id: str, name: str) -> tuple[str, dict[str, Any]]:
     """The preset that --preset names for an agent's class, and its values."""
     return load_preset(agent.__name__.lower(), name, env_id, [field.name for field in dataclasses.fields(agent.Config)])
 
 
-def counts_of(values: dict[str, Any]) -> dict[str, int]:
+def counts_of(values: dict[str, Any]) -> dict[str, Any]:
     """The counts of a run among flags and settings."""
     names = [name for name in COUNTS if name in values]
     return {name: whole_number("--" + name.replace("_", "-"), values[name], COUNTS[name]) for name in names}

@@ -5,12 +5,15 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcore.cli.flags import Parser, add_switch, agent_class, default_values, say, shown, summaries, summary
 from rlcore.errors import UsageError, did_you_mean
 from rlcore.presets import all_presets, find_preset
 from rlcore.suites import shipped_suites
+
+if TYPE_CHECKING:
+    from rlcore.agents import Agent
 
 MOST_OF_A_FAMILY = 20  # environments, of which more are one line where no word is given
 NEEDS = {"box2d": "Box2D", "mujoco": "mujoco", "phys2d": "jax", "tabular": "jax"}  # gymnasium's families: a module each
@@ -64,7 +67,7 @@ def _refuse_nothing(found: Any, kind: str, word: str | None, known: Iterable[str
 # Agents.
 
 
-def _described(agents: dict[str, type]) -> dict[str, Any]:
+def _described(agents: "dict[str, type[Agent]]") -> dict[str, Any]:
     presets = all_presets()
     return {
         name: {"summary": summary(agent), "presets": presets.get(name, {}), "defaults": default_values(agent.Config)}
@@ -80,7 +83,7 @@ def _agents(word: str | None) -> tuple[dict[str, Any], Any]:
     return _described(found), lambda listed: _tell_agents(found, listed)
 
 
-def _tell_agents(agents: dict[str, type], listed: dict[str, Any]) -> None:
+def _tell_agents(agents: "dict[str, type[Agent]]", listed: dict[str, Any]) -> None:
     from rlcore.agents.config import Config
 
     common = default_values(Config)
@@ -108,7 +111,7 @@ def _algorithm(name: str, word: str | None) -> tuple[dict[str, Any], Any]:
     return listed, lambda listed: _tell_algorithm(agent, listed)
 
 
-def _tell_algorithm(agent: type, listed: dict[str, Any]) -> None:
+def _tell_algorithm(agent: "type[Agent]", listed: dict[str, Any]) -> None:
     from rlcore.agents.config import field_help, grouped
 
     ((name, entry),) = listed.items()

@@ -108,8 +108,8 @@ def compare(arguments: list[str]) -> int:
     parser = Parser(prog="rlcore compare", description=what)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     add_flag(parser, "--pairs", "K", "number of pairs", default="20")
-    length = "50, or the longest episode where that is shorter; texts are compared whole"
-    add_flag(parser, "--length", "L", f"rows of a clip, fewer where its episode ends (default: {length})")
+    usual = "50, or the longest episode where that is shorter; texts are compared whole"
+    add_flag(parser, "--length", "L", f"rows of a clip, fewer where its episode ends (default: {usual})")
     files = "the page, RUN/compare.html; with --label the pairs, RUN/preferences.jsonl"
     add_flag(parser, "--out", "FILE", f"what to write (default: {files})")
     add_flag(parser, "--label", "reward", "no page: the environment's own return judges at once")

@@ -101,9 +101,9 @@ def _suite(values: dict[str, Any]) -> dict[str, Any] | None:
             flag = changes[0].replace("_", "-")
             raise UsageError(f"--{flag} is given, but neither SUITE nor --agents and --envs, which it would be for")
         return None
-    suite = read_suite(values.get("suite")) if values.get("suite") else {}
-    for name, names in chosen.items():
-        suite[name] = _subset(name, suite[name], names) if values.get("suite") else names
+    suite: dict[str, Any] = read_suite(values["suite"]) if values.get("suite") else {}
+    for what, names in chosen.items():
+        suite[what] = _subset(what, suite[what], names) if values.get("suite") else names
     if "seeds" in values:
         suite["seeds"] = seeds_of(values["seeds"])
     for name in ("total_steps", "eval_episodes"):

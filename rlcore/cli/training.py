@@ -89,7 +89,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _new_run_parser(
-    algo: str, agent: type, values: dict[str, Any] | None = None, note: str = "", everything: bool = True
+    algo: str, agent: "type[Agent]", values: dict[str, Any] | None = None, note: str = "", everything: bool = True
 ) -> Parser:
     """The parser of `rlcore train ALGO`, whose help shows `values` as defaults, and says in a note whose they are."""
     prog = f"rlcore train {algo}"
@@ -105,7 +105,7 @@ def _new_run_parser(
     return parser
 
 
-def _parser_with_defaults(algo: str, agent: type, arguments: list[str]) -> Parser:
+def _parser_with_defaults(algo: str, agent: "type[Agent]", arguments: list[str]) -> Parser:
     """One whose help shows the defaults of the run that is asked about: of its environment's preset, or that of
     --preset, and what a flag such as --variant implies."""
     reader = _new_run_parser(algo, agent, note="read what there is")
@@ -142,7 +142,7 @@ def _print_train_overview() -> int:
     return 0
 
 
-def _train_new(algo: str, agent: type, values: dict[str, Any]) -> int:
+def _train_new(algo: str, agent: "type[Agent]", values: dict[str, Any]) -> int:
     env_id = values["env_id"]
     import_modules(values)
     used, preset = preset_of(agent, env_id, values.get("preset", "auto"))
@@ -277,12 +277,12 @@ def _resume(arguments: list[str]) -> int:
     values = vars(parser.parse(["--help"] if {"-h", "--help"} & set(arguments) else arguments))
     counts, threads, trackers = counts_of(values), _threads(values), _trackers(values)
     if share().rank:
-        run = Follower.resume(**changes_of_stored(values))
-        with contextlib.closing(run.agent) as agent:
+        follower = Follower.resume(**changes_of_stored(values))
+        with contextlib.closing(follower.agent) as agent:
             set_threads(agent, threads)
-            if not run.is_complete:
-                agent.engine.prepare(run.total_steps)
-            return _follow(run)
+            if not follower.is_complete:
+                agent.engine.prepare(follower.total_steps)
+            return _follow(follower)
     run = Run.resume(values["resume"], counts.pop("total_steps", None), **counts, **changes_of_stored(values))
     with contextlib.closing(run), contextlib.closing(run.agent) as agent:
         run.tracked_by = trackers

@@ -337,7 +337,7 @@ def ranks() -> Iterator[Share]:
         else:
             own.watch.fail(error)
         if own.rank:  # told by rank 0
-            error.told = True
+            error.told = True  # type: ignore[attr-defined]  # a mark of ours
         raise
     else:
         own.watch.close()

@@ -140,7 +140,7 @@ class VectorAdapter:
     def __init__(self, envs: VectorEnv, squash: bool = False, mask_actions: bool | None = None):
         self.envs, self.num_envs = envs, envs.num_envs
         self.mode, spec = autoreset_mode(envs), action_spec(envs.single_action_space, squash)
-        self.stepped = with_masks(envs, spec, mask_actions)
+        self.stepped: Any = with_masks(envs, spec, mask_actions)
         self.action_spec: ActionSpec = dataclasses.replace(spec, masked=self.stepped is not envs)
         self.observation_space = self.stepped.single_observation_space
         self.parts = observation_parts(self.observation_space)
@@ -159,7 +159,7 @@ class VectorAdapter:
         """S where an observation `[S, H, W]` is the latest S frames, zeros before an episode's first; 0 elsewhere."""
         return (self.stepped.metadata or {}).get("frame_stack", 0)
 
-    def reset(self, seed: int | list[int] | None = None) -> Any:
+    def reset(self, seed: Any = None) -> Any:
         """First observations `[N, ...]` of all environments.
 
         Raises:
@@ -281,7 +281,8 @@ class VectorAdapter:
         all environments, whose `seeds`, where there is a list, are tried once more before others are taken."""
         obs = None
         while faults:
-            which, own = np.zeros(self.num_envs, dtype=bool), [None] * self.num_envs
+            which = np.zeros(self.num_envs, dtype=bool)
+            own: list[int | None] = [None] * self.num_envs
             for n, sentence in faults.items():
                 fresh = self.restarts.add(n, f"{sentence} {self.clock.format(self.steps)}")
                 which[n], own[n] = True, seeds[n] if isinstance(seeds, list) else fresh

@@ -71,10 +71,12 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._context = multiprocessing.get_context()
-        self._shared = create_shared_memory(self.single_observation_space, self.num_envs, self._context)
+        context: Any = self._context  # as well as the module that gymnasium asks for
+        self._shared = create_shared_memory(self.single_observation_space, self.num_envs, context)
         self.observations = read_from_shared_memory(self.single_observation_space, self._shared, self.num_envs)
         self._owner = os.getpid()
-        self._state, self._asked = AsyncState.DEFAULT, []  # what is under way, and whose answers are awaited
+        self._state = AsyncState.DEFAULT  # what is under way
+        self._asked: list[int] = []  # whose answers are awaited
         self.parent_pipes: list[Connection] = []
         self.processes: list[Any] = []
         self._polls: list[Callable[[float | None], Any]] = []
@@ -107,7 +109,7 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
             process.start()
         theirs.close()
         for held, new in ((self.parent_pipes, ours), (self.processes, process), (self._polls, _poll_of(ours))):
-            held[n : n + 1] = [new]
+            held[n : n + 1] = [new]  # type: ignore[list-item]  # each list its own kind
 
     def _replace(self, n: int) -> None:
         """A new process for environment n; one that does not come up is found dead by the next command."""
@@ -166,7 +168,8 @@ class GuardedAsyncVectorEnv(AsyncVectorEnv):
     def _settle(self, answers: dict[int, Any], otherwise: tuple) -> tuple[list[tuple], dict[str, Any]]:
         """Answers without the info that each ends with, and the infos; in the place of a failure `otherwise` and the
         sentence, from a new process."""
-        settled, infos = [], {}
+        settled: list[Any] = []
+        infos: dict[str, Any] = {}
         for n, answer in (answers if self.restarts else self._refuse(answers)).items():
             if isinstance(answer, Failure):
                 self._replace(n)

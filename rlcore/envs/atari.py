@@ -110,7 +110,8 @@ class AtariReset(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, noop_max: int, fire_reset: bool):
         super().__init__(env)
-        meanings = env.unwrapped.get_action_meanings()
+        game: Any = env.unwrapped
+        meanings = game.get_action_meanings()
         self.noop_max, self.fire = noop_max, meanings.index("FIRE") if fire_reset and "FIRE" in meanings else None
         self.random = np.random.RandomState()  # MT19937, as std::mt19937
 
@@ -118,7 +119,7 @@ class AtariReset(gymnasium.Wrapper):
         obs, info = self.env.reset(options=options)
         if seed is not None:
             self.random.seed(seed)
-            game = self.unwrapped
+            game: Any = self.unwrapped
             game.ale.setInt("random_seed", seed)
             game.load_game()
             game.ale.reset_game()

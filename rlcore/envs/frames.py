@@ -86,7 +86,7 @@ class FrameStacks:
         self.table[t].copy_(torch.from_numpy(np.where(known, self._whole[t], self.blank)), non_blocking=True)
         return torch.from_numpy(np.asarray(obs)) if self._host is None else self[t]
 
-    def __getitem__(self, index: Any) -> Tensor | Self:
+    def __getitem__(self, index: Any) -> Any:
         table = self.table[index]
         if isinstance(index, slice):
             return self._view(table)

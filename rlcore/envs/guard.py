@@ -9,7 +9,7 @@ import inspect
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium
@@ -124,16 +124,18 @@ class GuardedSyncVectorEnv(SyncVectorEnv):
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Observations `[N, ...]`, rewards, terminated and truncated `[N]`, and infos; without restarts, a fault is an
         EnvironmentFault."""
-        if self.autoreset_mode is not AutoresetMode.DISABLED or self.envs[0].restarts:
+        guards: Sequence[Any] = self.envs
+        if self.autoreset_mode is not AutoresetMode.DISABLED or guards[0].restarts:
             return super().step(actions)
         if self._autoreset_envs.any():
             over = np.flatnonzero(self._autoreset_envs).tolist()
             raise gymnasium.error.ResetNeeded(f"the episodes of environments {over} are over; reset these first")
         # As gymnasium does it, but shorter by the guard's own call and by what other modes ask for.
         shape, dtype = self.single_observation_space.shape, self.single_observation_space.dtype
-        rewards, terminated, truncated, infos = [], [], [], {}
+        rewards, terminated, truncated = [], [], []
+        infos: dict[str, Any] = {}
         for n, action in enumerate(iterate(self.action_space, actions)):
-            guard, answer = self.envs[n], None
+            guard, answer = guards[n], None
             try:
                 answer = guard.env.step(action)
                 obs, reward, end, cut, info = answer
@@ -162,7 +164,8 @@ class Wrong(Exception):
 
 def guarded(make: Callable[[], gymnasium.Env], num_envs: int, restarts: bool) -> list[Callable[[], Guard]]:
     """Makers of `num_envs` guarded environments, numbered from 0."""
-    return [lambda index=n: Guard(make, index, restarts) for n in range(num_envs)]
+    # A function, which is left out where the state of environments is captured, as a partial is not.
+    return [lambda index=n: Guard(make, index, restarts) for n in range(num_envs)]  # type: ignore[misc]  # its default
 
 
 def whom_to_reset(mask: Any, num_envs: int) -> np.ndarray:

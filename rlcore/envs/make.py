@@ -164,6 +164,7 @@ def _make(asked: SimpleNamespace) -> VectorEnv:
 def _vectorize(asked: SimpleNamespace, one: Callable[[], gymnasium.Env]) -> VectorEnv:
     """Copies of the environment that `one` makes, for backends sync and async."""
     makers = guarded(one, asked.num_envs, asked.restarts)
+    envs: VectorEnv
     if asked.backend == "async":
         envs = GuardedAsyncVectorEnv(makers, asked.mode, asked.env_timeout, asked.restarts)
     else:

@@ -49,7 +49,7 @@ def _source(envs: VectorEnv) -> str | None:
     space = envs.single_observation_space
     if isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces:
         return "observation"
-    below = envs.unwrapped
+    below: Any = envs.unwrapped
     callable_ = isinstance(below, SyncVectorEnv | AsyncVectorEnv)
     return "method" if callable_ and below.call("has_wrapper_attr", "action_masks")[0] else None
 
@@ -86,7 +86,7 @@ class MaskedVectorEnv(VectorWrapper):
         self._over = np.zeros(envs.num_envs, dtype=bool)  # whose episode is over, so that nobody acts
         self._told = False  # whether any infos had a mask yet
 
-    def _space(self, own: spaces.Space) -> spaces.Dict:
+    def _space(self, own: Any) -> spaces.Dict:
         if self.source == "observation":
             mask = own[ACTION_MASK]
             length = sum(int(np.prod(x.shape or ())) for x in (mask if isinstance(mask, spaces.Tuple) else [mask]))
@@ -151,7 +151,8 @@ class MaskedVectorEnv(VectorWrapper):
         if self.source == "infos":
             return self._from_infos(infos, needed)
         reset_follows = FAULT_KEY in infos or (self.mode is AutoresetMode.DISABLED and self._over.any())
-        return None if reset_follows else self.env.unwrapped.call("action_masks")
+        below: Any = self.env.unwrapped
+        return None if reset_follows else below.call("action_masks")
 
     def _from_infos(self, infos: dict[str, Any], needed: np.ndarray) -> Any:
         missing = needed & ~infos.get(f"_{ACTION_MASK}", np.full(self.num_envs, ACTION_MASK in infos))

@@ -50,7 +50,7 @@ class NativeTask:
             if name not in self.arguments:
                 has = f"it has {', '.join(self.arguments) or 'none'}"
                 raise UsageError(f"{self.id} has no argument '{name}'{did_you_mean(name, self.arguments)}; {has}")
-        return type(self)(self.id, **values) if values else self
+        return type(self)(self.id, **values) if values else self  # type: ignore[call-arg]  # of those that have arguments
 
     def initial(self, uniform: Tensor) -> Tensor:
         """States `[N, S]` at the start of an episode from `uniform [N, draws]` in [0, 1), in the dtype of `uniform`."""
@@ -199,7 +199,7 @@ class MountainCar(NativeTask):
     observation_space = spaces.Box(
         np.array([MIN_POSITION, -MAX_SPEED], np.float32), np.array([MAX_POSITION, MAX_SPEED], np.float32)
     )
-    action_space = spaces.Discrete(3)
+    action_space: spaces.Space = spaces.Discrete(3)
 
     def initial(self, uniform: Tensor) -> Tensor:
         position = _between(-0.6, -0.4, uniform)

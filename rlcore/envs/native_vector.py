@@ -136,7 +136,7 @@ class NativeVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and done.any():
             which = np.flatnonzero(done)
-            for n in which:
+            for n in which.tolist():
                 own = map_parts(lambda x, n=n: x[n].copy(), obs)
                 infos = self._add_info(infos, {"final_obs": own, "final_info": {}}, n)
             self._renew(obs, which)
@@ -165,7 +165,7 @@ class NativeVectorEnv(VectorEnv):
         self._generators = [None if packed is None else _generator(packed) for packed in state["generators"]]
         self._seeds = list(state["seeds"])
 
-    @property
+    @property  # type: ignore[misc]  # nothing sets it
     def np_random(self) -> tuple[np.random.Generator, ...]:
         """Each environment's generator of starts."""
         return tuple(self._generator(n) for n in range(self.num_envs))
@@ -202,7 +202,8 @@ class NativeVectorEnv(VectorEnv):
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         """A copy of the actions in the dtype the task takes; numbers out of range would give a wrong physics."""
-        given, space = np.asarray(actions), self.single_action_space
+        given = np.asarray(actions)
+        space: Any = self.single_action_space
         if given.shape != self.action_space.shape:
             raise UsageError(f"actions have shape {list(given.shape)}, but must have {list(self.action_space.shape)}")
         if isinstance(space, spaces.Box):
@@ -253,13 +254,14 @@ class NativeEnv(gymnasium.Env):
         actions = torch.from_numpy(np.array(action, self.action_space.dtype)[None])
         state, reward, terminated = self.task.step(torch.from_numpy(self._state), actions)
         self._state = state.numpy()
-        return self._observe(state), reward.item(), terminated.item(), False, self._extras(state)
+        return self._observe(state), reward.item(), bool(terminated), False, self._extras(state)
 
     def render(self) -> str | None:
         """The text of the state, with render_mode "ansi"."""
         if self.render_mode is None or self._state is None:
             return None
-        return self.task.text(torch.from_numpy(self._state))[0]
+        task: Any = self.task
+        return task.text(torch.from_numpy(self._state))[0]
 
     def _observe(self, state: Tensor) -> Any:
         return map_parts(lambda x: x.numpy()[0], self.task.observe(state))
@@ -289,7 +291,8 @@ def _find_task(task: NativeTask | str) -> NativeTask:
     found = task if isinstance(task, NativeTask) else find_native(task)
     if found is None:
         raise UsageError(
-            f"'{task}' is no native task, but may be one of {', '.join(NATIVE_TASKS)}{did_you_mean(task, NATIVE_TASKS)}"
+            f"'{task}' is no native task, but may be one of {', '.join(NATIVE_TASKS)}"
+            f"{did_you_mean(str(task), NATIVE_TASKS)}"
         )
     return found
 

@@ -118,7 +118,8 @@ class PettingZooVectorEnv(VectorEnv):
 
     def _shown(self) -> tuple[Any, dict[str, Any]]:
         """What all see, and infos: who waits while others of the same copy play, and what the copies tell."""
-        space, infos = self.single_observation_space, {}
+        space = self.single_observation_space
+        infos: dict[str, Any] = {}
         obs = [x for copy in self.copies for x in copy.seen]
         for n, info in enumerate(x for copy in self.copies for x in copy.infos):
             infos = self._add_info(infos, info, n)
@@ -139,7 +140,7 @@ class PettingZooVectorEnv(VectorEnv):
     def _seeds(self, seed: Any) -> list[int | None]:
         """The seed of each copy."""
         if seed is None or isinstance(seed, int | np.integer):
-            return seed_of_each(seed, len(self.copies))
+            return seed_of_each(None if seed is None else int(seed), len(self.copies))
         rows = np.array(seed_of_each(seed, self.num_envs), dtype=object).reshape(len(self.copies), -1)
         for m, row in enumerate(rows):
             if len(set(row)) > 1:
@@ -180,7 +181,7 @@ class Copy:
         obs, *answers, infos = self.env.step(acting)
         given = np.zeros(len(actions)), np.zeros_like(self.playing), np.zeros_like(self.playing)
         for name, x, answer in zip(("reward", "terminated", "truncated"), given, answers, strict=True):
-            for a in np.flatnonzero(self.playing):
+            for a in np.flatnonzero(self.playing).tolist():
                 x[a] = self._of(a, answer, name)
         there, (rewards, terminated, truncated) = self._there(), given
         truncated |= self.playing & ~there & ~terminated  # who leaves without a word
@@ -197,7 +198,7 @@ class Copy:
     def _tell(self, which: np.ndarray, obs: dict[str, Any], infos: dict[str, Any]) -> None:
         """Let the agents `which [A]` see what they are given; the infos of others are empty."""
         self.infos = [infos.get(agent, {}) if told else {} for agent, told in zip(self.agents, which, strict=True)]
-        for a in np.flatnonzero(which):
+        for a in np.flatnonzero(which).tolist():
             self.seen[a] = self._of(a, obs, "observation")
             try:
                 check_observation(self.space, self.seen[a], "", finite=False)

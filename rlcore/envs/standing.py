@@ -31,13 +31,14 @@ class Standing:
     """
 
     def __init__(self, envs: VectorEnv, again: Callable[[], VectorEnv] | None = None):
-        self.envs, self.again = envs, again
+        self.envs: Any = envs
+        self.again = again
         self._in_processes = isinstance(envs, GuardedAsyncVectorEnv)
         self._seeded = False  # whether the environments began with a seed
         self._fresh: bytes | None = None  # state of environments that have just begun, packed
         if not isinstance(envs.reset, CountedReset):
             with contextlib.suppress(AttributeError):  # an environment with slots
-                envs.reset = CountedReset(envs.reset)
+                setattr(envs, "reset", CountedReset(envs.reset))  # noqa: B010  to mypy, no method is assigned
         self.left()
 
     def left(self) -> None:

@@ -301,6 +301,6 @@ def _restore(packed: Any, current: Any) -> Any:
         pairs = ((_restore(k, None), v) for k, v in content)
         return {key: _restore(v, old.get(key)) for key, v in pairs}
     is_alike = isinstance(current, list | tuple | deque) and len(current) == len(content)
-    old = current if is_alike else [None] * len(content)
-    values = [_restore(v, o) for v, o in zip(content, old, strict=True)]
+    each = current if is_alike else [None] * len(content)
+    values = [_restore(v, o) for v, o in zip(content, each, strict=True)]
     return deque(values, getattr(current, "maxlen", None)) if kind == "deque" else CONTAINERS[kind](values)

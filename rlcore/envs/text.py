@@ -58,7 +58,7 @@ class TextTask(NativeTask):
     """
 
     max_episode_steps = None
-    arguments = ("rewards", "noise", "prompts")
+    arguments: tuple[str, ...] = ("rewards", "noise", "prompts")
     vocabulary: tuple[str, ...]
     prompt_length: int
     response_length: int

@@ -8,6 +8,7 @@ obs ─ Preprocess ─ torso ─── value head ──> V
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium
 import torch
@@ -64,7 +65,8 @@ class Trunk(nn.Module):
     def __init__(self, preprocess: nn.ModuleList, torsos: Sequence[nn.Module], names: Sequence[str] = ("",)):
         super().__init__()
         self.preprocess, self.torsos = preprocess, nn.ModuleList(torsos)
-        self._branches = list(zip(names, preprocess, torsos, strict=True))  # a plain list is faster to go through
+        # A plain list is faster to go through.
+        self._branches: list[Any] = list(zip(names, preprocess, torsos, strict=True))
         self.features = sum(_features(torso, pre.out_shape) for _, pre, torso in self._branches)
 
     def forward(self, obs: Obs) -> Tensor:
@@ -151,7 +153,7 @@ class ActorCritic(nn.Module):
             )
         check_torso(torso, parts)
         # One Preprocess per part, whoever reads it: actor and critic share their statistics.
-        self.preprocess = nn.ModuleList(Preprocess(part, norm_obs) for part in parts)
+        self.preprocess: Any = nn.ModuleList(Preprocess(part, norm_obs) for part in parts)
         self.actor = self._trunk(torso, hidden_sizes, activation, precision)
         self.critic = self.actor if self.shared else self._trunk(torso, hidden_sizes, activation, precision)
 
@@ -177,7 +179,7 @@ class ActorCritic(nn.Module):
             raise UsageError(f"actions are masked, so the observation needs a part {needed}, but has {list(parts)}")
         return {name: part for name, part in parts.items() if name != ACTION_MASK}
 
-    def _trunk(self, torso: Torso | str, hidden_sizes: Sequence[int], activation: str, precision: str) -> Trunk:
+    def _trunk(self, torso: Any, hidden_sizes: Sequence[int], activation: str, precision: str) -> Trunk:
         if isinstance(torso, str):
             torsos = [make_torso(torso, pre.part, pre.out_shape, hidden_sizes, activation) for pre in self.preprocess]
         else:
@@ -196,7 +198,7 @@ class ActorCritic(nn.Module):
         obs, lead = self._flatten(obs)
         return self._distribution(self.actor(obs), lead, obs)
 
-    def value(self, obs: Obs) -> Tensor:
+    def value(self, obs: Any) -> Tensor:
         """V(obs) `[...]` at `obs [..., *shape]`."""
         obs, lead = self._flatten(obs)
         return self._values(self.critic(obs), lead)
@@ -256,7 +258,7 @@ class ActorCritic(nn.Module):
         """The parameters that `value` depends on."""
         return [*self.critic.parameters(), *self.value_head.parameters()]
 
-    def update_normalizer(self, obs: Obs, mask: Tensor) -> None:
+    def update_normalizer(self, obs: Any, mask: Tensor) -> None:
         """Merge the real rows of a rollout, `obs [T, N, ...]` with `mask [T, N]`, into the statistics."""
         for name, pre in zip(self.seen, self.preprocess, strict=True):
             if pre.norm is not None:
@@ -284,7 +286,7 @@ class ActorCritic(nn.Module):
             params = torch.cat([mean, log_std.clamp(-20, 2)], -1)
         return self.distribution(params if len(lead) == 1 else params.reshape(*lead, -1))
 
-    def _allowed(self, obs: Obs) -> Tensor:
+    def _allowed(self, obs: Any) -> Tensor:
         """`[B, P]` bool, which choices are allowed at `obs [B, ...]`."""
         return obs[ACTION_MASK].bool()
 

@@ -17,7 +17,7 @@ own noise.
 import functools
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Categorical:
     def entropy(self) -> Tensor:
         return -(self.log_p.exp() * self.log_p).sum(-1)
 
-    def kl(self, other: Self) -> Tensor:
+    def kl(self, other: Any) -> Tensor:
         return (self.log_p.exp() * (self.log_p - other.log_p)).sum(-1)
 
 
@@ -87,7 +87,7 @@ class MultiCategorical:
     def entropy(self) -> Tensor:
         return torch.stack([part.entropy() for part in self.parts]).sum(0)
 
-    def kl(self, other: Self) -> Tensor:
+    def kl(self, other: Any) -> Tensor:
         return torch.stack([p.kl(q) for p, q in zip(self.parts, other.parts, strict=True)]).sum(0)
 
 
@@ -113,7 +113,7 @@ class Bernoulli:
     def entropy(self) -> Tensor:
         return self._cross_entropy(self.logits.sigmoid())
 
-    def kl(self, other: Self) -> Tensor:
+    def kl(self, other: Any) -> Tensor:
         return other._cross_entropy(self.logits.sigmoid()) - self.entropy()
 
     def _cross_entropy(self, p: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class Gaussian:
     def entropy(self) -> Tensor:
         return (self.log_std + (0.5 + LOG_SQRT_2PI)).sum(-1)
 
-    def kl(self, other: Self) -> Tensor:
+    def kl(self, other: Any) -> Tensor:
         log_ratio = other.log_std - self.log_std
         z = (self.mean - other.mean) * (-other.log_std).exp()
         return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + z * z) - 0.5).sum(-1)

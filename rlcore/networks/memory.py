@@ -61,6 +61,9 @@ class GRU(Memory):
     """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078) in torch's form: `[L, S, in_features]` to
     `[L, S, size]`."""
 
+    _parts: tuple[str, ...]
+    _hands_on: tuple[int, ...]
+    _scan: Any
     _parts, _gates, _scan, _kernel = ("h",), 3, staticmethod(scan_gru), "gru_row"
     _hands_on = 1, -1, 0  # which gates are open for what was before to move on, and which closed
 
@@ -203,6 +206,10 @@ class RecurrentActorCritic(ActorCritic):
         UsageError: where `memory` makes something else, or as `ActorCritic` does.
     """
 
+    actor: Any
+    critic: Any
+    make_memory: Callable[[int], Memory]
+    sizes: dict[str, tuple[int, ...]]
     remembers = True
 
     def __init__(
@@ -211,7 +218,7 @@ class RecurrentActorCritic(ActorCritic):
     ):  # fmt: skip
         vars(self)["make_memory"] = memory
         super().__init__(observation_space, action_space, **options)
-        trunks = {"memory": self.actor} if self.shared else {"actor": self.actor, "critic": self.critic}
+        trunks: dict[str, Any] = {"memory": self.actor} if self.shared else {"actor": self.actor, "critic": self.critic}
         for name, trunk in trunks.items():
             trunk.names = {f"{name}_{part}": part for part in trunk.memory.sizes}
         self.sizes = {name: trunk.memory.sizes[part] for trunk in trunks.values() for name, part in trunk.names.items()}

@@ -17,6 +17,10 @@ from rlcore.tracing import reduce
 class RunningNorm(nn.Module):
     """Centres and scales observations `x [..., *shape]` by running statistics, which only `update` changes."""
 
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
     def __init__(self, shape: tuple[int, ...], clip: float = 10.0):
         super().__init__()
         self.clip = clip
@@ -51,6 +55,8 @@ class RewardScaler(nn.Module):
 
     The mean is not subtracted, which would change what episode lengths are good. Reported returns are unscaled.
     """
+
+    carry: Tensor
 
     def __init__(self, num_envs: int, gamma: float, clip: float = 10.0):
         super().__init__()

@@ -78,7 +78,7 @@ class RewardNetwork(nn.Module):
         rewards = self._of_columns(obs, segments.actions.transpose(0, 1), torch.zeros_like(mask))
         return torch.where(mask, rewards, 0.0).sum(1)
 
-    def _of_columns(self, obs: Obs, actions: Tensor, first: Tensor) -> Tensor:
+    def _of_columns(self, obs: Any, actions: Tensor, first: Tensor) -> Tensor:
         """r(s, a) `[M, L, K]` at `obs [L · K, ...]`, `actions [L, K, ...]`; `first [L, K]` where episodes begin."""
         L, K = first.shape
         if self.remembers:

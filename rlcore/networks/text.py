@@ -9,6 +9,7 @@ and what is padding in front of a prompt belongs, to the transformer, to a text 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,7 @@ class TextActorCritic(RecurrentActorCritic):
     """An ActorCritic over texts; arguments as for `RecurrentActorCritic`. An observation holds all that was written, so
     what is remembered need not be stored."""
 
+    parts: Any
     reads_first = True
 
     def _parts_seen(self) -> dict[str, Part]:

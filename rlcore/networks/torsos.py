@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 TorsoName = Literal["auto", "mlp", "nature", "impala"]
+L = TypeVar("L", nn.Linear, nn.Conv2d)
 SMALLEST_IMAGE = 36  # below, nothing is left after the three convolutions of the Nature CNN
 
 
-def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
+def orthogonal(layer: L, gain: float) -> L:
     """Orthogonal weights (Saxe et al. 2014) scaled by `gain`, zero bias; changes and returns `layer`."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
@@ -38,7 +39,7 @@ class MLP(nn.Module):
         sizes = [in_features, *hidden_sizes]
         self.layers = nn.ModuleList(orthogonal(nn.Linear(*pair), 2**0.5) for pair in pairwise(sizes))
         self.activation = ACTIVATIONS[activation]
-        self._layers = list(self.layers)  # a plain list is faster to go through
+        self._layers: list[Any] = list(self.layers)  # a plain list is faster to go through
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.ndim == 2 else x.flatten(1)
@@ -96,7 +97,7 @@ class ImpalaStage(nn.Module):
     def __init__(self, planes: int, out: int):
         super().__init__()
         self.first = nn.Conv2d(planes, out, 3, padding=1)
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(out, out, 3, padding=1) for _ in range(2)) for _ in range(2)
         )
 
@@ -119,10 +120,10 @@ def is_channels_last(shape: Sequence[int]) -> bool:
 
 def image_size(shape: Sequence[int]) -> tuple[int, int, int]:
     """(channels, height, width) of an image stored either way."""
-    return (shape[2], shape[0], shape[1]) if is_channels_last(shape) else tuple(shape)
+    return (shape[2], shape[0], shape[1]) if is_channels_last(shape) else (shape[0], shape[1], shape[2])
 
 
-def make_torso(name: TorsoName, part: Part, shape: Sequence[int], hidden_sizes: Sequence[int], activation: str):
+def make_torso(name: str, part: Part, shape: Sequence[int], hidden_sizes: Sequence[int], activation: str):
     """The torso of an observation part with `shape` after preprocessing; auto is nature for images, mlp for all else,
     and what is no image has an MLP in any case."""
     if name == "mlp" or not is_image(part):

@@ -9,6 +9,7 @@ among them.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Transformer(Memory):
         rings = [f"{kind}_{i}" for i in range(layers) for kind in ("keys", "values")]
         self.sizes = {**dict.fromkeys(rings, (context, size)), "count": ()}
         self.embed = orthogonal(nn.Linear(in_features, size), 1.0)
-        self.blocks = nn.ModuleList(Block(size, heads, layers) for _ in range(layers))
+        self.blocks: Any = nn.ModuleList(Block(size, heads, layers) for _ in range(layers))
         self.norm = nn.LayerNorm(size)
         self.turns = Constant(_turns(size // heads // 2, period=max(4096, 2 * context)))
 

@@ -61,5 +61,5 @@ def reliability(h: Tensor, label: Tensor) -> Reliability:
     counts, means, rates = counts[there], sums[there] / counts[there], wins[there] / counts[there]
     error = ((means - rates).abs() * counts).sum() / max(len(h), 1)
     loss = cross_entropy(h, -h, label).mean()
-    figures = (float(x) for x in (accuracy(h, label), loss, error))
+    figures = float(accuracy(h, label)), float(loss), float(error)
     return Reliability(len(h), *figures, means.tolist(), rates.tolist(), counts.long().tolist())

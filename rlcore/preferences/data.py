@@ -136,7 +136,7 @@ class Preferences:
 
     def lines(self, task: TextTask | None = None) -> list[dict[str, Any]]:
         """What stands in the lines of a file."""
-        write = _text_line if task else _line
+        write: Any = _text_line if task else _line
         return [write(self[n : n + 1], task) for n in range(len(self))]
 
 
@@ -238,6 +238,7 @@ def _segment(data: Any, envs: VectorAdapter, whose: str = "") -> Segments:
     if not isinstance(data, dict) or not {"obs", "actions"} <= data.keys():
         raise ValueError(f"'obs' and 'actions'{whose} are missing")
     spec, parts = envs.action_spec, envs.parts
+    given: Any
     actions = _array(data["actions"], spec.shape, spec.dtype, f"the actions{whose}")
     if spec.nvec and ((actions < 0).any() or (actions >= torch.tensor(spec.nvec)).any()):
         given = shown(data["actions"])

@@ -78,9 +78,10 @@ def pairs_of(
         played = buffer.mask.clone()
         played[most - length + 1 :] = False  # so that only the end of an episode cuts one short
         places = played.nonzero()
-        starts = [tuple(places[below(len(places))].unbind(1)) for _ in range(2)]
-    (first, a), (second, b) = (segments_of(buffer, rows, envs, length or most) for rows, envs in starts)
-    return Preferences(first, second, judged(a, b, noise, indifference, generator))
+        pairs = (places[below(len(places))] for _ in range(2))
+        starts = [(place[:, 0], place[:, 1]) for place in pairs]
+    (one, a), (two, b) = (segments_of(buffer, rows, envs, length or most) for rows, envs in starts)
+    return Preferences(one, two, judged(a, b, noise, indifference, generator))
 
 
 def judged(

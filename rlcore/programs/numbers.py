@@ -42,7 +42,8 @@ def numbers_as_inputs(graphs: Sequence[fx.GraphModule]) -> Values:
 
 class _Maker:
     def __init__(self, graphs: Sequence[fx.GraphModule]):
-        self.graphs, self.values = graphs, []
+        self.graphs = graphs
+        self.values: list[Any] = []
         self.last = [node for node in graphs[0].graph.nodes if node.op == "placeholder"][-1]
         self.order = [{node: i for i, node in enumerate(graph.graph.nodes)} for graph in graphs]
 
@@ -93,7 +94,7 @@ class _Maker:
         flat = [pytree.tree_flatten((node.args, node.kwargs)) for node in nodes]
         if any(form != flat[0][1] for _, form in flat):
             raise NotAlike
-        columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
+        columns: list[Sequence[Any]] = list(zip(*(leaves for leaves, _ in flat), strict=True))
         for column in columns:
             if isinstance(column[0], fx.Node):
                 same = len({self.order[k].get(x) for k, x in enumerate(column)}) == 1

@@ -4,6 +4,7 @@ itself; before they are run one by one, fewer and cheaper calls."""
 import operator
 import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ def hoisted(body: GraphModule, count: int) -> tuple[GraphModule, GraphModule]:
     """
     inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
     order, fixed = inputs[:count], set(inputs[count:])
-    before, copies = Graph(), {}  # the latter of what depends on nothing that changes
+    before = Graph()
+    copies: dict[Any, Any] = {}  # of what depends on nothing that changes
     for node in body.graph.nodes:
         if node in fixed or (_may_stand_before(node) and all(x in copies for x in node.all_input_nodes)):
             copies[node] = before.node_copy(node, copies.__getitem__)
@@ -139,7 +141,11 @@ def _own_products(call: Callable, a: Node, b: Node) -> Node:
     return call(torch.ops.rlcore.matmul_batched.default, a, b)
 
 
-OWN_PRODUCTS = {aten.mm.default: _own_product, aten.addmm.default: _own_layer, aten.bmm.default: _own_products}
+OWN_PRODUCTS: dict[Any, Callable[..., Node]] = {
+    aten.mm.default: _own_product,
+    aten.addmm.default: _own_layer,
+    aten.bmm.default: _own_products,
+}
 
 
 def _logistic(call: Callable, x: Node) -> Node:

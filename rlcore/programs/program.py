@@ -296,8 +296,8 @@ def build(program: Program, folder: Path) -> None:
         )
     recorded, arguments = program.recorded, leaves_of(program.arguments)
     graph = for_compiler_whole(recorded.graph)
-    inputs = [place.tensor(program.device) for place in program.places(recorded.inputs)]
-    inputs = tuple(x.clone() for x in [*inputs, *arguments])  # no two of them parts of one
+    there = [place.tensor(program.device) for place in program.places(recorded.inputs)]
+    inputs = tuple(x.clone() for x in [*there, *arguments])  # no two of them parts of one
     names = [*recorded.inputs, *("" for _ in arguments)]
     free = [{i: torch.export.Dim(re.sub(r"\W", "_", x)) for i in program.free.get(x, ())} or None for x in names]
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".building", dir=folder.parent))

@@ -164,7 +164,7 @@ class _Recorder:
         with ExitStack() as afterwards:
             for place in self.places:
                 if isinstance(place, ParametersPlace):
-                    afterwards.callback(place.parameters.release, place.get(), list(place.parameters))
+                    afterwards.callback(place.parameters.release, place.get(), [*place.parameters])
                 else:
                     afterwards.callback(place.put, place.get())
             try:
@@ -195,6 +195,7 @@ class _Recorder:
         carry_form, x_form, packing = numbered(carry), numbered(xs), _Packing()
 
         def turn(*leaves: Tensor) -> Tree:
+            flag: Any
             flag, mine, x = leaves[: len(going)], leaves[len(going) : len(start)], leaves[len(start) :]
             state = [place.get() for place in self.places]
             versions = [x._version for x in state]
@@ -270,7 +271,7 @@ class _Recorder:
         for node in graph.graph.nodes:
             if node.op == "get_attr" and isinstance(tensor := getattr(graph, node.target, None), Tensor):
                 if node.users and all(u.target is torch.ops.aten.lift_fresh_copy.default for u in node.users):
-                    tensor.is_constant = True  # written out in the code
+                    tensor.is_constant = True  # type: ignore[attr-defined]  # written out in the code
                 if node.users and not getattr(tensor, "is_constant", False) and not known(tensor):
                     raise _Unknown(tensor)
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
@@ -352,7 +353,9 @@ class Loop(nn.Module):
 
     def forward(self, *leaves: Tensor) -> list[Tensor]:
         first, end = self.carried, self.carried + self.rows
-        carry, xs, fixed = leaves[:first], leaves[first:end], leaves[end:]
+        xs = leaves[first:end]
+        carry: Sequence[Tensor] = leaves[:first]
+        fixed: Sequence[Tensor] = leaves[end:]
         fixed = fixed if self.before is None else self.before(*fixed)
         if self.as_scan and len(xs[0]) > 1:
             return self._scan(carry, xs, fixed)
@@ -361,7 +364,7 @@ class Loop(nn.Module):
 
     def _turns(self, carry: Sequence[Tensor], rows: Iterable, fixed: Sequence[Tensor]) -> tuple[Sequence[Tensor], list]:
         """The last carry of some turns, and the ys of each."""
-        ys = []
+        ys: list[Any] = []
         for row in rows:
             if ys and self._is_over(carry):
                 ys.append([torch.zeros_like(y) for y in ys[-1]])
@@ -380,7 +383,7 @@ class Loop(nn.Module):
 
         unroll = max(n for n in range(1, self.unroll + 1) if len(xs[0]) % n == 0)
 
-        def turns(carry: list[Tensor], rows: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        def turns(carry: Any, rows: Any) -> tuple[list[Tensor], list[Tensor]]:
             rows = [rows] if unroll == 1 else [[x[k] for x in rows] for k in range(unroll)]
             carry, ys = self._turns(carry, rows, fixed)
             ys = ys[0] if unroll == 1 else [torch.stack(column) for column in zip(*ys, strict=True)]
@@ -409,7 +412,7 @@ class _Packing:
     forms: list[tuple[torch.Size, torch.dtype]]
     groups: dict[Any, list[int]]  # numbers of the tensors that are packed together
 
-    def pack(self, leaves: list[Tensor], apart: list[int]) -> list[Tensor]:
+    def pack(self, leaves: list[Tensor], apart: list[Any]) -> list[Tensor]:
         self.forms = [(x.shape, x.dtype) for x in leaves]
         self.groups = {}
         for i, x in enumerate(leaves):
@@ -469,7 +472,7 @@ def _is_changed(node: Node) -> bool:
 
 def _lift(graph: GraphModule) -> list[tuple[Node, Tensor]]:
     """Inputs in the place of tensors that a loop's body took from around it."""
-    lifted = []
+    lifted: list[tuple[Node, Tensor]] = []
     for node in list(graph.graph.nodes):
         if node.op != "get_attr" or not isinstance(tensor := getattr(graph, node.target, None), Tensor):
             continue
@@ -496,7 +499,7 @@ def _untouched(owner: Any, places: Sequence[Place]) -> Iterator[set[str]]:
     if owner is None:
         yield reads
         return
-    kind = type(owner)
+    kind: Any = type(owner)
 
     def read(self: Any, name: str) -> Any:
         reads.add(name)
@@ -625,7 +628,7 @@ def _picks(index: Any) -> bool:
     return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in parts)
 
 
-def _line(form: str = " in {}", frames: Iterable[traceback.FrameSummary] | None = None) -> str:
+def _line(form: str = " in {}", frames: Sequence[traceback.FrameSummary] | None = None) -> str:
     """Where the user's code stands, now or in the frames of an error; nothing where none of it is there."""
     for frame in reversed(frames or traceback.extract_stack()):
         name = frame.filename.rpartition("/")[2]

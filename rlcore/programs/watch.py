@@ -23,9 +23,10 @@ class Watch:
     """
 
     def __init__(self, owner: Any, reads: set[str], modules: dict[str, nn.Module], declared: set[str]):
-        sources = [("config", partial(vars(owner).get, "config")), *_of_modules(modules)]
+        sources: list[tuple[str, Callable[[], Any]]] = [("config", partial(vars(owner).get, "config"))]
+        sources += _of_modules(modules)
         for name in sorted(reads - declared - {"config"}):
-            sources.append((name, lambda name=name: plain(getattr(owner, name, None))))
+            sources.append((name, lambda name=name: plain(getattr(owner, name, None))))  # type: ignore[misc]  # of its default
         for kind in type(owner).__mro__:
             for function in vars(kind).values():
                 if isinstance(function, types.FunctionType) and not is_ours(function.__module__):
@@ -82,9 +83,9 @@ def _of_modules(modules: dict[str, nn.Module]) -> Iterator[tuple[str, Callable[[
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Numbers that a function reads from its module or from around it."""
     for name in function.__code__.co_names:
-        yield name, lambda name=name: plain(function.__globals__.get(name))
+        yield name, lambda name=name: plain(function.__globals__.get(name))  # type: ignore[misc]  # of its default
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        yield name, lambda cell=cell: plain(_content(cell))
+        yield name, lambda cell=cell: plain(_content(cell))  # type: ignore[misc]  # of its default
 
 
 def _content(cell: types.CellType) -> Any:

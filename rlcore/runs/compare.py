@@ -122,7 +122,8 @@ def write_labels(
     with _new_file(path) as file:
         pairs = _pairs(agent, count, length, seed, deterministic)
         returns = torch.tensor([[sum(clip.rewards) for clip in pair] for pair in pairs], dtype=torch.float64)
-        label = judged(*returns.unbind(1), noise, indifference, torch.Generator().manual_seed(seed ^ JUDGE))
+        a, b = returns.unbind(1)
+        label = judged(a, b, noise, indifference, torch.Generator().manual_seed(seed ^ JUDGE))
         lines = _lines(agent, pairs, length, label)
         file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
     counts = {name: int((label == x).sum()) for name, x in (("first", 1), ("second", 0), ("neither", 0.5))}
@@ -332,7 +333,8 @@ def _page(agent: Agent, run: str | Path, pairs: Pairs, length: int) -> bytes:
 def _lines(agent: Agent, pairs: Pairs, length: int, label: Tensor) -> list[dict[str, Any]]:
     """Lines of `rlcore.preferences.data`; `label [P]`."""
     segments = [[_segment(clip, length, agent.adapter) for clip in pair] for pair in pairs]
-    return Preferences(*map(Segments.join, zip(*segments, strict=True)), label).lines(text_task(agent))
+    first, second = map(Segments.join, zip(*segments, strict=True))
+    return Preferences(first, second, label).lines(text_task(agent))
 
 
 def _segment(clip: Clip, length: int, envs: VectorAdapter) -> Segments:

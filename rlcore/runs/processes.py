@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,7 +98,7 @@ class Processes:
 
 
 def start_process(
-    words: Sequence[str], log: Path, env: Mapping[str, str], on: set[int] = frozenset()
+    words: Sequence[str], log: Path, env: Mapping[str, str], on: Set[int] = frozenset()
 ) -> subprocess.Popen[bytes]:  # fmt: skip
     """Begin a process that writes to `log` and dies with this one; `on` says which cores it may use, none: all."""
     with open(log, "ab") as file:
@@ -125,7 +125,7 @@ def share(slot: int, jobs: int) -> set[int]:
     return {own[(slot * size + k) % len(own)] for k in range(size)}
 
 
-def _preparation(parent: int, on: set[int]) -> Callable[[], None]:
+def _preparation(parent: int, on: Set[int]) -> Callable[[], None]:
     """What a child does first: keep to its cores, and have the system kill it when the bench dies, however it does."""
     try:
         library = ctypes.CDLL(None)

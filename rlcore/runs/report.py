@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from importlib import resources
@@ -67,7 +67,7 @@ class Table:
     """Rows of texts under a header; columns whose cells are numbers are named in `numbers`."""
 
     header: list[str]
-    rows: list[list[str | Drawn]]
+    rows: Sequence[Sequence[str | Drawn]]
     numbers: tuple[int, ...] = ()
 
 
@@ -397,8 +397,8 @@ def _profiles(scaled: dict[str, list[np.ndarray]], styles: dict[str, int]) -> Ch
     series = []
     for agent, per_task in scaled.items():
         share = statistics.performance_profile(per_task, thresholds)
-        band = statistics.profile_interval(per_task, thresholds)
-        series.append(Series(agent, styles[agent], thresholds, share, *band, extent=(0.0, 1.0)))
+        below, above = statistics.profile_interval(per_task, thresholds)
+        series.append(Series(agent, styles[agent], thresholds, share, below, above, extent=(0.0, 1.0)))
     told = TOLD_THRESHOLDS
     return Chart("Performance profiles", "normalised score τ", "share of runs above τ", series, told_at=told)
 
@@ -712,7 +712,7 @@ def _table_markdown(table: Table) -> str:
     return "\n".join([line(table.header), rule, *map(line, table.rows)])
 
 
-def _line(cells: list[str | Drawn], shown: list[int]) -> str:
+def _line(cells: Sequence[str | Drawn], shown: list[int]) -> str:
     return f"| {' | '.join(in_markdown(cells[n]) for n in shown)} |"
 
 

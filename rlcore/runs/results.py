@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Result:
         return json.dumps(dataclasses.asdict(self), allow_nan=False) + "\n"
 
     @classmethod
-    def of_line(cls, line: str, where: str) -> Self:
+    def of_line(cls, line: str, where: str) -> "Result":
         """What `line` wrote; a UsageError names `where` and what is wrong there."""
         try:
             entry = json.loads(line)
@@ -101,7 +101,7 @@ class Result:
         return _checked(cls(**{name: value for name, value in entry.items() if name in KINDS}), where)
 
     @classmethod
-    def of_run(cls, path: str | Path, agent: str | None = None, machine: dict[str, Any] | None = None) -> Self:
+    def of_run(cls, path: str | Path, agent: str | None = None, machine: dict[str, Any] | None = None) -> "Result":
         """The record of a run folder, as far as its run has come; `agent` is another name than that of the algorithm.
 
         Raises:

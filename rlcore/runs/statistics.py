@@ -133,7 +133,7 @@ def intervals(
     for count in _batches(resamples, sum(map(len, scores))):
         drawn = [x[_draws(rng, count, len(x), method)] for x in scores]
         values.append([statistic(drawn) for statistic in chosen])
-    ends = np.quantile(np.concatenate(values, axis=1), quantiles, axis=1)
+    ends: np.ndarray = np.quantile(np.concatenate(values, axis=1), quantiles, axis=1)
     return [(float(low), float(high)) for low, high in ends.T]
 
 

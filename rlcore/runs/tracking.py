@@ -44,7 +44,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         purge_step = None if resume_at is None else resume_at + 1
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step, max_queue=QUEUE)
+        self.writer: Any = SummaryWriter(str(folder), purge_step=purge_step, max_queue=QUEUE)
         threading.excepthook = _leave_storage_errors_to_the_caller
 
     def log(self, scalars: dict[str, float], step: int, at: float) -> None:

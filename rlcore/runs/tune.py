@@ -291,7 +291,8 @@ class Tuner:
 
     def _run(self, trial: Any) -> None:
         """Train with a setting on all seeds, or until it is given up."""
-        states, began, returns = self.optuna.trial.TrialState, time.perf_counter(), []
+        states, began = self.optuna.trial.TrialState, time.perf_counter()
+        returns: list[float] = []
         problem, is_preset = self.problem, bool(trial.user_attrs.get("is_preset"))
         values = {**problem.start, **self._suggested(trial)}
         values = problem.start if is_preset else values

@@ -95,7 +95,8 @@ def _play(agent: Agent, seed: int, deterministic: bool, max_steps: int) -> tuple
         adapter = VectorAdapter(envs, agent.config.squash, agent.adapter.action_spec.masked)
         actor = Actor(agent.network, adapter, torch.Generator(agent.device).manual_seed(seed))
         obs = adapter.reset(seed)
-        frames, rewards, ended = [_frame(envs)], [], False
+        frames, ended = [_frame(envs)], False
+        rewards: list[float] = []
         while len(rewards) < max_steps and not ended:
             # The frame must be drawn before the finished environment is renewed, so step the inner vector itself.
             actions = adapter.action_spec.to_env(actor(obs, deterministic))

@@ -151,10 +151,10 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         """Leave out the attributes that torch puts on a state_dict."""
-        self.stack.pop()
+        self.stack.pop()  # type: ignore[attr-defined]  # which typeshed leaves out
 
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in (ord(getattr(pickle, name)) for name in OPCODES)}
-    dispatch[ord(pickle.BUILD)] = load_build
+    dispatch[ord(pickle.BUILD)] = load_build  # type: ignore[assignment]  # a method of this class
 
 
 def _encode(text: str, encoding: str) -> bytes:

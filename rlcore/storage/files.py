@@ -109,7 +109,8 @@ class FolderLock(contextlib.AbstractContextManager):
     """
 
     def __init__(self, file: Path):
-        self.file, self._own = Path(file), None  # the latter says which file it is, whatever its name
+        self.file = Path(file)
+        self._own: os.stat_result | None = None  # which file it is, whatever its name
         self._lock = FileLock(self.file, thread_local=False, fallback_to_soft=False, on_acquired=self._tell_holder)
 
     @property
