@@ -207,7 +207,7 @@ OF_FLAGS = [
     ("--env-arg day=2020-01-01", "--env-arg day is the date or time 2020-01-01, but may only be a text"),
     ("--env-arg x=0x" + "f" * 1000, "is a number of 4,000 bits"),
     ("--import nomodule", "the module 'nomodule' cannot be imported"),
-    ("--run-dir text.txt", "the run folder text.txt exists already"),
+    ("--run-dir text.txt", "text.txt exists already and is a file, not a run"),
     (f"--run-dir {RUN}", f"continue it with --resume {RUN}"),
     ("--run-dir text.txt/run", "text.txt/run cannot be made"),
     ("--run-dir " + "x" * 5000, "File name too long"),

@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -149,6 +150,23 @@ def _printable(message: Any) -> str:
     return printable(text)
 
 
+def _load() -> None:
+    """Import what takes seconds, and swallows a Ctrl-C now and then, as part of what it tries in vain."""
+
+    def stop(*_: Any) -> None:
+        _fail("interrupted", 130)
+        sys.stderr.flush()
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or somebody's own
+        return
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, stop)
+        importlib.import_module("torch")
+        importlib.import_module("gymnasium")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(*(fitted(line, sys.stdout, 12) for line in OVERVIEW.splitlines()), sep="\n")
@@ -162,5 +180,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(f"'{command}' is not a command of rlcore{near}; there are {', '.join(COMMANDS)}")
     if rest and command != "list":
         sys.stdout.meanwhile.tell("rlcore: loading torch and gymnasium ...")
+        if not {"-h", "--help"} & set(rest):
+            _load()
     module, function = COMMANDS[command]
     return getattr(importlib.import_module(f"rlcore.cli.{module}"), function)(rest)
