@@ -172,7 +172,7 @@ def test_the_defaults_that_help_shows_are_those_of_the_run(capsys, tmp_path, mon
 
     text = said("ppo", "CartPole-v1", "--help")
     assert "Defaults are those of preset CartPole-v1." in text
-    assert "(default: 80,000)" in text and "--learning-rate X step size of the optimiser (default: 0.001)" in text
+    assert "(default: 50,000)" in text and "--learning-rate X step size of the optimiser (default: 0.002)" in text
     text = said("ppo", "--help")
     assert "name an ENV_ID" in text and "(default: the preset's, or 1,000,000)" in text
     assert "--learning-rate X step size of the optimiser (default: 0.00025)" in text
@@ -211,6 +211,12 @@ def test_help_of_commands(capsys, command):
     assert "usage: rlcore" in help_of(capsys, *command, "--help")
 
 
+def test_digits_of_a_score():
+    from rlcore.cli.flags import number
+
+    assert (number(500.0), number(0.0, 500.0), number(0.25), number(1.5, 0.9)) == ("500.0", "0.0", "0.250", "1.500")
+
+
 def test_list_as_json(capsys):
     listed = json.loads(run(capsys, "list", "--json")[1])
     assert listed["ppo"]["defaults"]["clip_coef"] == 0.2
@@ -235,14 +241,14 @@ def test_lists_in_detail(capsys):
         assert code == 0 and not err
         return out
 
-    assert "  CartPole-v1: 80,000 steps; num_envs 16" in listed("presets", "cartP")
+    assert "  CartPole-v1: 50,000 steps; num_envs 64" in listed("presets", "cartP")
     assert "Acrobot" not in listed("presets", "cartpole") and "a2c:" in listed("presets", "cartpole")
     assert "reinforce:" not in listed("presets", "A2C") and "  Acrobot-v1:" in listed("presets", "A2C")
     assert "  ALE/*: 10,000,000" in listed("presets", "ALE/Pong-v5")
     assert "ppo: Proximal" in listed("agents", "PROXIMAL") and "trpo" not in listed("agents", "proximal")
     assert "clip_coef 0.2" in listed("agents", "ppo") and "clip_coef" not in listed("agents", "trpo")
     text = listed("ppo")
-    assert "  CartPole-v1: 80,000 steps" in text and "\ndefaults, network:\n" in text and "\n  clip_coef  " in text
+    assert "  CartPole-v1: 50,000 steps" in text and "\ndefaults, network:\n" in text and "\n  clip_coef  " in text
     assert "gae_lambda" in listed("ppo", "gae") and "clip_coef" not in listed("ppo", "gae")
     assert list(json.loads(listed("trpo", "--json"))) == ["trpo"]
     assert json.loads(listed("presets", "Taxi", "--json"))["ppo"]["Taxi-v4"]

@@ -48,7 +48,7 @@ def test_scores_and_presets_are_of_the_algorithm():
     scores = hooks.scores("trpo").splitlines()
     assert len(scores) >= 7 and all("| trpo |" in row for row in scores[2:])
     assert "../files/" in scores[2] or ".json" not in scores[2]
-    assert "| `CartPole-v1` | 80,000 | `num_envs = 16`, " in hooks.presets("ppo")
+    assert "| `CartPole-v1` | 50,000 | `num_envs = 64`, " in hooks.presets("ppo")
     with pytest.raises(ValueError, match="no scores of bc"):
         hooks.scores("bc")
 

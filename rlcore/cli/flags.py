@@ -291,9 +291,9 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def number(x: float) -> str:
-    """A return; where it may be a share, such as of exact answers, more of its digits."""
-    return f"{x:.1f}" if abs(x) >= 2 else f"{x:.3f}"
+def number(x: float, beside: float | None = None) -> str:
+    """A return; where it, or the one that it stands beside, may be a share, such as of exact answers, more digits."""
+    return f"{x:.1f}" if abs(x if beside is None else beside) >= 2 else f"{x:.3f}"
 
 
 def normalized(report: dict[str, Any]) -> str:

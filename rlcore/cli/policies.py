@@ -46,7 +46,7 @@ def evaluate(arguments: list[str]) -> int:
         return 0
     measure, what = agent.scored_by
     kind = ("stochastic " if values.stochastic else "greedy ") if what == "episodes" else ""
-    mean, std, least, most = (number(report[name]) for name in ("mean", "std", "min", "max"))
+    mean, std, least, most = (number(report[name], report["mean"]) for name in ("mean", "std", "min", "max"))
     print(
         f"{measure} {mean} ± {std} (min {least}, max {most}){normalized(report)} over {len(report['returns'])} "
         f"{kind}{what} of {report['env_id']}, seed {seed}; {file}"

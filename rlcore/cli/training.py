@@ -308,7 +308,7 @@ def _finish(run: Any, values: dict[str, Any]) -> int:
         meanwhile(f"rlcore: evaluating over {episodes:,} episodes ...")
         report = run.evaluate(episodes)
         measure, what = run.agent.scored_by
-        score = f"{measure} {number(report['mean'])} ± {number(report['std'])}{normalized(report)}"
+        score = f"{measure} {number(report['mean'])} ± {number(report['std'], report['mean'])}{normalized(report)}"
         say(f"evaluation: {score} over {len(report['returns'])} {'greedy ' * (what == 'episodes')}{what}")
     speed = f"{steps / max(seconds, 1e-9):,.0f} steps/s"
     say(f"trained {steps:,} steps in {seconds:.1f} s ({speed}); run folder: {run.folder.path}")
