@@ -99,7 +99,7 @@ def test_preset_is_used_named_and_overridden(capsys, tmp_path):
     import tomllib
 
     a, b = (tomllib.loads((tmp_path / x / "config.toml").read_text())["hyperparameters"] for x in "ab")
-    assert a["gamma"] == b["gamma"] == 0.5 and a["num_envs"] == 16 and b["num_envs"] == 4
+    assert a["gamma"] == b["gamma"] == 0.5 and a["num_envs"] == 64 and b["num_envs"] == 4
 
 
 def test_help_explains_every_hyperparameter(capsys):

@@ -163,7 +163,7 @@ OF_FLAGS = [
     ("--num-steps 0", "num_steps is 0"),
     ("--num-steps 99999999999999999999", "and at most 2,147,483,647"),
     ("--num-minibatches 0", "num_minibatches is 0"),
-    ("--num-minibatches 7", "num_minibatches is 7, but must divide num_envs × num_steps = 16 × 64 = 1024"),
+    ("--num-minibatches 7", "num_minibatches is 7, but must divide num_envs × num_steps = 64 × 32 = 2048"),
     ("--num-envs 3 --num-steps 5", "num_minibatches is 4, but must divide"),
     ("--update-epochs 0", "update_epochs is 0"),
     ("--hidden-sizes 0", "hidden_sizes is (0,)"),
