@@ -1,4 +1,4 @@
-"""The table of scores in docs/pages/benchmarks.md, from results/scores_*.json.
+"""The table of scores in docs/pages/benchmarks.md, from what `rlcore bench classic` left in results/classic.
 
     python benchmarks/table.py
 
@@ -13,30 +13,34 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+import numpy as np
+
+from rlcore.runs.statistics import interquartile_mean, interval
+
+RESULTS = Path(__file__).parent / "results" / "classic" / "results.jsonl"
 ENVS = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 ALGOS = ("ppo", "a2c", "trpo", "grpo", "reinforce")
 PUBLISHED = Path(__file__).parent.parent / "rlcore" / "runs" / "published.json"
 
 
 def main() -> None:
+    cells = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     print("| environment | agent | interquartile mean [95% interval] | worst of 10 seeds | steps | RL Zoo @ steps |")
     print("| --- | --- | --- | --- | --- | --- |")
     for env_id in ENVS:
         for algo in ALGOS:
-            path = RESULTS / f"scores_{algo}_{env_id}.json"
-            if path.exists():
-                print(row(algo, env_id, json.loads(path.read_text()), path.name))
+            print(row(algo, env_id, [cell for cell in cells if (cell["agent"], cell["env_id"]) == (algo, env_id)]))
 
 
-def row(algo: str, env_id: str, result: dict[str, Any], file: str) -> str:
-    low, high = result["interval_95"]
-    score = f"[{number(result['interquartile_mean'])}](../../benchmarks/results/{file}) [{number(low)}, {number(high)}]"
+def row(algo: str, env_id: str, runs: list[dict[str, Any]]) -> str:
+    scores = np.array([np.mean(run["returns"]) for run in runs])
+    low, high = interval(interquartile_mean, [scores])
+    score = f"{number(interquartile_mean([scores]))} [{number(low)}, {number(high)}]"
     entries = json.loads(PUBLISHED.read_text(encoding="utf-8"))["scores"][env_id].get(algo, [])
     peer = next((entry for entry in entries if entry["source"] == "RL Zoo"), None)
     published = f"{number(peer['score'])} ± {peer['std']:g} @ {steps(peer['steps'])}" if peer else ""
-    cells = (env_id, algo, score, number(result["min"]), steps(result["training_steps_max"]), published)
-    return f"| {' | '.join(cells)} |"
+    trained = steps(max(run["steps"] for run in runs))
+    return f"| {' | '.join((env_id, algo, score, number(scores.min()), trained, published))} |"
 
 
 def number(x: float) -> str:

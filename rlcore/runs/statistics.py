@@ -35,8 +35,7 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
     """The mean of the middle half of all runs of all tasks; scores [..., runs_m] of each task, returns [...].
 
     Runs that lie wholly in the lowest or the highest quarter are left out, ⌊N/4⌋ of N at either end, as by
-    `scipy.stats.trim_mean(x, 0.25)`, which Agarwal et al. 2021 take. (benchmarks/scores.py counts runs that lie partly
-    in the middle half by that part, which is the same where N is a multiple of 4.)
+    `scipy.stats.trim_mean(x, 0.25)`, which Agarwal et al. 2021 take.
     """
     flat = np.concatenate(scores, -1)
     total, sizes = flat.shape[-1], {x.shape[-1] for x in scores}
