@@ -28,7 +28,7 @@ from rlcore.networks.torsos import is_image
 from rlcore.preferences.collector import PREFERENCE, PairCollector, SegmentCollector
 from rlcore.preferences.data import Preferences, Segments, read_demonstrations, read_preferences
 from rlcore.preferences.demonstrations import ExpertCollector, expert_of
-from rlcore.presets import load_preset
+from rlcore.presets import preset_of
 from rlcore.spaces import Field, Part
 from rlcore.tracing import Share, share
 
@@ -113,8 +113,7 @@ def with_preset(
     """The name and steps of a preset, and hyperparameters with its values where none are given."""
     if not isinstance(env, str):
         raise UsageError(f"preset is {preset!r}, which is for an environment id; this agent was given a VectorEnv")
-    names = [field.name for field in dataclasses.fields(kind.Config)]
-    used, values = load_preset(kind.__name__.lower(), preset, env, names)
+    used, values = preset_of(kind, env, preset)
     return used, values.pop("total_steps", None), {**values, **kind.Config.implied(hyperparameters), **hyperparameters}
 
 

@@ -14,7 +14,6 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlcore.errors import UsageError, did_you_mean, fitted
-from rlcore.presets import load_preset
 from rlcore.runs.settings import COUNTS, HIGHEST_COUNT
 from rlcore.storage.toml import refuse_odd_value
 
@@ -244,11 +243,6 @@ def whole_number(name: str, text: Any, lowest: int = 1, highest: int = HIGHEST_C
     if number > highest:
         raise UsageError(f"{name} is {text}, but must be at most {highest:,}")
     return int(number)
-
-
-def preset_of(agent: "type[Agent]", env_id: str, name: str) -> tuple[str, dict[str, Any]]:
-    """The preset that --preset names for an agent's class, and its values."""
-    return load_preset(agent.__name__.lower(), name, env_id, [field.name for field in dataclasses.fields(agent.Config)])
 
 
 def counts_of(values: dict[str, Any]) -> dict[str, Any]:

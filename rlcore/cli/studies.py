@@ -19,10 +19,10 @@ from rlcore.cli.flags import (
     import_modules,
     look_in_current_folder,
     number,
-    preset_of,
     whole_number,
 )
 from rlcore.errors import RlcoreError, UsageError
+from rlcore.presets import preset_of
 from rlcore.runs.machine import cores
 
 MOST_JOBS = 1024

@@ -31,7 +31,6 @@ from rlcore.cli.flags import (
     meanwhile,
     normalized,
     number,
-    preset_of,
     say,
     shown,
     summaries,
@@ -39,7 +38,8 @@ from rlcore.cli.flags import (
     whole_number,
 )
 from rlcore.errors import RlcoreError, UsageError, printable
-from rlcore.runs.settings import COUNTS, EVAL_EPISODES, read_settings, refuse_unknown
+from rlcore.presets import preset_of
+from rlcore.runs.settings import COUNTS, EVAL_EPISODES, from_toml, read_settings, refuse_unknown
 
 if TYPE_CHECKING:
     from rlcore.agents import Agent
@@ -172,7 +172,7 @@ def _train_from_config(arguments: list[str]) -> int:
     config = read_settings(Path(known.config))
     refuse_unknown(config, known.config)
     agent = agent_class(config["algo"])
-    stored = {name: None if value == "none" else value for name, value in config["hyperparameters"].items()}
+    stored = from_toml(config["hyperparameters"])
     defaults = {**stored, "total_steps": config["total_steps"]}
     RunFlags(parser, defaults, "--help-all" in arguments).add(agent.Config, of_run)
     values = vars(parser.parse(arguments))

@@ -1,15 +1,19 @@
 """Tuned hyperparameters, one TOML file per family of environments, one table `[algo."env id"]` per pair."""
 
+import dataclasses
 import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcore.errors import UsageError, did_you_mean, shown
 from rlcore.storage.toml import HIGHEST_COUNT, check_values, read_toml
+
+if TYPE_CHECKING:
+    from rlcore.agents import Agent
 
 
 @cache
@@ -54,6 +58,11 @@ def load_preset(algo: str, name: str, env_id: str, hyperparameters: Iterable[str
     known = all_presets().get(algo, {})
     names = ", ".join([*known, "a .toml file", "auto", "none"])
     raise UsageError(f"preset '{name}' does not exist for {algo}{did_you_mean(name, known)}; there are {names}")
+
+
+def preset_of(agent: "type[Agent]", env_id: str, name: str) -> tuple[str, dict[str, Any]]:
+    """As `load_preset`, for an agent's class."""
+    return load_preset(agent.__name__.lower(), name, env_id, [field.name for field in dataclasses.fields(agent.Config)])
 
 
 def _find(presets: dict[str, Any], env_id: str) -> dict[str, Any] | None:

@@ -24,6 +24,11 @@ def to_toml(value: Any) -> Any:
     return "none" if value is None else value
 
 
+def from_toml(values: dict[str, Any]) -> dict[str, Any]:
+    """A table as it was before `to_toml`."""
+    return {name: None if value == "none" else value for name, value in values.items()}
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """A config.toml whose entries are of the right kinds; what may be left out is filled in. A UsageError says that it
     is missing, malformed, or larger or deeper than any of ours, or names an entry, its value and what it may be."""
@@ -91,7 +96,7 @@ def edited_since(file: Path, settings: dict[str, Any], payload: dict[str, Any]) 
                 f"{name} in {file} is {shown(value)}, but the run goes on with {shown(_plain(stored[name]))}; {other}"
                 f"rlcore train --config {file} makes a new run"
             )
-    return {name: None if value == "none" else value for name, value in edited.items()}
+    return from_toml(edited)
 
 
 def _plain(value: Any) -> Any:

@@ -36,6 +36,7 @@ from rlcore.agents import find_agent
 from rlcore.agents.config import check_names, check_type, choice_word, field_types, inner_type
 from rlcore.envs.make import find_spec, import_module
 from rlcore.errors import UsageError, did_you_mean, shown
+from rlcore.runs.settings import from_toml
 from rlcore.storage.toml import check_values, read_toml
 from rlcore.suites import shipped_suites
 
@@ -196,7 +197,7 @@ def _typed(config: type, values: dict[str, Any]) -> dict[str, Any]:
     own = {name: v for name, v in values.items() if name not in NO_HYPERPARAMETERS}
     check_names(config, own)
     kinds = field_types(config)
-    return {name: check_type(name, None if v == "none" else v, kinds[name]) for name, v in own.items()}
+    return {name: check_type(name, value, kinds[name]) for name, value in from_toml(own).items()}
 
 
 def cells_of(suite: dict[str, Any]) -> Iterator[Cell]:

@@ -448,8 +448,9 @@ def versions() -> dict[str, str]:
 
 def open_agent(path: str | Path, **overrides: Any) -> tuple[Agent, Path]:
     """The agent of a run folder's newest checkpoint that can be read, or of a checkpoint file."""
-    if os.path.isdir(path) or not os.path.lexists(path):
-        RunFolder.open(path)  # or a sentence that it is none
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return load(path, **overrides), Path(path)
+    RunFolder.open(path)  # or a sentence that it is none
     file, _ = read_told(path)
     return load(file, **overrides), file
 
