@@ -555,7 +555,11 @@ def test_no_file_is_read_or_written_in_the_terminals_encoding(tmp_path, encoding
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_while_torch_is_imported_is_one_line(trained, times):
-    process = subprocess.Popen([sys.executable, "-m", "rlcore", "eval", trained], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "rlcore", "eval", trained]
+    heeded = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # by children of background jobs it is not
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heeded)
     while b"libtorch" not in Path(f"/proc/{process.pid}/maps").read_bytes():
         assert process.poll() is None
         time.sleep(0.005)

@@ -59,7 +59,7 @@ def test_a_tracker_of_ones_own_gets_every_point_in_a_run_and_when_it_is_resumed(
     flags = ["--track", "my_tracker:Lines"]
     assert main(["train", "ppo", "CartPole-v1", *SMALL, "--run-dir", str(folder), *flags]) == 0
     first = lines(folder)
-    assert first[0] == {"algo": "ppo", "rate": 0.001} and first[-1] == {"close": True} and {"flush": True} in first
+    assert first[0] == {"algo": "ppo", "rate": 0.002} and first[-1] == {"close": True} and {"flush": True} in first
     points = [entry for entry in first if "step" in entry]
     events = EventAccumulator(str(folder)).Reload()
     curve = [(event.step, event.value) for event in events.Scalars("loss/policy_loss")]
